@@ -1,0 +1,46 @@
+/* A backend: the table of ops, who serves each of them, and the memory they run in. Opened once at start-up.
+ */
+#ifndef LATENTD_BACKEND_H
+#define LATENTD_BACKEND_H
+
+#include <stddef.h>
+
+#include "ops.h"
+
+struct pool;
+
+struct backend_options {
+    const char *kind; /* "cpu", "cuda", "ref", "plan" or "auto" (NULL means auto) */
+    const char
+        *isa;    /* highest CPU tier allowed: "ref", "avx2", "avx512", "avx512bf16", "amx"; NULL: the best */
+    int threads; /* 0: one for each core the process may use */
+};
+
+struct backend {
+    struct ops ops;
+    const char *served_by[OP_COUNT]; /* "ref", "avx2", "avx512", "amx", "cuda", … */
+    const char *name;                /* "cpu", "cuda", "ref", "plan" */
+    const char *tier;                /* highest tier in use, for the log: "avx512" */
+    enum dtype dtype;                /* activation type: pass_dtype() */
+    struct pool *pool;               /* CPU threads; NULL for ref and plan */
+    void *state;                     /* the backend's own */
+    size_t weight_bytes;             /* packed weights alive now; kept by weight_pack and weight_free */
+    int (*mem_alloc)(struct backend *, size_t bytes, void **mem, struct error *); /* memory for a region */
+    void (*mem_free)(struct backend *, void *mem, size_t bytes);
+    void (*close)(struct backend *); /* frees state */
+};
+
+/* Overwrites one slot and says who serves it now. */
+#define SERVE(be, op, function, who) ((be)->ops.op = (function), (be)->served_by[OP_##op] = (who))
+
+/* Opens the backend that OPT names. "auto" takes CUDA where it works and says in the log why not otherwise. A
+ * named backend or tier that this machine lacks is ERR_UNSUPPORTED, never a quiet detour. */
+int backend_open(struct backend **be, const struct backend_options *opt, struct error *err);
+/* Frees *BE and sets it to NULL. All weights must have been freed. */
+void backend_close(struct backend **be);
+
+/* Filled in by the folders of kernels/. Each returns the number of slots it took. */
+int ops_ref(struct backend *be);
+int ops_plan(struct backend *be);
+
+#endif

@@ -1,0 +1,62 @@
+/* From checked parameters to pixels. One model is loaded for the life of the process; one thread runs
+ * pipelines. */
+#ifndef LATENTD_PIPELINE_H
+#define LATENTD_PIPELINE_H
+
+#include "backend.h"
+#include "image.h"
+#include "phase.h"
+#include "plan.h"
+
+struct model;
+
+struct model_options {
+    const char *dir; /* MODEL_DIR: root that holds models */
+    const char *id;  /* MODEL_ID */
+};
+
+/* Finds the model's folder and loads tokenizer, text encoder, UNet, VAE and scheduler config from it
+ * (diffusers layout, model_index.json). Checks that their sizes fit together. The backend must outlive the
+ * model. */
+int model_load(struct model **m, struct backend *be, const struct model_options *opt, struct error *err);
+void model_close(struct model **m);
+const char *model_id(const struct model *m);
+/* Native side in pixels: unet.sample_size x vae scale. */
+int model_native_size(const struct model *m);
+struct backend *model_backend(const struct model *m);
+/* Default size of a text-to-image request: 1024x576, or the native square when the native side is below 512.
+ */
+void model_default_size(const struct model *m, int *width, int *height);
+
+struct text_to_image_params {
+    const char
+        *prompt; /* UTF-8, NUL-terminated; split at '|' by the caller: only the first part counts here */
+    const char *negative_prompt;
+    int width, height;
+    double guidance_scale;
+    int64_t steps; /* below 1: the pipeline's default, 50 */
+    int64_t seed;  /* negative: 2^64 is added, as torch does */
+};
+
+/* Makes one picture. Errors of the parameters are ERR_INVALID with diffusers' words ("`height` and `width`
+ * have to be divisible by 8 but are 513 and 512."); too large for memory: ERR_NOMEM before any work; watcher
+ * says stop: ERR_CANCELLED before the next step. On success OUT owns its pixels. */
+int text_to_image(struct model *m, const struct text_to_image_params *params, const struct watcher *watch,
+                  struct image *out, struct error *err);
+/* The same checks and the same walk on the plan backend, without computing: what a run would cost. Safe to
+ * call from any thread while another one runs text_to_image. */
+int text_to_image_plan(struct model *m, const struct text_to_image_params *params, struct plan_report *report,
+                       struct error *err);
+/* Checks the parameters and whether it fits into memory now: 0, ERR_INVALID or ERR_NOMEM. Any thread. */
+int text_to_image_admit(struct model *m, const struct text_to_image_params *params, struct error *err);
+/* The model's own rules on parameters, by id (contract 3.3): guidance 0 for sd-turbo and sdxl-turbo. */
+void text_to_image_rules(const struct model *m, struct text_to_image_params *params);
+
+/* Seconds spent in each phase of the last text_to_image() on this model. */
+struct phase_times {
+    double text, steps, decode;
+    int calls; /* UNet calls */
+};
+const struct phase_times *model_last_times(const struct model *m);
+
+#endif

@@ -1,0 +1,31 @@
+/* Schedulers: one file each under src/schedulers, all behind this door. They compute coefficients on the host
+ * in double precision where diffusers does, and move latents only through the ops lincomb, clip and randn. */
+#ifndef LATENTD_SCHEDULER_H
+#define LATENTD_SCHEDULER_H
+
+#include "noise.h"
+
+struct scheduler_config;
+struct scheduler;
+
+/* Reads DIR/scheduler_config.json. An unknown _class_name is ERR_UNSUPPORTED and lists the known ones; so is
+ * a field whose value is not built (names it). */
+int scheduler_config_load(struct scheduler_config **c, const char *dir, struct error *err);
+void scheduler_config_close(struct scheduler_config **c);
+const char *scheduler_config_class(const struct scheduler_config *c);
+
+/* One run of STEPS steps. ERR_INVALID with diffusers' words when the number of steps cannot be had. */
+int scheduler_start(struct scheduler **s, const struct scheduler_config *c, int steps, struct error *err);
+void scheduler_end(pass *p, struct scheduler **s); /* gives back latents kept from earlier steps */
+/* Model calls: may exceed STEPS (PNDM's warm-up). timesteps[i] is what the UNet is told at call i. */
+int scheduler_calls(const struct scheduler *s);
+const float *scheduler_timesteps(const struct scheduler *s);
+float scheduler_init_noise_sigma(const struct scheduler *s);
+/* x [N, H, W, C] F32 -> what the UNet reads at call i (a new tensor). */
+tensor scheduler_scale_input(pass *p, const struct scheduler *s, int i, tensor x);
+/* Model output and latents at call i -> latents for call i + 1 (a new tensor). Draws from NOISE where the
+ * scheduler is stochastic, in diffusers' order. */
+tensor scheduler_step(pass *p, struct scheduler *s, int i, tensor model_output, tensor x,
+                      struct noise *noise);
+
+#endif

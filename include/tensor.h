@@ -1,0 +1,72 @@
+/* Activations. Layout is always NHWC; a sequence of T tokens is [N, 1, T, C]; a vector per picture is [N, 1,
+ * 1, C].
+ *
+ *   N  pictures (guidance doubles it: first half unconditional, second half conditional)
+ *   H  rows      W  columns or tokens      C  channels, innermost
+ *
+ * A tensor is a view: copying the struct copies no data. It belongs to the region it was allocated from
+ * (lifetime "job": the region is emptied as a whole when the job ends). */
+#ifndef LATENTD_TENSOR_H
+#define LATENTD_TENSOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+
+static inline size_t dtype_size(enum dtype t)
+{
+    return t == DTYPE_F32 ? 4 : 2;
+}
+
+typedef struct tensor {
+    int n, h, w, c; /* [N, H, W, C] */
+    int ld;         /* elements from one (n, h, w) position to the next; ld > c in a view of some channels */
+    enum dtype dtype; /* how elements are stored */
+    void *data;       /* in the backend's memory: a device address on CUDA; NULL: no tensor */
+} tensor;
+
+/* Number of (n, h, w) positions: rows of C channels each. */
+static inline size_t tensor_rows(tensor x)
+{
+    return (size_t)x.n * (size_t)x.h * (size_t)x.w;
+}
+
+static inline size_t tensor_count(tensor x)
+{
+    return tensor_rows(x) * (size_t)x.c;
+}
+
+/* Channels [first, first + count) of X, as a view. */
+static inline tensor tensor_channels(tensor x, int first, int count)
+{
+    x.data = x.data ? (char *)x.data + (size_t)first * dtype_size(x.dtype) : NULL;
+    x.c = count;
+    return x;
+}
+
+/* Pictures [first, first + count) of X, as a view. */
+static inline tensor tensor_batch(tensor x, int first, int count)
+{
+    size_t step = (size_t)x.h * (size_t)x.w * (size_t)x.ld * dtype_size(x.dtype);
+    x.data = x.data ? (char *)x.data + (size_t)first * step : NULL;
+    x.n = count;
+    return x;
+}
+
+/* [N, H, W, C] seen as tokens [N, 1, H*W, C], and back. */
+static inline tensor tensor_as_tokens(tensor x)
+{
+    x.w *= x.h;
+    x.h = 1;
+    return x;
+}
+
+static inline tensor tensor_as_image(tensor x, int h, int w)
+{
+    x.h = h;
+    x.w = w;
+    return x;
+}
+
+#endif

@@ -1,0 +1,60 @@
+/* Tensors of one model component, memory-mapped from safetensors files.
+ *
+ * File format: https://huggingface.co/docs/safetensors (8-byte header length, JSON header, data). The header
+ * is checked in full before any tensor is handed out: known dtype, no overflow, ranges inside the file, not
+ * overlapping, sizes that match shapes. Lifetime: open → close; host_arrays point into the mapping. */
+#ifndef LATENTD_WEIGHTS_H
+#define LATENTD_WEIGHTS_H
+
+#include "ops.h"
+
+struct weights;
+
+/* Opens DIR/STEM.safetensors, DIR/STEM.fp16.safetensors, or the shards that DIR/STEM.safetensors.index.json
+ * (or its fp16 twin) lists; VARIANT "fp16" prefers the fp16 files, NULL the plain ones, and each falls back
+ * to the other. Pickle files (.bin, .ckpt, .pt) alone are ERR_UNSUPPORTED with a sentence on how to convert
+ * them. STEM: "diffusion_pytorch_model" for UNet and VAE, "model" for text encoders. */
+int weights_open(struct weights **w, const char *dir, const char *stem, const char *variant,
+                 struct error *err);
+void weights_close(struct weights **w);
+
+/* Loading reads as a list of names. The loader keeps the first error; when SKIP_PACK is set it only checks,
+ * so that every name and shape of a component is checked before the first byte is packed. */
+struct loader {
+    struct weights *weights;
+    struct backend *be;
+    bool check_only;
+    struct error *err;
+};
+
+/* Each finds NAME.weight (and NAME.bias) with exactly the given shape, else ERR_FORMAT that names file,
+ * tensor, expected and found. Old names are tried when the new one is absent: VAE attention
+ * query/key/value/proj_attn for to_q/to_k/to_v/to_out.0, with their [C, C, 1, 1] or [C, C] shapes. */
+void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
+    __attribute__((format(printf, 6, 7)));
+/* in_c x out_c linear; BIAS: whether NAME.bias must be there. A [O, I, 1, 1] tensor is taken as [O, I]. */
+void load_linear(struct loader *l, weight *w, int out_c, int in_c, bool bias, const char *fmt, ...)
+    __attribute__((format(printf, 6, 7)));
+void load_geglu(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
+/* PREFIX is followed by each of names[parts], stacked along the outputs (QKV, KV); each part has part_c
+ * outputs. */
+void load_linear_parts(struct loader *l, weight *w, int parts, const char *const *names, int part_c, int in_c,
+                       bool bias, const char *fmt, ...) __attribute__((format(printf, 8, 9)));
+void load_norm(struct loader *l, weight *w, int c, const char *fmt, ...)
+    __attribute__((format(printf, 4, 5)));
+void load_embedding(struct loader *l, weight *w, int rows, int c, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
+
+/* How many tensors of the file no load_* call asked for (position_ids and the like), for the log. */
+int weights_unused(const struct weights *w, const char **first_name);
+/* True when the first floating-point tensor is stored as fp16: the model draws noise in fp16 then. */
+enum dtype weights_dtype(const struct weights *w);
+
+/* Where a model lives. Looks for ROOT/models--org--name/snapshots/<refs/main>/ (Hugging Face hub cache; with
+ * one snapshot and no ref, that one), then ROOT/org/name/. Writes the folder into PATH[size]. ID must be
+ * org/name-like: no "..", no leading "/", no empty part; else ERR_INVALID. Missing: ERR_NOT_FOUND, says both
+ * places. */
+int model_find(const char *root, const char *id, char *path, size_t size, struct error *err);
+
+#endif

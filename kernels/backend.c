@@ -1,0 +1,72 @@
+/* Opens a backend by name and prints who serves what. See backend.h. */
+#include "backend.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/cpu.h"
+#include "log.h"
+#include "thread_pool.h"
+
+static int open_cpu(struct backend *be, const struct backend_options *opt, struct error *err)
+{
+    be->name = "cpu";
+    int rc = pool_open(&be->pool, opt->threads, err);
+    if (rc)
+        return rc;
+    ops_ref(be);
+    be->tier = "ref";
+    if (opt->isa && strcmp(opt->isa, "ref") == 0)
+        return 0;
+    return ops_cpu(be, opt->isa, err);
+}
+
+int backend_open(struct backend **out, const struct backend_options *opt, struct error *err)
+{
+    static const struct backend_options defaults;
+    if (!opt)
+        opt = &defaults;
+    const char *kind = opt->kind ? opt->kind : "auto";
+    *out = NULL;
+    struct backend *be = calloc(1, sizeof *be);
+    if (!be)
+        return error_set(err, ERR_NOMEM, "no memory for the backend");
+    int rc = 0;
+    if (strcmp(kind, "plan") == 0) {
+        be->name = be->tier = "plan";
+        ops_plan(be);
+        if (!be->state)
+            rc = error_set(err, ERR_NOMEM, "no memory for the plan");
+    } else if (strcmp(kind, "ref") == 0) {
+        be->name = be->tier = "ref";
+        ops_ref(be);
+    } else if (strcmp(kind, "cpu") == 0 || strcmp(kind, "auto") == 0) {
+        if (strcmp(kind, "auto") == 0)
+            log_info("backend auto: this build has no CUDA; running on the CPU");
+        rc = open_cpu(be, opt, err);
+    } else if (strcmp(kind, "cuda") == 0) {
+        rc = error_set(err, ERR_UNSUPPORTED,
+                       "backend cuda: this build has no CUDA; accepted are cpu, ref and auto");
+    } else {
+        rc = error_set(err, ERR_INVALID, "backend \"%s\" is unknown; accepted are auto, cpu, cuda and ref",
+                       kind);
+    }
+    if (rc) {
+        backend_close(&be);
+        return rc;
+    }
+    *out = be;
+    return 0;
+}
+
+void backend_close(struct backend **out)
+{
+    struct backend *be = *out;
+    if (!be)
+        return;
+    if (be->close)
+        be->close(be);
+    pool_close(&be->pool);
+    free(be);
+    *out = NULL;
+}

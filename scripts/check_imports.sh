@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Imports go one way (see README, "The rooms"). Prints every #include that goes against it; exit status 1 when there is one.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bad=0
+
+# room → headers of include/ that it may use, besides those of base
+base="error.h buffer.h log.h json.h region.h thread_pool.h phase.h half.h"
+seam="tensor.h ops.h"
+declare -A may=(
+    [src/base]="$base"
+    [kernels]="$base $seam backend.h plan.h noise.h"
+    [src/weights]="$base $seam weights.h"
+    [src/text]="$base tokenizer.h"
+    [src/media]="$base image.h"
+    [src/networks]="$base $seam weights.h networks.h"
+    [src/schedulers]="$base $seam noise.h scheduler.h"
+    [src/pipelines]="$base $seam backend.h plan.h noise.h scheduler.h networks.h weights.h tokenizer.h image.h pipeline.h"
+    [src/queue]="$base image.h pipeline.h backend.h job.h"
+    [src/api]="$base image.h pipeline.h job.h api.h"
+    [src/http]="$base image.h pipeline.h backend.h job.h api.h"
+    [src/commands]="*"
+    [src/main.c]="*"
+)
+# library header → the only folder that may include it
+declare -A only=(
+    [microhttpd.h]=src/http [png.h]=src/media [immintrin.h]=kernels/cpu [cuda_runtime.h]=kernels/cuda
+    [libavcodec/avcodec.h]=src/media [utf8proc.h]=src/text
+)
+
+room_of() {
+    case $1 in
+    kernels/*) echo kernels ;;
+    src/main.c) echo src/main.c ;;
+    *) dirname "$1" ;;
+    esac
+}
+
+while read -r file; do
+    room=$(room_of "$file")
+    while read -r header; do
+        for lib in "${!only[@]}"; do
+            if [ "$header" = "$lib" ] && [[ $file != ${only[$lib]}/* ]]; then
+                echo "$file: only ${only[$lib]} includes <$header>"; bad=1
+            fi
+        done
+        [ -e "include/$header" ] || continue
+        case " ${may[$room]:-} " in
+        *" $header "* | " * ") ;;
+        *) echo "$file: $room may not include \"$header\""; bad=1 ;;
+        esac
+    done < <(sed -nE 's/^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]([^">]+)[">].*/\1/p' "$file")
+done < <(find src kernels -name '*.c' -o -name '*.h' -path '*/*' | grep -E '^(src|kernels)/' | sort)
+[ $bad = 0 ] && echo "imports go one way"
+exit $bad

@@ -1,0 +1,191 @@
+/* See thread_pool.h. Workers spin for a short while between runs, because the ops of a step follow each other
+ * within microseconds, and sleep on a futex after that, because a daemon mostly waits. */
+#include "thread_pool.h"
+
+#include <limits.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { THREADS_MAX = 256, SPIN_NS = 60000 };
+
+struct worker {
+    struct pool *pool;
+    int index;
+    pthread_t thread;
+};
+
+struct pool {
+    int threads, started;                     /* started: workers beside the caller */
+    _Alignas(64) _Atomic unsigned generation; /* futex: a new run begins; odd bits are not used */
+    _Alignas(64) _Atomic int next;            /* next item */
+    _Alignas(64) _Atomic int running;         /* workers that have not finished this run */
+    _Atomic bool stop;
+    int items;
+    void (*fn)(void *ctx, int item, int worker);
+    void *ctx;
+    char *scratch;
+    struct worker worker[THREADS_MAX];
+};
+
+static void futex_wait(_Atomic unsigned *word, unsigned seen)
+{
+    syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
+}
+
+static void futex_wake_all(_Atomic unsigned *word)
+{
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+static long now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000L + t.tv_nsec;
+}
+
+static void work(struct pool *p, int index)
+{
+    int items = p->items;
+    for (;;) {
+        int i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
+        if (i >= items)
+            return;
+        p->fn(p->ctx, i, index);
+    }
+}
+
+/* Waits until the generation differs from SEEN: spins first, then sleeps. */
+static unsigned wait_for_run(struct pool *p, unsigned seen)
+{
+    long until = now_ns() + SPIN_NS;
+    unsigned gen;
+    while ((gen = atomic_load_explicit(&p->generation, memory_order_acquire)) == seen) {
+        for (int i = 0; i < 64; i++)
+            __builtin_ia32_pause();
+        if (now_ns() > until)
+            futex_wait(&p->generation, seen);
+    }
+    return gen;
+}
+
+static void *worker_main(void *arg)
+{
+    struct worker *w = arg;
+    struct pool *p = w->pool;
+    unsigned seen = 0;
+    for (;;) {
+        seen = wait_for_run(p, seen);
+        if (atomic_load(&p->stop))
+            return NULL;
+        work(p, w->index);
+        atomic_fetch_sub_explicit(&p->running, 1, memory_order_release);
+    }
+}
+
+/* Cores that the process may use: the affinity mask, cut by the cgroup's CPU quota. */
+static int usable_cores(void)
+{
+    cpu_set_t set;
+    int cores =
+        sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
+    if (f) {
+        double quota, period;
+        if (fscanf(f, "%lf %lf", &quota, &period) == 2 && period > 0 && quota > 0) {
+            int allowed = (int)(quota / period + 0.5);
+            if (allowed < cores)
+                cores = allowed;
+        }
+        fclose(f);
+    }
+    return cores < 1 ? 1 : cores > THREADS_MAX ? THREADS_MAX : cores;
+}
+
+int pool_open(struct pool **pool, int threads, struct error *err)
+{
+    *pool = NULL;
+    if (threads < 0 || threads > THREADS_MAX)
+        return error_set(err, ERR_INVALID, "%d threads were asked for, accepted is 0 (all cores) to %d",
+                         threads, THREADS_MAX);
+    struct pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
+    if (!p)
+        return error_set(err, ERR_NOMEM, "no memory for the thread pool");
+    memset(p, 0, sizeof *p);
+    p->threads = threads ? threads : usable_cores();
+    p->scratch = aligned_alloc(4096, (size_t)p->threads * POOL_SCRATCH);
+    if (!p->scratch) {
+        free(p);
+        return error_set(err, ERR_NOMEM, "no memory for the scratch of %d threads", threads);
+    }
+    for (int i = 1; i < p->threads; i++) {
+        p->worker[i] = (struct worker){.pool = p, .index = i};
+        int rc = pthread_create(&p->worker[i].thread, NULL, worker_main, &p->worker[i]);
+        if (rc) {
+            error_set(err, ERR_IO, "thread %d of %d cannot be started: %s", i, p->threads, strerror(rc));
+            pool_close(&p);
+            return ERR_IO;
+        }
+        p->started++;
+    }
+    *pool = p;
+    return 0;
+}
+
+void pool_close(struct pool **pool)
+{
+    struct pool *p = *pool;
+    if (!p)
+        return;
+    atomic_store(&p->stop, true);
+    atomic_fetch_add(&p->generation, 1);
+    futex_wake_all(&p->generation);
+    for (int i = 1; i <= p->started; i++)
+        pthread_join(p->worker[i].thread, NULL);
+    free(p->scratch);
+    free(p);
+    *pool = NULL;
+}
+
+int pool_threads(const struct pool *pool)
+{
+    return pool ? pool->threads : 1;
+}
+
+void *pool_scratch(struct pool *pool, int worker)
+{
+    return pool->scratch + (size_t)worker * POOL_SCRATCH;
+}
+
+void pool_run(struct pool *p, int items, void (*fn)(void *ctx, int item, int worker), void *ctx)
+{
+    if (!p || p->started == 0 || items <= 1) {
+        for (int i = 0; i < items; i++)
+            fn(ctx, i, 0);
+        return;
+    }
+    p->fn = fn;
+    p->ctx = ctx;
+    p->items = items;
+    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    atomic_store_explicit(&p->running, p->started, memory_order_relaxed);
+    atomic_fetch_add_explicit(&p->generation, 1, memory_order_release);
+    futex_wake_all(&p->generation);
+    work(p, 0);
+    /* The last items may run for long on another core: yield, so that a core shared with others is not burnt.
+     */
+    for (int spins = 0; atomic_load_explicit(&p->running, memory_order_acquire) > 0; spins++) {
+        if (spins < 2000)
+            __builtin_ia32_pause();
+        else
+            sched_yield();
+    }
+}
