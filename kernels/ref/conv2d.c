@@ -1,0 +1,61 @@
+/* torch.nn.Conv2d over NHWC, any kernel size: x [N, H, W, I] -> y [N, OH, OW, O].
+ * Epilogue in this order: bias, add_bc, activation, residual; one rounding at the store. */
+#include "ref.h"
+
+struct conv {
+    tensor y, x;
+    const weight *w;
+    const struct conv2d_args *a;
+    int stride, pad; /* pad: rows above and columns to the left */
+};
+
+/* Sums block BLOCK of output position (n, oy, ox) over the kernel and the input channels. */
+static void conv_sum(const struct conv *cv, int block, int n, int oy, int ox, float acc[REF_LANES])
+{
+    int scale = cv->a->upsample ? 2 : 1;
+    for (int ky = 0; ky < cv->w->kh; ky++) {
+        for (int kx = 0; kx < cv->w->kw; kx++) {
+            int iy = oy * cv->stride - cv->pad + ky, ix = ox * cv->stride - cv->pad + kx;
+            if (iy < 0 || ix < 0 || iy >= cv->x.h * scale || ix >= cv->x.w * scale)
+                continue; /* zero padding */
+            const void *row = ref_row(cv->x, ref_row_index(cv->x, n, iy / scale, ix / scale));
+            ref_accumulate(acc, row, cv->x.dtype, cv->x.c, ref_block(cv->w, block, ky * cv->w->kw + kx));
+        }
+    }
+}
+
+static void conv_store(const struct conv *cv, int block, size_t row, int n, const float acc[REF_LANES])
+{
+    const float *bias = ref_bias(cv->w, block);
+    const struct conv2d_args *a = cv->a;
+    for (int j = 0; j < REF_LANES; j++) {
+        size_t o = (size_t)(block * REF_LANES + j);
+        if ((int)o >= cv->y.c)
+            break;
+        float v = acc[j] + bias[j];
+        if (a->add_bc.data)
+            v += half_load(ref_row(a->add_bc, (size_t)n), a->add_bc.dtype, o);
+        v = ref_activate(a->act, v);
+        if (a->residual.data)
+            v += half_load(ref_row(a->residual, row), a->residual.dtype, o);
+        half_store(ref_row(cv->y, row), cv->y.dtype, o, v);
+    }
+}
+
+int ref_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const struct conv2d_args *a,
+               struct error *err)
+{
+    (void)be;
+    (void)err;
+    struct conv cv = {y, x, w, a, a->stride ? a->stride : 1, a->pad_end ? 0 : (w->kh - 1) / 2};
+    for (int block = 0; block < ref_blocks(w); block++) {
+        for (size_t row = 0; row < tensor_rows(y); row++) {
+            int ox = (int)(row % (size_t)y.w), oy = (int)(row / (size_t)y.w % (size_t)y.h);
+            int n = (int)(row / (size_t)y.w / (size_t)y.h);
+            float acc[REF_LANES] = {0};
+            conv_sum(&cv, block, n, oy, ox, acc);
+            conv_store(&cv, block, row, n, acc);
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,62 @@
+/* Private to kernels/ref, and open to CPU tiers that fall back on one of its bodies: every slot as a
+ * function, and how ref reads tensors and packs weights.
+ *
+ * Every op here takes tensors stored as F32, F16 or BF16 in any mixture, computes in fp32, rounds once at the
+ * store, and honours the row pitch `ld` of inputs and outputs. Nothing is allocated outside pack. */
+#ifndef LATENTD_REF_H
+#define LATENTD_REF_H
+
+#include "backend.h"
+#include "half.h"
+
+#define REF_DECLARE(name, args) int ref_##name args;
+OPS_LIST(REF_DECLARE)
+
+/* Memory for regions and packed weights: 64-byte aligned; blocks of 2 MB and more start on a huge page. */
+int ref_mem_alloc(struct backend *be, size_t bytes, void **mem, struct error *err);
+void ref_mem_free(struct backend *be, void *mem, size_t bytes);
+
+/* Row ROW (counted over n, h, w) of X: its C channels. */
+static inline void *ref_row(tensor x, size_t row)
+{
+    return (char *)x.data + row * (size_t)x.ld * dtype_size(x.dtype);
+}
+
+static inline size_t ref_row_index(tensor x, int n, int h, int w)
+{
+    return ((size_t)n * (size_t)x.h + (size_t)h) * (size_t)x.w + (size_t)w;
+}
+
+/* A packed matrix: outputs in blocks of REF_LANES so that one input meets REF_LANES weights side by side.
+ * w [blocks][KH * KW][I][REF_LANES], then bias [blocks][REF_LANES] (zeros when there is none). The outputs
+ * past O are zeros. WEIGHT_GEGLU has the blocks of the value half first and those of the gate half behind
+ * them. */
+enum { REF_LANES = 32 };
+
+static inline int ref_blocks(const weight *w)
+{
+    return w->kind == WEIGHT_GEGLU ? 2 * ((w->out_c / 2 + REF_LANES - 1) / REF_LANES)
+                                   : (w->out_c + REF_LANES - 1) / REF_LANES;
+}
+
+/* The weights of output block BLOCK at kernel position TAP: [I][REF_LANES]. */
+static inline const float *ref_block(const weight *w, int block, int tap)
+{
+    size_t taps = (size_t)w->kh * (size_t)w->kw;
+    return (const float *)w->packed + ((size_t)block * taps + (size_t)tap) * (size_t)w->in_c * REF_LANES;
+}
+
+static inline const float *ref_bias(const weight *w, int block)
+{
+    return ref_block(w, ref_blocks(w), 0) + (size_t)block * REF_LANES;
+}
+
+/* acc[j] += sum over i of x[i] * w[i][j]; x is a row of C channels stored as TYPE. */
+void ref_accumulate(float acc[REF_LANES], const void *x, enum dtype type, int c, const float *w);
+
+float ref_activate(enum act act, float x);
+/* row[c] = (row[c] - mean) * rstd * gamma[c] + beta[c], through ACT, for channels first .. first + count. */
+void ref_normalize(tensor y, tensor x, size_t row, int first, int count, double mean, double rstd,
+                   const weight *w, enum act act);
+
+#endif
