@@ -17,6 +17,17 @@ struct weights;
 int weights_open(struct weights **w, const char *dir, const char *stem, const char *variant,
                  struct error *err);
 void weights_close(struct weights **w);
+/* Whether the tensor NAME is there; for layouts that come under several names. */
+bool weights_has(const struct weights *w, const char *name);
+
+/* The weights that a network has packed so far, so that closing it needs no second list of its fields. The pointers go
+ * into the network's own struct, which must not move. */
+struct weight_list {
+    weight **item;
+    int count, capacity;
+};
+/* Frees every weight of the list, and the list. */
+void weight_list_free(struct weight_list *list, struct backend *be);
 
 /* Loading reads as a list of names. The loader keeps the first error; when SKIP_PACK is set it only checks,
  * so that every name and shape of a component is checked before the first byte is packed. */
@@ -24,6 +35,7 @@ struct loader {
     struct weights *weights;
     struct backend *be;
     bool check_only;
+    struct weight_list *packed; /* gets every weight packed */
     struct error *err;
 };
 
@@ -37,7 +49,7 @@ void load_linear(struct loader *l, weight *w, int out_c, int in_c, bool bias, co
     __attribute__((format(printf, 6, 7)));
 void load_geglu(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
-/* PREFIX is followed by each of names[parts], stacked along the outputs (QKV, KV); each part has part_c
+/* The name made from FMT is followed by "." and each of names[parts], stacked along the outputs (QKV, KV); each part has part_c
  * outputs. */
 void load_linear_parts(struct loader *l, weight *w, int parts, const char *const *names, int part_c, int in_c,
                        bool bias, const char *fmt, ...) __attribute__((format(printf, 8, 9)));

@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Builds a model of true shapes with random weights, in diffusers layout, for benchmarks and for full-size parity.
+
+    make_random_model.py OUT_DIR {sd15,sd-turbo} ... [--seed 0] [--vocab bpe_simple_vocab_16e6.txt.gz]
+
+Writes OUT_DIR/runwayml/stable-diffusion-v1-5 and OUT_DIR/stabilityai/sd-turbo: the configs that the published models
+have, fp16 files (the `.fp16.` variant), and CLIP's tokenizer. Nothing is fetched from a model hub. The vocabulary is
+the one that the Python package open_clip_torch carries (open_clip/bpe_simple_vocab_16e6.txt.gz); it is found there
+when that package is installed.
+
+Weights are normal with variance 1 / fan-in, so that every layer keeps the size of what it reads, as a trained model's
+do. The pictures are noise; times, memory and rounding are those of the real thing.
+"""
+import argparse
+import gzip
+import json
+import os
+import sys
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel
+
+UNET = dict(
+    sample_size=64, in_channels=4, out_channels=4, center_input_sample=False, flip_sin_to_cos=True, freq_shift=0,
+    down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3, block_out_channels=[320, 640, 1280, 1280],
+    layers_per_block=2, downsample_padding=1, mid_block_scale_factor=1, act_fn="silu", norm_num_groups=32,
+    norm_eps=1e-5, cross_attention_dim=768, attention_head_dim=8)
+VAE = dict(
+    in_channels=3, out_channels=3, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+    block_out_channels=[128, 256, 512, 512], layers_per_block=2, act_fn="silu", latent_channels=4, norm_num_groups=32,
+    sample_size=512, scaling_factor=0.18215)
+TEXT = dict(
+    vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+    max_position_embeddings=77, hidden_act="quick_gelu", layer_norm_eps=1e-5, projection_dim=768, bos_token_id=0,
+    eos_token_id=2, pad_token_id=1)
+BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
+             set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1, trained_betas=None, clip_sample=False)
+
+MODELS = {
+    "sd15": dict(
+        id="runwayml/stable-diffusion-v1-5", unet=UNET, vae=VAE, text=TEXT, pad_token="<|endoftext|>",
+        scheduler=dict(BETAS, _class_name="PNDMScheduler", _diffusers_version="0.6.0")),
+    "sd-turbo": dict(
+        id="stabilityai/sd-turbo",
+        unet=dict(UNET, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True),
+        vae=dict(VAE, sample_size=768),
+        text=dict(TEXT, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16,
+                  hidden_act="gelu", projection_dim=512),
+        pad_token="!",
+        scheduler=dict(BETAS, _class_name="EulerDiscreteScheduler", _diffusers_version="0.24.0.dev0",
+                       interpolation_type="linear", prediction_type="epsilon", sample_max_value=1.0,
+                       timestep_spacing="trailing", use_karras_sigmas=False)),
+}
+
+
+def randomize(model, seed):
+    """Fills every parameter of MODEL, in the order of its names."""
+    g = torch.Generator().manual_seed(seed)
+    for name, p in sorted(model.named_parameters()):
+        norm = "norm" in name.rsplit(".", 2)[-2]
+        with torch.no_grad():
+            if name.endswith("bias"):
+                p.normal_(0, 0.1 if norm else 0.02, generator=g)
+            elif norm:
+                p.normal_(1, 0.1, generator=g)
+            elif "embedding" in name and "time" not in name:
+                p.normal_(0, 0.5, generator=g)
+            else:
+                fan_in = p[0].numel()
+                # queries and keys a little larger: the softmax should choose, not average
+                gain = 1.5 if name.split(".")[-2] in ("to_q", "to_k", "q_proj", "k_proj") else 1.0
+                p.normal_(0, gain * fan_in**-0.5, generator=g)
+
+
+def build(cls, config, seed):
+    with torch.device("meta"):
+        model = cls(config) if cls is CLIPTextModel else cls.from_config(config)
+    model = model.to_empty(device="cpu")
+    if cls is CLIPTextModel:  # not saved, but wanted by whoever uses the model returned
+        emb = model.text_model.embeddings if hasattr(model, "text_model") else model.embeddings
+        emb.position_ids = torch.arange(config.max_position_embeddings)[None]
+    randomize(model, seed)
+    return model.half().eval()
+
+
+def write_json(path, value):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=2, ensure_ascii=False)
+        f.write("\n")
+
+
+def byte_symbols():
+    """CLIP's table of 256 printable characters, one for each byte (bytes_to_unicode)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(rest))]
+
+
+def write_tokenizer(folder, bpe, pad):
+    merges = gzip.open(bpe).read().decode("utf-8").split("\n")[1:49152 - 256 - 2 + 1]
+    symbols = byte_symbols()
+    words = symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    write_json(f"{folder}/vocab.json", {w: i for i, w in enumerate(words)})
+    with open(f"{folder}/merges.txt", "w", encoding="utf-8") as f:
+        f.write("\n".join(["#version: 0.2", *merges]) + "\n")
+    token = dict(lstrip=False, normalized=True, rstrip=False, single_word=False)
+    bos, eos = dict(token, content="<|startoftext|>"), dict(token, content="<|endoftext|>")
+    write_json(f"{folder}/special_tokens_map.json",
+               dict(bos_token=bos, eos_token=eos, pad_token=pad, unk_token=eos))
+    write_json(f"{folder}/tokenizer_config.json",
+               dict(add_prefix_space=False, bos_token=bos, clean_up_tokenization_spaces=True, do_lower_case=True,
+                    eos_token=eos, errors="replace", model_max_length=77, pad_token=pad,
+                    tokenizer_class="CLIPTokenizer", unk_token=eos))
+
+
+def save_text_encoder(model, config, folder):
+    """As published files have it: names under `text_model.`, whatever transformers calls them inside."""
+    tensors = {k if k.startswith("text_model.") else "text_model." + k: v.contiguous()
+               for k, v in model.state_dict().items() if "position_ids" not in k}
+    write_json(f"{folder}/config.json", dict(TEXT, **{k: getattr(config, k) for k in TEXT},
+                                             architectures=["CLIPTextModel"], model_type="clip_text_model",
+                                             torch_dtype="float16"))
+    save_file(tensors, f"{folder}/model.fp16.safetensors", metadata={"format": "pt"})
+
+
+def make(out, name, seed, bpe):
+    spec = MODELS[name]
+    folder = f"{out}/{spec['id']}"
+    print(f"{name}: {folder}", flush=True)
+    unet = build(UNet2DConditionModel, spec["unet"], seed)
+    unet.save_pretrained(f"{folder}/unet", variant="fp16")
+    del unet
+    build(AutoencoderKL, spec["vae"], seed + 1).save_pretrained(f"{folder}/vae", variant="fp16")
+    config = CLIPTextConfig(**spec["text"])
+    save_text_encoder(build(CLIPTextModel, config, seed + 2), config, f"{folder}/text_encoder")
+    write_tokenizer(f"{folder}/tokenizer", bpe, spec["pad_token"])
+    write_json(f"{folder}/scheduler/scheduler_config.json", spec["scheduler"])
+    write_json(f"{folder}/model_index.json", dict(
+        _class_name="StableDiffusionPipeline", _diffusers_version="0.24.0",
+        feature_extractor=[None, None], safety_checker=[None, None],
+        requires_safety_checker=False, scheduler=["diffusers", spec["scheduler"]["_class_name"]],
+        text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
+        unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"]))
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("out")
+    ap.add_argument("models", nargs="+", choices=sorted(MODELS))
+    ap.add_argument("--seed", type=int, default=0)
+    ap.add_argument("--vocab", help="bpe_simple_vocab_16e6.txt.gz")
+    args = ap.parse_args()
+    bpe = args.vocab
+    if not bpe:
+        try:
+            import importlib.util
+            bpe = os.path.join(os.path.dirname(importlib.util.find_spec("open_clip").origin),
+                               "bpe_simple_vocab_16e6.txt.gz")
+        except AttributeError:
+            sys.exit("the vocabulary is missing: pip install --no-deps open_clip_torch, or give --vocab")
+    for name in args.models:
+        make(args.out, name, args.seed, bpe)
+
+
+if __name__ == "__main__":
+    main()

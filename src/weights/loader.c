@@ -1,0 +1,244 @@
+/* Loading by name: finds NAME.weight and NAME.bias, checks type and shape, and hands them to the backend. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "weights_private.h"
+
+enum { NAME_SIZE = 512 };
+
+/* Formats the name of a module; false (and an error) when it does not fit. */
+static bool make_name(struct loader *l, char *name, const char *fmt, va_list ap)
+{
+    if (l->err->code)
+        return false;
+    int len = vsnprintf(name, NAME_SIZE, fmt, ap);
+    if (len < 0 || len >= NAME_SIZE - 32) {
+        error_set(l->err, ERR_INTERNAL, "the tensor name %.100s... is too long", name);
+        return false;
+    }
+    return true;
+}
+
+/* Old checkpoints call the attention layers of the VAE differently (diffusers before 0.18). */
+static const char *const old_names[][2] = {
+    {"to_q", "query"},
+    {"to_k", "key"},
+    {"to_v", "value"},
+    {"to_out.0", "proj_attn"},
+};
+
+/* NAME.SUFFIX, else the same under its old name. */
+static struct st_tensor *find_either(const struct weights *w, const char *name, const char *suffix)
+{
+    char full[NAME_SIZE + 32];
+    snprintf(full, sizeof(full), "%s.%s", name, suffix);
+    struct st_tensor *t = weights_find(w, full);
+    for (size_t i = 0; !t && i < sizeof(old_names) / sizeof(*old_names); i++) {
+        size_t len = strlen(name), tail = strlen(old_names[i][0]);
+        if (len <= tail || name[len - tail - 1] != '.' || strcmp(name + len - tail, old_names[i][0]) != 0)
+            continue;
+        snprintf(full, sizeof(full), "%.*s%s.%s", (int)(len - tail), name, old_names[i][1], suffix);
+        t = weights_find(w, full);
+    }
+    return t;
+}
+
+static void print_shape(char *out, size_t size, const uint64_t *shape, int dims)
+{
+    size_t at = (size_t)snprintf(out, size, "[");
+    for (int i = 0; i < dims && at < size; i++)
+        at += (size_t)snprintf(out + at, size - at, "%s%llu", i ? ", " : "", (unsigned long long)shape[i]);
+    if (at < size)
+        snprintf(out + at, size - at, "]");
+}
+
+/* The same shape, or the same followed by ones: old files store a linear layer as a 1x1 convolution. */
+static bool same_shape(const struct st_tensor *t, const uint64_t *shape, int dims, bool trailing_ones)
+{
+    if (t->dims < dims || (t->dims > dims && !trailing_ones))
+        return false;
+    for (int i = 0; i < t->dims; i++) {
+        if (t->shape[i] != (i < dims ? shape[i] : 1))
+            return false;
+    }
+    return true;
+}
+
+/* NAME.SUFFIX with exactly SHAPE, as numbers in the mapped file. Records an error when it is not there or
+ * different. */
+static struct host_array find_array(struct loader *l, const char *name, const char *suffix,
+                                    const uint64_t *shape, int dims, bool trailing_ones)
+{
+    struct host_array a = {0};
+    if (l->err->code)
+        return a;
+    struct st_tensor *t = find_either(l->weights, name, suffix);
+    char want[128], have[256];
+    print_shape(want, sizeof(want), shape, dims);
+    if (!t) {
+        error_set(l->err, ERR_FORMAT, "%s: tensor \"%s.%s\" is missing; the config expects it with shape %s",
+                  l->weights->file[0].label, name, suffix, want);
+        return a;
+    }
+    if (!same_shape(t, shape, dims, trailing_ones)) {
+        print_shape(have, sizeof(have), t->shape, t->dims);
+        error_set(l->err, ERR_FORMAT, "%s: tensor \"%s\" has shape %s, the config expects %s", t->file->label,
+                  t->name, have, want);
+        return a;
+    }
+    if (t->type != ST_F32 && t->type != ST_F16 && t->type != ST_BF16) {
+        error_set(l->err, ERR_FORMAT, "%s: tensor \"%s\" is stored as %s; F32, F16 and BF16 can be read",
+                  t->file->label, t->name, st_type_names[t->type]);
+        return a;
+    }
+    t->used = true;
+    a.dtype = t->type == ST_F32 ? DTYPE_F32 : t->type == ST_F16 ? DTYPE_F16 : DTYPE_BF16;
+    a.data = t->file->data + t->begin;
+    a.count = (size_t)(t->end - t->begin) / dtype_size(a.dtype);
+    return a;
+}
+
+static bool list_add(struct weight_list *list, weight *w)
+{
+    if (list->count == list->capacity) {
+        int capacity = list->capacity ? 2 * list->capacity : 64;
+        weight **item = realloc(list->item, (size_t)capacity * sizeof(*item));
+        if (!item)
+            return false;
+        list->item = item;
+        list->capacity = capacity;
+    }
+    list->item[list->count++] = w;
+    return true;
+}
+
+void weight_list_free(struct weight_list *list, struct backend *be)
+{
+    for (int i = 0; i < list->count; i++)
+        weight_free(be, list->item[i]);
+    free(list->item);
+    *list = (struct weight_list){0};
+}
+
+static void pack(struct loader *l, weight *w, const struct weight_source *src, const char *name)
+{
+    if (l->err->code || l->check_only)
+        return;
+    if (weight_pack(l->be, w, src, l->err) < 0)
+        error_prefix(l->err, "%s", name);
+    else if (!list_add(l->packed, w)) {
+        weight_free(l->be, w);
+        error_set(l->err, ERR_NOMEM, "out of memory loading %s", name);
+    }
+}
+
+void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
+{
+    char name[NAME_SIZE];
+    va_list ap;
+    va_start(ap, fmt);
+    bool ok = make_name(l, name, fmt, ap);
+    va_end(ap);
+    if (!ok)
+        return;
+    uint64_t shape[4] = {(uint64_t)out_c, (uint64_t)in_c, (uint64_t)k, (uint64_t)k};
+    struct weight_source src = {
+        .kind = WEIGHT_CONV2D, .out_c = out_c, .in_c = in_c, .kh = k, .kw = k, .parts = 1};
+    src.w[0] = find_array(l, name, "weight", shape, 4, false);
+    src.bias[0] = find_array(l, name, "bias", shape, 1, false);
+    pack(l, w, &src, name);
+}
+
+/* A matrix [out_c, in_c] of one named layer as part I of SRC. */
+static void add_matrix(struct loader *l, struct weight_source *src, int i, int out_c, int in_c, bool bias,
+                       const char *name)
+{
+    uint64_t shape[2] = {(uint64_t)out_c, (uint64_t)in_c};
+    src->w[i] = find_array(l, name, "weight", shape, 2, true);
+    if (bias)
+        src->bias[i] = find_array(l, name, "bias", shape, 1, false);
+}
+
+static struct weight_source matrix_source(enum weight_kind kind, int out_c, int in_c, int parts)
+{
+    return (struct weight_source){
+        .kind = kind, .out_c = out_c, .in_c = in_c, .kh = 1, .kw = 1, .parts = parts};
+}
+
+void load_linear(struct loader *l, weight *w, int out_c, int in_c, bool bias, const char *fmt, ...)
+{
+    char name[NAME_SIZE];
+    va_list ap;
+    va_start(ap, fmt);
+    bool ok = make_name(l, name, fmt, ap);
+    va_end(ap);
+    if (!ok)
+        return;
+    struct weight_source src = matrix_source(WEIGHT_LINEAR, out_c, in_c, 1);
+    add_matrix(l, &src, 0, out_c, in_c, bias, name);
+    pack(l, w, &src, name);
+}
+
+void load_geglu(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
+{
+    char name[NAME_SIZE];
+    va_list ap;
+    va_start(ap, fmt);
+    bool ok = make_name(l, name, fmt, ap);
+    va_end(ap);
+    if (!ok)
+        return;
+    struct weight_source src = matrix_source(WEIGHT_GEGLU, out_c, in_c, 1);
+    add_matrix(l, &src, 0, out_c, in_c, true, name);
+    pack(l, w, &src, name);
+}
+
+void load_linear_parts(struct loader *l, weight *w, int parts, const char *const *names, int part_c, int in_c,
+                       bool bias, const char *fmt, ...)
+{
+    char prefix[NAME_SIZE], name[NAME_SIZE + 32];
+    va_list ap;
+    va_start(ap, fmt);
+    bool ok = make_name(l, prefix, fmt, ap);
+    va_end(ap);
+    if (!ok)
+        return;
+    struct weight_source src = matrix_source(WEIGHT_LINEAR, parts * part_c, in_c, parts);
+    for (int i = 0; i < parts; i++) {
+        snprintf(name, sizeof(name), "%s.%s", prefix, names[i]);
+        add_matrix(l, &src, i, part_c, in_c, bias, name);
+    }
+    pack(l, w, &src, prefix);
+}
+
+void load_norm(struct loader *l, weight *w, int c, const char *fmt, ...)
+{
+    char name[NAME_SIZE];
+    va_list ap;
+    va_start(ap, fmt);
+    bool ok = make_name(l, name, fmt, ap);
+    va_end(ap);
+    if (!ok)
+        return;
+    uint64_t shape[1] = {(uint64_t)c};
+    struct weight_source src = matrix_source(WEIGHT_NORM, c, 1, 1);
+    src.w[0] = find_array(l, name, "weight", shape, 1, false);
+    src.bias[0] = find_array(l, name, "bias", shape, 1, false);
+    pack(l, w, &src, name);
+}
+
+void load_embedding(struct loader *l, weight *w, int rows, int c, const char *fmt, ...)
+{
+    char name[NAME_SIZE];
+    va_list ap;
+    va_start(ap, fmt);
+    bool ok = make_name(l, name, fmt, ap);
+    va_end(ap);
+    if (!ok)
+        return;
+    struct weight_source src = matrix_source(WEIGHT_EMBEDDING, rows, c, 1);
+    add_matrix(l, &src, 0, rows, c, false, name);
+    pack(l, w, &src, name);
+}
