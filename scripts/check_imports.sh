@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 bad=0
 
 # room → headers of include/ that it may use, besides those of base
-base="error.h buffer.h log.h json.h region.h thread_pool.h phase.h half.h"
+base="config.h error.h buffer.h log.h json.h region.h thread_pool.h phase.h half.h"
 seam="tensor.h ops.h"
 declare -A may=(
     [src/base]="$base"
@@ -16,7 +16,7 @@ declare -A may=(
     [src/networks]="$base $seam weights.h networks.h"
     [src/schedulers]="$base $seam noise.h scheduler.h"
     [src/pipelines]="$base $seam backend.h plan.h noise.h scheduler.h networks.h weights.h tokenizer.h image.h pipeline.h"
-    [src/queue]="$base image.h pipeline.h backend.h job.h"
+    [src/queue]="$base tensor.h ops.h plan.h image.h pipeline.h backend.h job.h"
     [src/api]="$base image.h pipeline.h job.h api.h"
     [src/http]="$base image.h pipeline.h backend.h job.h api.h"
     [src/commands]="*"

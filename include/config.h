@@ -1,0 +1,38 @@
+/* Settings from the environment (see README, "Settings"), read once at start-up by every command. */
+#ifndef LATENTD_CONFIG_H
+#define LATENTD_CONFIG_H
+
+#include <limits.h>
+#include <stdbool.h>
+
+#include "error.h"
+
+enum { CONFIG_QUEUE_DEFAULT = 8, CONFIG_QUEUE_MAX = 1024, CONFIG_PORT_DEFAULT = 8000 };
+#define CONFIG_MODEL_DEFAULT    "latentd/emoji"
+#define CONFIG_PIPELINE_DEFAULT "text-to-image"
+
+struct config {
+    const char *pipeline;     /* PIPELINE */
+    const char *model_id;     /* MODEL_ID */
+    char model_dir[PATH_MAX]; /* MODEL_DIR, or the first shelf that holds the model */
+    const char *host;         /* HOST */
+    int port;                 /* PORT */
+    const char *auth_token;   /* AUTH_TOKEN; NULL: open */
+    const char *version;      /* VERSION, else "undefined" as the contract says */
+    bool verbose;             /* VERBOSE_LOGGING=1 */
+    const char *backend;      /* LATENTD_BACKEND; NULL: auto */
+    const char *isa;          /* LATENTD_ISA; NULL: the best */
+    int threads;              /* LATENTD_THREADS; 0: all cores */
+    int queue;                /* LATENTD_QUEUE */
+};
+
+/* Reads the environment. Strings are borrowed from it. A value that cannot be used is ERR_INVALID and names
+ * the variable, the value and what is accepted. PIPELINE without MODEL_ID, or the other way round, is refused
+ * as the ai-runner does; neither: the shipped model. */
+int config_read(struct config *c, struct error *err);
+/* Fills c->model_dir where MODEL_DIR is unset: ./models, then <folder of the program>/../models, then
+ * ~/.lpData/models, whichever holds c->model_id first (the last one when none does). config_read calls it; a
+ * command that changes model_id calls it again. */
+int config_find_models(struct config *c, struct error *err);
+
+#endif

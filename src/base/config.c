@@ -1,0 +1,108 @@
+/* See config.h. */
+#include "config.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* The variable's value; NULL when unset or empty. */
+static const char *env(const char *name)
+{
+    const char *v = getenv(name);
+    return v && *v ? v : NULL;
+}
+
+static int env_int(const char *name, int fallback, int lo, int hi, struct error *err)
+{
+    const char *v = env(name);
+    char *end = NULL;
+    if (!v)
+        return fallback;
+    errno = 0;
+    long n = strtol(v, &end, 10);
+    if (errno || *end || n < lo || n > hi) {
+        error_set(err, ERR_INVALID, "%s is \"%s\", accepted is a number from %d to %d", name, v, lo, hi);
+        return fallback;
+    }
+    return (int)n;
+}
+
+/* True when ROOT has a folder for the model, in either layout. */
+static bool shelf_holds(const char *root, const char *id)
+{
+    char path[2 * PATH_MAX];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/%s", root, id);
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return true;
+    int n = snprintf(path, sizeof path, "%s/models--", root);
+    for (const char *s = id; *s && n >= 0 && n + 3 < (int)sizeof path; s++) {
+        if (*s == '/')
+            path[n++] = '-';
+        path[n++] = *s == '/' ? '-' : *s;
+    }
+    path[n < 0 ? 0 : n] = '\0';
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+/* "<folder of the running program>/../models" */
+static bool beside_program(char *path, size_t size)
+{
+    char exe[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    if (n <= 0)
+        return false;
+    exe[n] = '\0';
+    char *slash = strrchr(exe, '/');
+    if (!slash)
+        return false;
+    *slash = '\0';
+    n = snprintf(path, size, "%s/../models", exe);
+    return n > 0 && (size_t)n < size;
+}
+
+int config_find_models(struct config *c, struct error *err)
+{
+    const char *dir = env("MODEL_DIR"), *home = env("HOME");
+    if (dir) {
+        if (strlen(dir) >= sizeof c->model_dir)
+            return error_set(err, ERR_INVALID, "MODEL_DIR is longer than %d bytes", PATH_MAX);
+        snprintf(c->model_dir, sizeof c->model_dir, "%s", dir);
+        return 0;
+    }
+    snprintf(c->model_dir, sizeof c->model_dir, "models");
+    if (shelf_holds(c->model_dir, c->model_id))
+        return 0;
+    if (beside_program(c->model_dir, sizeof c->model_dir) && shelf_holds(c->model_dir, c->model_id))
+        return 0;
+    int n = snprintf(c->model_dir, sizeof c->model_dir, "%s/.lpData/models", home ? home : "");
+    return n < 0 || n >= (int)sizeof c->model_dir ? error_set(err, ERR_INVALID, "HOME is too long") : 0;
+}
+
+int config_read(struct config *c, struct error *err)
+{
+    memset(c, 0, sizeof *c);
+    c->pipeline = env("PIPELINE");
+    c->model_id = env("MODEL_ID");
+    if (!c->pipeline != !c->model_id)
+        return error_set(err, ERR_INVALID, "%s must be provided with %s (or neither, for the shipped model)",
+                         c->pipeline ? "MODEL_ID" : "PIPELINE", c->pipeline ? "PIPELINE" : "MODEL_ID");
+    if (!c->pipeline) {
+        c->pipeline = CONFIG_PIPELINE_DEFAULT;
+        c->model_id = CONFIG_MODEL_DEFAULT;
+    }
+    const char *host = env("HOST"), *version = env("VERSION"), *verbose = env("VERBOSE_LOGGING");
+    c->host = host ? host : "127.0.0.1";
+    c->port = env_int("PORT", CONFIG_PORT_DEFAULT, 0, 65535, err);
+    c->auth_token = env("AUTH_TOKEN");
+    c->version = version ? version : "undefined";
+    c->verbose = verbose && strcmp(verbose, "1") == 0;
+    c->backend = env("LATENTD_BACKEND");
+    c->isa = env("LATENTD_ISA");
+    c->threads = env_int("LATENTD_THREADS", 0, 0, 256, err);
+    c->queue = env_int("LATENTD_QUEUE", CONFIG_QUEUE_DEFAULT, 1, CONFIG_QUEUE_MAX, err);
+    return err->code ? err->code : config_find_models(c, err);
+}

@@ -1,0 +1,191 @@
+/* latentd bench: flags and lines of the ai-runner's bench.py, and what the CPU adds to them: phases, FLOP/s,
+ * peak memory. The GPU memory lines stay, with 0 where there is no GPU, so that scripts which read them go on
+ * working. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "commands.h"
+#include "session.h"
+#include "thread_pool.h"
+
+static const char usage[] =
+    "usage: latentd bench [--pipeline P] [--model_id ID] [--runs N] [--num_inference_steps N]\n"
+    "                     [--guidance_scale G] [--width W] [--height H] [--isa TIER] [--json]\n";
+
+enum { RUNS_MAX = 10000 };
+
+struct options {
+    const char *pipeline, *model_id, *isa;
+    long runs, steps, width, height;
+    double guidance;
+    bool json;
+};
+
+struct sample {
+    double seconds;
+    struct phase_times phase;
+};
+
+static bool take_option(struct options *o, int argc, char **argv, int *i)
+{
+    const char *a = argv[*i], *v;
+    if (strcmp(a, "--json") == 0)
+        return o->json = true;
+    if (!(v = flag_value(argc, argv, i)))
+        return false;
+    if (strcmp(a, "--pipeline") == 0)
+        return (o->pipeline = v) != NULL;
+    if (strcmp(a, "--model_id") == 0)
+        return (o->model_id = v) != NULL;
+    if (strcmp(a, "--isa") == 0)
+        return (o->isa = v) != NULL;
+    if (strcmp(a, "--runs") == 0)
+        return flag_int(a, v, 1, RUNS_MAX, &o->runs);
+    if (strcmp(a, "--num_inference_steps") == 0)
+        return flag_int(a, v, 1, 1000, &o->steps);
+    if (strcmp(a, "--guidance_scale") == 0)
+        return flag_number(a, v, &o->guidance);
+    if (strcmp(a, "--width") == 0)
+        return flag_int(a, v, 8, 16384, &o->width);
+    if (strcmp(a, "--height") == 0)
+        return flag_int(a, v, 8, 16384, &o->height);
+    fprintf(stderr, "latentd bench: %s is unknown\n%s", a, usage);
+    return false;
+}
+
+static int compare_seconds(const void *a, const void *b)
+{
+    double x = ((const struct sample *)a)->seconds, y = ((const struct sample *)b)->seconds;
+    return (x > y) - (x < y);
+}
+
+static double gib(size_t bytes)
+{
+    return (double)bytes / (double)(1u << 30);
+}
+
+static void print_run(int i, const struct sample *t, double flops)
+{
+    printf("inference %d time: %.3fs\n", i, t->seconds);
+    printf("inference %d max GPU memory allocated: %.3fGiB\n", i, 0.0);
+    printf("inference %d max GPU memory reserved: %.3fGiB\n", i, 0.0);
+    printf("inference %d phases: text %.3fs, %d UNet calls %.3fs, decode %.3fs, %.1f GFLOP/s\n", i,
+           t->phase.text, t->phase.calls, t->phase.steps, t->phase.decode, flops / t->seconds * 1e-9);
+    fflush(stdout);
+}
+
+static void print_aggregate(const struct session *s, double mean, double median,
+                            const struct plan_report *plan)
+{
+    printf("\n\n----AGGREGATE METRICS----\n\n\n");
+    printf("pipeline load time: %.3fs\n", s->load_seconds);
+    printf("pipeline load max GPU memory allocated: %.3fGiB\n", 0.0);
+    printf("pipeline load max GPU memory reserved: %.3fGiB\n", 0.0);
+    printf("avg inference time: %.3fs\n", mean);
+    printf("avg inference max GPU memory allocated: %.3fGiB\n", 0.0);
+    printf("avg inference max GPU memory reserved: %.3fGiB\n", 0.0);
+    printf("median inference time: %.3fs\n", median);
+    printf("work: %.3f TFLOP, %.1f GFLOP/s at the median\n", plan->total.flops * 1e-12,
+           plan->total.flops / median * 1e-9);
+    printf("memory: weights %.3fGiB, job %.3fGiB, peak resident %.3fGiB\n", gib(s->be->weight_bytes),
+           gib(plan->region_bytes), gib(peak_resident()));
+}
+
+static void print_json(const struct session *s, const struct text_to_image_params *q, const struct sample *t,
+                       int runs, double mean, double median, const struct plan_report *plan)
+{
+    printf(
+        "{\"model_id\":\"%s\",\"backend\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"width\":%d,\"height\":%d,",
+        model_id(s->model), s->be->name, s->be->tier, pool_threads(s->be->pool), q->width, q->height);
+    printf("\"steps\":%lld,\"guidance_scale\":%g,\"runs\":[", (long long)q->steps, q->guidance_scale);
+    for (int i = 0; i < runs; i++)
+        printf("%s{\"seconds\":%.4f,\"text\":%.4f,\"steps\":%.4f,\"decode\":%.4f}", i ? "," : "",
+               t[i].seconds, t[i].phase.text, t[i].phase.steps, t[i].phase.decode);
+    printf("],\"load_seconds\":%.4f,\"mean_seconds\":%.4f,\"median_seconds\":%.4f,\"flop\":%.0f,",
+           s->load_seconds, mean, median, plan->total.flops);
+    printf("\"weight_bytes\":%zu,\"job_bytes\":%zu,\"peak_resident_bytes\":%zu}\n", s->be->weight_bytes,
+           plan->region_bytes, peak_resident());
+}
+
+static int run_all(struct session *s, const struct options *o, const struct text_to_image_params *q,
+                   struct sample *t)
+{
+    struct plan_report plan;
+    double sum = 0;
+    int rc = text_to_image_plan(s->model, q, &plan, &s->err);
+    for (int i = 0; i < o->runs && !rc; i++) {
+        struct image im = {0};
+        double start = clock_seconds();
+        rc = text_to_image(s->model, q, NULL, &im, &s->err);
+        t[i] = (struct sample){clock_seconds() - start, *model_last_times(s->model)};
+        sum += t[i].seconds;
+        image_free(&im);
+        if (!rc && !o->json)
+            print_run(i, &t[i], plan.total.flops);
+    }
+    if (rc) {
+        fprintf(stderr, "latentd: %s\n", s->err.msg);
+        return 1;
+    }
+    int runs = (int)o->runs;
+    double mean = sum / runs;
+    qsort(t, (size_t)runs, sizeof *t, compare_seconds);
+    double median = (t[(runs - 1) / 2].seconds + t[runs / 2].seconds) / 2;
+    if (o->json)
+        print_json(s, q, t, runs, mean, median, &plan);
+    else
+        print_aggregate(s, mean, median, &plan);
+    return 0;
+}
+
+static int bench(struct session *s, const struct options *o)
+{
+    int native = model_native_size(s->model);
+    struct text_to_image_params q = {.prompt = "a mountain lion",
+                                     .width = o->width ? (int)o->width : native,
+                                     .height = o->height ? (int)o->height : native,
+                                     .guidance_scale = o->guidance,
+                                     .steps = o->steps,
+                                     .seed = 0};
+    text_to_image_rules(s->model, &q);
+    struct sample *t = calloc((size_t)o->runs, sizeof *t);
+    if (!t) {
+        fputs("latentd: no memory for the samples\n", stderr);
+        return 1;
+    }
+    if (!o->json) {
+        printf("Starting benchmark...\npipeline=%s, model_id=%s, runs=%ld", o->pipeline, s->config.model_id,
+               o->runs);
+        if (o->steps)
+            printf(", num_inference_steps=%ld", o->steps);
+        printf("\n");
+    }
+    int status = run_all(s, o, &q, t);
+    free(t);
+    return status;
+}
+
+int command_bench(int argc, char **argv)
+{
+    struct options o = {.pipeline = CONFIG_PIPELINE_DEFAULT, .runs = 1, .guidance = 7.5};
+    struct session s;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            fputs(usage, stdout);
+            return 0;
+        }
+        if (!take_option(&o, argc, argv, &i))
+            return 2;
+    }
+    if (strcmp(o.pipeline, CONFIG_PIPELINE_DEFAULT) != 0) {
+        fprintf(stderr, "latentd bench: pipeline %s is not built; accepted is text-to-image\n", o.pipeline);
+        return 2;
+    }
+    int status = session_open(&s, o.model_id, o.isa, true);
+    if (status)
+        return status;
+    status = bench(&s, &o);
+    session_close(&s);
+    return status;
+}

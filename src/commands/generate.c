@@ -1,0 +1,165 @@
+/* latentd generate PROMPT -o FILE: the same path as POST /text-to-image, without HTTP. */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "commands.h"
+#include "session.h"
+
+static const char usage[] = "usage: latentd generate PROMPT -o FILE.png [options]\n"
+                            "  --seed N            same seed, same picture (default: random)\n"
+                            "  --steps N           denoising steps (default: 50)\n"
+                            "  --guidance G        classifier-free guidance (default: 7.5)\n"
+                            "  --negative TEXT     what the picture should not show\n"
+                            "  --width W --height H  in pixels (default: as POST /text-to-image)\n"
+                            "  --model_id ID       default: MODEL_ID, else latentd/emoji\n"
+                            "  --isa TIER          highest CPU tier\n";
+
+struct options {
+    const char *prompt, *negative, *out, *model_id, *isa;
+    long seed, steps, width, height;
+    bool seeded;
+    double guidance;
+};
+
+static bool take_option(struct options *o, int argc, char **argv, int *i)
+{
+    const char *a = argv[*i], *v;
+    if (*a != '-' && !o->prompt) {
+        o->prompt = a;
+        return true;
+    }
+    static const char *const known[] = {"-o",      "--output", "--seed",     "--steps",    "--guidance",
+                                        "--width", "--height", "--negative", "--model_id", "--isa"};
+    size_t k = 0;
+    while (k < sizeof known / sizeof *known && strcmp(a, known[k]) != 0)
+        k++;
+    if (k == sizeof known / sizeof *known) {
+        fprintf(stderr, "latentd generate: %s is unknown\n%s", a, usage);
+        return false;
+    }
+    if (!(v = flag_value(argc, argv, i)))
+        return false;
+    switch (k) {
+    case 2:
+        o->seeded = true;
+        return flag_int(a, v, -(1L << 62), 1L << 62, &o->seed);
+    case 3:
+        return flag_int(a, v, 0, 1000, &o->steps);
+    case 4:
+        return flag_number(a, v, &o->guidance);
+    case 5:
+        return flag_int(a, v, 1, 16384, &o->width);
+    case 6:
+        return flag_int(a, v, 1, 16384, &o->height);
+    case 7:
+        o->negative = v;
+        return true;
+    case 8:
+        o->model_id = v;
+        return true;
+    case 9:
+        o->isa = v;
+        return true;
+    default:
+        o->out = v;
+        return true;
+    }
+}
+
+/* One line that is drawn again: phase, bar, k of n. Only where stderr is a terminal. */
+static void show_progress(void *ctx, enum phase phase, int step, int steps)
+{
+    (void)ctx;
+    if (!isatty(STDERR_FILENO))
+        return;
+    int width = 30, done = phase == PHASE_STEP ? (step - 1) * width / steps : phase > PHASE_STEP ? width : 0;
+    fprintf(stderr, "\r%-8s [", phase_names[phase]);
+    for (int i = 0; i < width; i++)
+        fputc(i < done ? '#' : '.', stderr);
+    if (phase == PHASE_STEP)
+        fprintf(stderr, "] %d/%d ", step, steps);
+    else
+        fputs("]        ", stderr);
+    fflush(stderr);
+}
+
+/* Writes PNG to PATH through a file beside it, so that a full disk leaves no half picture under the name. */
+static int write_file(const char *path, const struct buffer *png, struct error *err)
+{
+    char tmp[4096];
+    int n = snprintf(tmp, sizeof tmp, "%s.part", path);
+    if (n < 0 || n >= (int)sizeof tmp)
+        return error_set(err, ERR_INVALID, "the output path is too long");
+    FILE *f = fopen(tmp, "wb");
+    if (!f)
+        return error_set(err, ERR_IO, "%s cannot be written: %s", path, strerror(errno));
+    size_t put = fwrite(png->data, 1, png->len, f);
+    int broken = put != png->len || fflush(f) != 0 || fsync(fileno(f)) != 0;
+    int why = errno;
+    broken |= fclose(f) != 0;
+    if (!broken && rename(tmp, path) == 0)
+        return 0;
+    why = broken ? why : errno;
+    unlink(tmp);
+    return error_set(err, ERR_IO, "%s cannot be written: %s", path, strerror(why));
+}
+
+static int generate(struct session *s, const struct options *o)
+{
+    struct text_to_image_params q = {.prompt = o->prompt,
+                                     .negative_prompt = o->negative,
+                                     .guidance_scale = o->guidance,
+                                     .steps = o->steps,
+                                     .seed =
+                                         o->seeded ? o->seed : (long)(clock_seconds() * 1e6) % 4294967296L};
+    struct watcher watch = {.entered = show_progress};
+    struct image im = {0};
+    struct buffer png = {0};
+    model_default_size(s->model, &q.width, &q.height);
+    q.width = o->width ? (int)o->width : q.width;
+    q.height = o->height ? (int)o->height : q.height;
+    text_to_image_rules(s->model, &q);
+    double start = clock_seconds();
+    int rc = text_to_image(s->model, &q, &watch, &im, &s->err);
+    if (!rc)
+        rc = png_encode(&im, &png, &s->err);
+    if (isatty(STDERR_FILENO))
+        fputc('\n', stderr);
+    if (!rc)
+        rc = write_file(o->out, &png, &s->err);
+    if (!rc)
+        printf("%s: %d x %d, seed %lld, %.2f s (and %.2f s to load)\n", o->out, im.width, im.height,
+               (long long)q.seed, clock_seconds() - start, s->load_seconds);
+    else
+        fprintf(stderr, "latentd: %s\n", s->err.msg);
+    image_free(&im);
+    buffer_free(&png);
+    return rc ? 1 : 0;
+}
+
+int command_generate(int argc, char **argv)
+{
+    struct options o = {.guidance = 7.5};
+    struct session s;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
+            fputs(usage, stdout);
+            return 0;
+        }
+        if (!take_option(&o, argc, argv, &i))
+            return 2;
+    }
+    if (!o.prompt || !*o.prompt || !o.out) {
+        fputs(usage, stderr);
+        return 2;
+    }
+    int status = session_open(&s, o.model_id, o.isa, true);
+    if (status)
+        return status;
+    status = generate(&s, &o);
+    session_close(&s);
+    return status;
+}

@@ -1,0 +1,31 @@
+/* latentd kernels: who serves each op on this machine. */
+#include <stdio.h>
+#include <string.h>
+
+#include "commands.h"
+#include "session.h"
+#include "thread_pool.h"
+
+int command_kernels(int argc, char **argv)
+{
+    struct session s;
+    const char *isa = NULL;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--isa") != 0) {
+            fputs("usage: latentd kernels [--isa TIER]\n", strcmp(argv[i], "--help") == 0 ? stdout : stderr);
+            return strcmp(argv[i], "--help") == 0 ? 0 : 2;
+        }
+        if (!(isa = flag_value(argc, argv, &i)))
+            return 2;
+    }
+    int status = session_open(&s, NULL, isa, false);
+    if (status)
+        return status;
+    static const char *const types[] = {[DTYPE_F32] = "fp32", [DTYPE_F16] = "fp16", [DTYPE_BF16] = "bf16"};
+    printf("backend %s, tier %s, activations %s, %d threads\n", s.be->name, s.be->tier, types[s.be->dtype],
+           pool_threads(s.be->pool));
+    for (int i = 0; i < OP_COUNT; i++)
+        printf("%-20s %s\n", op_names[i], s.be->served_by[i] ? s.be->served_by[i] : "nobody");
+    session_close(&s);
+    return 0;
+}
