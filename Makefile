@@ -7,13 +7,14 @@
 
 CC      ?= gcc
 SAN     ?= 0
+WERROR  ?= 1
 BUILD   ?= $(if $(filter 1,$(SAN)),build-san,build)
 VERSION ?= 0.1.0
 
 PKGS    := libmicrohttpd libcjson libpng libutf8proc
 PKG_OK  := $(shell pkg-config --exists $(PKGS) 2>/dev/null && echo yes)
 
-WARN    := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wvla -Wstrict-prototypes -Wmissing-prototypes -Werror
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wvla -Wstrict-prototypes -Wmissing-prototypes $(if $(filter 1,$(WERROR)),-Werror)
 HARDEN  := -fstack-protector-strong -fPIE -D_FORTIFY_SOURCE=2
 CFLAGS  ?= -O2 -g
 ALL_CFLAGS := -std=gnu11 $(CFLAGS) $(WARN) -fno-math-errno -fno-trapping-math -pthread -D_GNU_SOURCE \
@@ -49,7 +50,7 @@ help:
 	@echo "  libraries: $(if $(PKG_OK),found ($(PKGS)),missing; run scripts/quickstart.sh or install libmicrohttpd-dev libcjson-dev libpng-dev libutf8proc-dev)"
 	@echo "  CPU tiers: avx2 avx512 avx512bf16 amx are all built; the daemon picks at start-up"
 	@echo "  CUDA:      no CUDA backend in this version"
-	@echo "targets: all tests check bench clean   variables: SAN=1 CUDA=0 BUILD=dir CFLAGS=…"
+	@echo "targets: all tests check bench clean   variables: SAN=1 WERROR=0 CUDA=0 BUILD=dir CFLAGS=…"
 
 all: $(BUILD)/latentd
 tests: $(BUILD)/latentd $(BUILD)/checkkernels $(TESTS)

@@ -1,0 +1,30 @@
+# Sourced by quickstart.sh and test.sh: installs Debian or Ubuntu packages that are missing, as root or through sudo.
+# latentd links libmicrohttpd (HTTP), cJSON (JSON), libpng (PNG) and utf8proc (Unicode tables of the tokenizer).
+BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev libutf8proc-dev"
+
+have_package() {
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
+}
+
+# install_packages NAME…
+install_packages() {
+    local missing=() name as_root=
+    for name in "$@"; do
+        have_package "$name" || missing+=("$name")
+    done
+    [ ${#missing[@]} = 0 ] && return 0
+    if ! command -v apt-get >/dev/null; then
+        echo "These packages are missing, and there is no apt-get to install them: ${missing[*]}" >&2
+        return 1
+    fi
+    if [ "$(id -u)" != 0 ]; then
+        if ! command -v sudo >/dev/null; then
+            echo "Run this as root once, or install: ${missing[*]}" >&2
+            return 1
+        fi
+        as_root=sudo
+    fi
+    echo "installing ${missing[*]}"
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+    $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# The first command: installs what is missing, builds latentd, starts it with the model that ships with the project, and asks
+# it for a picture of "a mountain lion". Leaves the daemon running until Ctrl-C; with --once it stops.
+#
+#   scripts/quickstart.sh [--once] [PROMPT]      PORT (8000) and OUT (mountain-lion.png) may be set
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/packages.sh
+
+once=0
+prompt="a mountain lion"
+for arg in "$@"; do
+    case $arg in
+    --once) once=1 ;;
+    -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) prompt=$arg ;;
+    esac
+done
+port=${PORT:-8000}
+out=${OUT:-mountain-lion.png}
+base=http://127.0.0.1:$port
+
+echo "[1/4] packages"
+install_packages $BUILD_PACKAGES curl
+
+echo "[2/4] building (about a minute)"
+make -s -j"$(nproc)" WERROR=0 all
+
+daemon=
+stop_daemon() {
+    if [ -n "$daemon" ] && kill -0 "$daemon" 2>/dev/null; then
+        kill "$daemon" 2>/dev/null || true
+        wait "$daemon" 2>/dev/null || true
+    fi
+}
+trap stop_daemon EXIT
+trap 'echo; echo "stopping"; exit 0' INT TERM
+
+echo "[3/4] starting the daemon on $base"
+env -u AUTH_TOKEN HOST=127.0.0.1 PORT="$port" build/latentd &
+daemon=$!
+for _ in $(seq 1 600); do
+    if ! kill -0 "$daemon" 2>/dev/null; then
+        echo "the daemon ended before it was ready; its last line above says why" >&2
+        exit 1
+    fi
+    [ "$(curl -s -o /dev/null -w '%{http_code}' --max-time 2 "$base/health" || true)" = 200 ] && break
+    sleep 0.1
+done
+
+echo "[4/4] asking for \"$prompt\""
+body=$(printf '%s' "$prompt" | sed 's/\\/\\\\/g; s/"/\\"/g')
+start=$(date +%s)
+curl -sS --fail-with-body --max-time 900 -o "$out.part" -H 'Content-Type: application/json' -H 'Accept: image/png' \
+    -d "{\"prompt\": \"$body\", \"seed\": 1}" "$base/text-to-image" &
+request=$!
+while kill -0 "$request" 2>/dev/null; do
+    printf '\r      %d s ' $(($(date +%s) - start))
+    sleep 0.2
+done
+printf '\r'
+if ! wait "$request"; then
+    cat "$out.part" >&2 2>/dev/null || true
+    exit 1
+fi
+mv "$out.part" "$out"
+echo "the picture is in $(cd "$(dirname "$out")" && pwd)/$(basename "$out")"
+
+if [ $once = 1 ]; then
+    exit 0
+fi
+cat <<TEXT
+the daemon goes on at $base until Ctrl-C; try:
+  curl -H 'Accept: image/png' -H 'Content-Type: application/json' -d '{"prompt": "a red heart"}' $base/text-to-image -o heart.png
+  open $base/docs
+TEXT
+wait "$daemon"
