@@ -30,7 +30,7 @@ static int test_failures; /* of the running test */
     static void test_##id(void)
 
 /* Goes on after a failure, so that one run shows all of them. Evaluates to whether it held. */
-#define CHECK(cond, ...) test_check((cond) ? 1 : 0, __FILE__, __LINE__, #cond, "" __VA_ARGS__)
+#define CHECK(cond, ...) test_check((cond) ? 1 : 0, __FILE__, __LINE__, #cond, " " __VA_ARGS__)
 
 __attribute__((format(printf, 5, 6), unused)) static int test_check(int held, const char *file, int line,
                                                                     const char *text, const char *fmt, ...)
@@ -39,10 +39,10 @@ __attribute__((format(printf, 5, 6), unused)) static int test_check(int held, co
         return 1;
     test_failures++;
     fprintf(stderr, "%s:%d: %s", file, line, text);
-    if (*fmt) {
+    if (fmt[1]) { /* after the space that CHECK puts first */
         va_list ap;
         va_start(ap, fmt);
-        fputs(": ", stderr);
+        fputc(':', stderr);
         vfprintf(stderr, fmt, ap);
         va_end(ap);
     }

@@ -23,13 +23,19 @@ int error_prefix(struct error *err, const char *fmt, ...)
 {
     if (!err || !err->code)
         return err ? err->code : ERR_INTERNAL;
-    char old[sizeof err->msg];
-    memcpy(old, err->msg, sizeof old);
+    char context[300];
     va_list ap;
     va_start(ap, fmt);
-    int n = vsnprintf(err->msg, sizeof err->msg, fmt, ap);
+    int n = vsnprintf(context, sizeof context - 2, fmt, ap);
     va_end(ap);
-    if (n >= 0 && (size_t)n < sizeof err->msg)
-        snprintf(err->msg + n, sizeof err->msg - (size_t)n, ": %s", old);
+    if (n < 0)
+        return err->code;
+    strcat(context, ": ");
+    size_t len = strlen(context), keep = strlen(err->msg);
+    if (keep > sizeof err->msg - 1 - len)
+        keep = sizeof err->msg - 1 - len;
+    memmove(err->msg + len, err->msg, keep);
+    memcpy(err->msg, context, len);
+    err->msg[len + keep] = '\0';
     return err->code;
 }

@@ -1,0 +1,199 @@
+/* base/: errors, buffers, job memory, the thread pool, JSON files, settings. */
+#include "test.h"
+
+#include <cjson/cJSON.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <unistd.h>
+
+#include "buffer.h"
+#include "config.h"
+#include "json.h"
+#include "region.h"
+#include "thread_pool.h"
+
+TEST(first_error_sticks)
+{
+    struct error err = {0};
+    CHECK(error_set(&err, ERR_IO, "file %d", 7) == ERR_IO);
+    CHECK(error_set(&err, ERR_NOMEM, "later") == ERR_IO);
+    CHECK(strcmp(err.msg, "file 7") == 0, "%s", err.msg);
+    CHECK(error_prefix(&err, "while %s", "reading") == ERR_IO);
+    CHECK(strcmp(err.msg, "while reading: file 7") == 0, "%s", err.msg);
+    CHECK(error_set(NULL, ERR_IO, "nobody listens") == ERR_IO);
+}
+
+TEST(base64_of_every_remainder)
+{
+    /* RFC 4648, section 10 */
+    static const char *const pairs[][2] = {{"", ""},
+                                           {"f", "Zg=="},
+                                           {"fo", "Zm8="},
+                                           {"foo", "Zm9v"},
+                                           {"foob", "Zm9vYg=="},
+                                           {"fooba", "Zm9vYmE="},
+                                           {"foobar", "Zm9vYmFy"}};
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        struct buffer b = {0};
+        CHECK(buffer_base64(&b, pairs[i][0], strlen(pairs[i][0])) == 0);
+        CHECK(strcmp(b.data, pairs[i][1]) == 0, "%s gave %s", pairs[i][0], b.data);
+        buffer_free(&b);
+    }
+}
+
+TEST(json_string_escapes)
+{
+    struct buffer b = {0};
+    buffer_json_string(&b, "a\"b\\c\n\x01\xc3\xa4", 9);
+    CHECK(strcmp(b.data, "\"a\\\"b\\\\c\\n\\u0001\xc3\xa4\"") == 0, "%s", b.data);
+    buffer_free(&b);
+}
+
+TEST(region_gives_back_and_reuses)
+{
+    static char memory[8192];
+    static struct region r;
+    struct error err = {0};
+    region_init(&r, memory, sizeof memory);
+    char *a = region_alloc(&r, 1000, &err), *b = region_alloc(&r, 1000, &err),
+         *c = region_alloc(&r, 1000, &err);
+    CHECK(a == memory && b == a + 1024 && c == b + 1024);
+    CHECK(region_free(&r, b, &err) == 0);
+    CHECK(region_alloc(&r, 300, &err) == b, "first fit");
+    CHECK(r.peak == 3072, "peak %zu", r.peak);
+    CHECK(region_free(&r, b + 256, &err) == ERR_INTERNAL, "a view is not a block");
+    err.code = 0;
+    CHECK(region_free(&r, c, &err) == 0 && region_free(&r, c, &err) == ERR_INTERNAL, "twice");
+    err.code = 0;
+    CHECK(region_alloc(&r, 8192, &err) == NULL && err.code == ERR_NOMEM);
+    err.code = 0;
+    CHECK(region_alloc(&r, SIZE_MAX - 10, &err) == NULL && err.code == ERR_NOMEM, "no overflow");
+}
+
+/* Planning and running must give the same offsets: the arena is as large as the plan says, and not a byte
+ * more. */
+TEST(region_plan_equals_run)
+{
+    static struct region plan, run;
+    struct error err = {0};
+    void *live[2][64] = {{0}};
+    unsigned seed = 1;
+    region_init(&plan, NULL, 0);
+    for (int round = 0; round < 2; round++) {
+        struct region *r = round ? &run : &plan;
+        char *memory = round ? aligned_alloc(REGION_ALIGN, plan.peak) : NULL;
+        if (round)
+            region_init(&run, memory, plan.peak);
+        seed = 1;
+        for (int i = 0; i < 5000; i++) {
+            seed = seed * 1664525u + 1013904223u;
+            int slot = (int)(seed >> 8) % 64;
+            if (live[round][slot]) {
+                CHECK(region_free(r, live[round][slot], &err) == 0);
+                live[round][slot] = NULL;
+            } else {
+                live[round][slot] = region_alloc(r, seed >> 16, &err);
+            }
+        }
+        CHECK(err.code == 0, "%s", err.msg);
+        free(memory);
+    }
+    CHECK(run.peak == plan.peak);
+}
+
+static void count_item(void *ctx, int item, int worker)
+{
+    _Atomic int *seen = ctx;
+    (void)worker;
+    atomic_fetch_add(&seen[item], 1);
+}
+
+TEST(pool_runs_every_item_once)
+{
+    struct error err = {0};
+    for (int threads = 1; threads <= 5; threads++) {
+        struct pool *pool = NULL;
+        CHECK(pool_open(&pool, threads, &err) == 0, "%s", err.msg);
+        CHECK(pool_threads(pool) == threads);
+        for (int round = 0; round < 300; round++) {
+            static _Atomic int seen[257];
+            int items = round % 257, wrong = 0;
+            memset(seen, 0, sizeof seen);
+            pool_run(pool, items, count_item, seen);
+            for (int i = 0; i < 257; i++)
+                wrong += seen[i] != (i < items);
+            CHECK(wrong == 0, "%d items on %d threads", items, threads);
+        }
+        pool_close(&pool);
+        CHECK(pool == NULL);
+    }
+    struct pool *pool = NULL;
+    CHECK(pool_open(&pool, -1, &err) == ERR_INVALID);
+}
+
+static void write_text(const char *path, const char *text)
+{
+    FILE *f = fopen(path, "w");
+    if (!f || fputs(text, f) < 0 || fclose(f) != 0)
+        abort();
+}
+
+TEST(json_reader_checks_types_and_bounds)
+{
+    char path[] = "/tmp/latentd-json-XXXXXX";
+    int fd = mkstemp(path);
+    CHECK(fd >= 0);
+    close(fd);
+    write_text(path, "{\"a\": 5, \"b\": [1, 2], \"c\": \"x\", \"d\": true, \"e\": null, \"f\": 1.5}");
+    struct error err = {0};
+    struct cJSON *tree = json_read_file(path, 1000, &err);
+    struct json_reader r = {tree, path, &err};
+    int list[4] = {0};
+    CHECK(json_int(&r, "a", 1, 0, 10) == 5 && json_int(&r, "e", 3, 0, 10) == 3 &&
+          json_int(&r, "none", 4, 0, 10) == 4);
+    CHECK(json_ints(&r, "b", list, 4, 0, 9) == 2 && list[1] == 2);
+    CHECK(json_ints(&r, "a", list, 4, 0, 9) == 4 && list[3] == 5, "one number stands for all");
+    CHECK(strcmp(json_string(&r, "c", ""), "x") == 0 && json_bool(&r, "d", false) &&
+          json_number(&r, "f", 0) == 1.5);
+    CHECK(err.code == 0, "%s", err.msg);
+    json_int(&r, "a", 1, 6, 10);
+    CHECK(err.code == ERR_FORMAT && strstr(err.msg, "\"a\" is 5"), "%s", err.msg);
+    err = (struct error){0};
+    json_int(&r, "f", 1, 0, 10);
+    CHECK(err.code == ERR_FORMAT);
+    err = (struct error){0};
+    json_ints(&r, "b", list, 1, 0, 9);
+    CHECK(err.code == ERR_FORMAT, "a list that is too long");
+    cJSON_Delete(tree);
+    err = (struct error){0};
+    write_text(path, "{\"a\": 5} trailing");
+    CHECK(json_read_file(path, 1000, &err) == NULL && err.code == ERR_FORMAT, "trailing text");
+    err = (struct error){0};
+    unlink(path);
+    CHECK(json_read_file(path, 1000, &err) == NULL && err.code == ERR_NOT_FOUND);
+}
+
+TEST(settings_name_the_bad_variable)
+{
+    static const char *const bad[][2] = {
+        {"PORT", "80x"}, {"PORT", "70000"}, {"LATENTD_QUEUE", "0"}, {"LATENTD_THREADS", "-1"}};
+    struct config c;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct error err = {0};
+        setenv(bad[i][0], bad[i][1], 1);
+        CHECK(config_read(&c, &err) == ERR_INVALID && strstr(err.msg, bad[i][0]) &&
+                  strstr(err.msg, bad[i][1]),
+              "%s", err.msg);
+        unsetenv(bad[i][0]);
+    }
+    struct error err = {0};
+    setenv("PIPELINE", "text-to-image", 1);
+    CHECK(config_read(&c, &err) == ERR_INVALID && strstr(err.msg, "MODEL_ID"), "%s", err.msg);
+    unsetenv("PIPELINE");
+    err = (struct error){0};
+    CHECK(config_read(&c, &err) == 0, "%s", err.msg);
+    CHECK(strcmp(c.model_id, CONFIG_MODEL_DEFAULT) == 0 && strcmp(c.host, "127.0.0.1") == 0 &&
+          c.port == 8000 && c.queue == 8);
+}
+
+TEST_MAIN()
