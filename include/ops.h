@@ -124,6 +124,8 @@ tensor add(pass *p, tensor a, tensor b);
 tensor concat_channels(pass *p, tensor a, tensor b);
 /* [N, H, W, C] -> [N, 2H, 2W, C]. */
 tensor upsample_nearest(pass *p, tensor x);
+/* The same, cut to [N, H, W, C] with H, W twice x's or one less: diffusers' upsample_size, for odd sizes. One slot. */
+tensor upsample_nearest_to(pass *p, tensor x, int h, int w);
 /* tokens[ids[n][t]] + positions[t]; ids is host memory [N, T] -> [N, 1, T, C]. An id out of range is
  * ERR_INVALID. */
 tensor embed_tokens(pass *p, const weight *tokens, const weight *positions, const int32_t *ids, int n, int t);

@@ -256,7 +256,15 @@ tensor concat_channels(pass *p, tensor a, tensor b)
 
 tensor upsample_nearest(pass *p, tensor x)
 {
-    tensor y = tensor_new(p, x.n, 2 * x.h, 2 * x.w, x.c, p->be->dtype);
+    return upsample_nearest_to(p, x, 2 * x.h, 2 * x.w);
+}
+
+tensor upsample_nearest_to(pass *p, tensor x, int h, int w)
+{
+    tensor y = {.n = x.n, .h = h, .w = w, .c = x.c};
+    if (!pass_failed(p) && ((h + 1) / 2 != x.h || (w + 1) / 2 != x.w))
+        bad_shape(p, "upsample_nearest_to", y, "is not twice the input, or one less");
+    y = tensor_new(p, x.n, h, w, x.c, p->be->dtype);
     if (!pass_failed(p))
         p->be->ops.upsample_nearest(p->be, y, x, p->err);
     return y;
