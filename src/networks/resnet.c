@@ -1,0 +1,43 @@
+/* ResnetBlock2D: two convolutions with group norm and SiLU, the time embedding between them, and a shortcut.
+ * Source: diffusers models/resnet.py. */
+#include <stdio.h>
+
+#include "blocks.h"
+
+void replace(pass *p, tensor *x, tensor y)
+{
+    tensor_free(p, x);
+    *x = y;
+}
+
+void resnet_load(struct loader *l, struct resnet *r, struct resnet_shape s, struct once *once,
+                 const char *prefix)
+{
+    r->groups = s.groups;
+    r->eps = s.eps;
+    r->shortcut = s.in_c != s.out_c;
+    r->time = -1;
+    load_norm(l, &r->norm1, s.in_c, "%s.norm1", prefix);
+    load_conv2d(l, &r->conv1, s.out_c, s.in_c, 3, "%s.conv1", prefix);
+    if (s.time_c) {
+        load_linear(l, &r->time_emb_proj, s.out_c, s.time_c, true, "%s.time_emb_proj", prefix);
+        r->time = once->times;
+        once->time[once->times++] = &r->time_emb_proj;
+    }
+    load_norm(l, &r->norm2, s.out_c, "%s.norm2", prefix);
+    load_conv2d(l, &r->conv2, s.out_c, s.out_c, 3, "%s.conv2", prefix);
+    if (r->shortcut)
+        load_conv2d(l, &r->conv_shortcut, s.out_c, s.in_c, 1, "%s.conv_shortcut", prefix);
+}
+
+tensor resnet_forward(pass *p, const struct resnet *r, tensor x, tensor time)
+{
+    tensor h = group_norm_silu(p, &r->norm1, x, r->groups, r->eps);                        /* N H W in_c */
+    replace(p, &h, conv2d(p, &r->conv1, h, (struct conv2d_args){.add_bc = time}));         /* N H W out_c */
+    replace(p, &h, group_norm_silu(p, &r->norm2, h, r->groups, r->eps));                   /* N H W out_c */
+    tensor s = r->shortcut ? conv2d(p, &r->conv_shortcut, x, (struct conv2d_args){0}) : x; /* N H W out_c */
+    replace(p, &h, conv2d(p, &r->conv2, h, (struct conv2d_args){.residual = s}));          /* N H W out_c */
+    if (r->shortcut)
+        tensor_free(p, &s);
+    return h;
+}

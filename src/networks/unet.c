@@ -1,0 +1,177 @@
+/* UNet2DConditionModel's forward pass: down, middle and up blocks with skip connections, told about the
+ * timestep and the text. Source: diffusers models/unets/unet_2d_condition.py and unet_2d_blocks.py. It reads
+ * no tensor's numbers, so the plan backend can walk it. */
+#include "unet.h"
+
+#include <stdlib.h>
+
+#include "networks.h"
+
+enum { SKIPS_MAX = LEVELS_MAX * (LAYERS_MAX + 1) + 1 };
+
+struct unet_request {
+    int n, calls;             /* pictures in a batch, UNet calls */
+    tensor time[RESNETS_MAX]; /* [calls * n, 1, 1, O]: rows of call k are k*n .. k*n + n - 1 */
+    tensor text[CROSS_MAX];   /* [N, 1, S, 2C]: keys, values */
+};
+
+/* One forward pass: what its blocks share. */
+struct unet_call {
+    pass *p;
+    const struct unet *net;
+    const struct unet_request *req;
+    int k;
+    tensor skip[SKIPS_MAX];
+    int skips;
+};
+
+/* ---- Once a request ---- */
+
+/* TimestepEmbedding: sinusoid, plus the guidance embedding where the model has one, through two linears ->
+ * SiLU of it, which is what every resnet reads. timesteps [rows] -> [rows, 1, 1, time_c]. */
+static tensor time_embedding(pass *p, const struct unet *net, const float *timesteps, int rows,
+                             const float *time_cond)
+{
+    const struct unet_config *u = &net->cfg;
+    tensor t = timestep_embedding(p, timesteps, rows, u->channels[0], u->flip_sin_to_cos, u->freq_shift);
+    if (time_cond && u->time_cond_c) {
+        tensor c = tensor_from_host(p, time_cond, 1, 1, 1, u->time_cond_c, pass_dtype(p));
+        replace(p, &c, linear(p, &net->time_cond, c, (struct linear_args){0})); /* 1 1 1 C0 */
+        replace(p, &c, repeat_batch(p, c, rows));                               /* rows 1 1 C0 */
+        replace(p, &t, add(p, t, c));                                           /* rows 1 1 C0 */
+        tensor_free(p, &c);
+    }
+    replace(p, &t, linear(p, &net->time1, t, (struct linear_args){.act = ACT_SILU})); /* rows 1 1 time_c */
+    replace(p, &t, linear(p, &net->time2, t, (struct linear_args){.act = ACT_SILU})); /* rows 1 1 time_c */
+    return t;
+}
+
+struct unet_request *unet_begin(pass *p, const struct unet *net, tensor text, const float *timesteps,
+                                int count, const float *time_cond)
+{
+    struct unet_request *req = calloc(1, sizeof(*req));
+    float *rows = calloc((size_t)count * (size_t)text.n + 1, sizeof(*rows));
+    if (!req || !rows) {
+        error_set(p->err, ERR_NOMEM, "out of memory starting a request");
+        free(rows);
+        free(req);
+        return NULL;
+    }
+    req->n = text.n;
+    req->calls = count;
+    for (int i = 0; i < count * text.n; i++)
+        rows[i] = timesteps[i / text.n];
+    tensor t = time_embedding(p, net, rows, count * text.n, time_cond);
+    for (int i = 0; i < net->once.times; i++)
+        req->time[i] = linear(p, net->once.time[i], t, (struct linear_args){0}); /* calls*n 1 1 O */
+    for (int i = 0; i < net->once.texts; i++)
+        req->text[i] = linear(p, net->once.text[i], text, (struct linear_args){0}); /* N 1 S 2C */
+    tensor_free(p, &t);
+    free(rows);
+    return req;
+}
+
+void unet_end(pass *p, struct unet_request **req)
+{
+    if (!*req)
+        return;
+    for (int i = 0; i < RESNETS_MAX; i++)
+        tensor_free(p, &(*req)->time[i]);
+    for (int i = 0; i < CROSS_MAX; i++)
+        tensor_free(p, &(*req)->text[i]);
+    free(*req);
+    *req = NULL;
+}
+
+/* ---- One call ---- */
+
+static tensor resnet_at(const struct unet_call *c, const struct resnet *r, tensor x)
+{
+    tensor time = tensor_batch(c->req->time[r->time], c->k * c->req->n, c->req->n); /* N 1 1 O */
+    return resnet_forward(c->p, r, x, time);
+}
+
+/* Keeps X for the up path, which frees it. */
+static tensor push(struct unet_call *c, tensor x)
+{
+    c->skip[c->skips++] = x;
+    return x;
+}
+
+/* DownBlock2D, CrossAttnDownBlock2D: x [N, H, W, in_c] -> [N, H/2, W/2, C], rounded up; the last block does
+ * not halve. Every tensor it makes is a skip, its result too. */
+static tensor down_block(struct unet_call *c, const struct unet_down *b, tensor x)
+{
+    for (int i = 0; i < b->layers; i++) {
+        x = resnet_at(c, &b->resnet[i], x); /* N H W C */
+        if (b->cross)
+            replace(c->p, &x, transformer_forward(c->p, &b->attn[i], x, c->req->text));
+        push(c, x);
+    }
+    if (b->down) /* N H/2 W/2 C */
+        x = push(c, conv2d(c->p, &b->downsample, x,
+                           (struct conv2d_args){.stride = 2, .pad_end = c->net->cfg.pad_end}));
+    return x;
+}
+
+/* UNetMidBlock2DCrossAttn: [N, H, W, C] -> a new tensor of the same shape. */
+static tensor middle_block(struct unet_call *c, tensor x)
+{
+    pass *p = c->p;
+    if (!c->net->cfg.middle)
+        return convert(p, x, x.dtype); /* x itself is a skip */
+    tensor h = resnet_at(c, &c->net->mid_resnet[0], x);
+    replace(p, &h, transformer_forward(p, &c->net->mid_attn, h, c->req->text));
+    replace(p, &h, resnet_at(c, &c->net->mid_resnet[1], h));
+    return h;
+}
+
+/* Upsample2D to the size of the skip that comes next: twice the size, or one less where halving had rounded
+ * up. */
+static tensor upsample(struct unet_call *c, const weight *w, tensor x, tensor next)
+{
+    if (next.h == 2 * x.h && next.w == 2 * x.w)
+        return conv2d(c->p, w, x, (struct conv2d_args){.upsample = true});
+    tensor big = upsample_nearest_to(c->p, x, next.h, next.w);
+    tensor y = conv2d(c->p, w, big, (struct conv2d_args){0});
+    tensor_free(c->p, &big);
+    return y;
+}
+
+/* UpBlock2D, CrossAttnUpBlock2D: *x [N, H, W, in_c] becomes [N, 2H, 2W, C]; the last block does not double.
+ */
+static void up_block(struct unet_call *c, const struct unet_up *b, tensor *x)
+{
+    pass *p = c->p;
+    for (int i = 0; i < b->layers; i++) {
+        tensor *skip = &c->skip[--c->skips];
+        replace(p, x, concat_channels(p, *x, *skip)); /* N H W (in_c + skip_c): the skip goes last */
+        tensor_free(p, skip);
+        replace(p, x, resnet_at(c, &b->resnet[i], *x)); /* N H W C */
+        if (b->cross)
+            replace(p, x, transformer_forward(p, &b->attn[i], *x, c->req->text));
+    }
+    if (b->up)
+        replace(p, x, upsample(c, &b->upsample, *x, c->skip[c->skips - 1]));
+}
+
+tensor unet_forward(pass *p, const struct unet *net, const struct unet_request *req, tensor x, int k)
+{
+    const struct unet_config *u = &net->cfg;
+    struct unet_call c = {.p = p, .net = net, .req = req, .k = k};
+    if (!req || k < 0 || k >= req->calls || x.n != req->n) {
+        error_set(p->err, ERR_INTERNAL, "unet_forward: call %d with %d pictures was not begun", k, x.n);
+        return (tensor){0};
+    }
+    tensor h = convert(p, x, pass_dtype(p));                              /* N H W in_c */
+    replace(p, &h, conv2d(p, &net->conv_in, h, (struct conv2d_args){0})); /* N H W C0 */
+    push(&c, h);
+    for (int i = 0; i < u->levels; i++)
+        h = down_block(&c, &net->down[i], h);
+    h = middle_block(&c, h);
+    for (int i = 0; i < u->levels; i++)
+        up_block(&c, &net->up[i], &h);
+    replace(p, &h, group_norm_silu(p, &net->norm_out, h, u->groups, u->eps));            /* N H W C0 */
+    replace(p, &h, conv2d(p, &net->conv_out, h, (struct conv2d_args){.f32_out = true})); /* N H W out_c */
+    return h;
+}

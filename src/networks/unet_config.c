@@ -1,0 +1,124 @@
+/* The config.json of a UNet2DConditionModel. Fallbacks are those of the class (diffusers
+ * models/unets/unet_2d_condition.py). What it accepts is what unet.c builds; every other value is refused by
+ * name. */
+#include <stdio.h>
+
+#include "config.h"
+#include "unet.h"
+
+static const struct config_choice choices[] = {
+    {"_class_name", "\"UNet2DConditionModel\""},
+    {"act_fn", "\"silu\"|\"swish\""},
+    {"mid_block_type", "\"UNetMidBlock2DCrossAttn\""},
+    {"downsample_padding", "0|1"},
+    {"conv_in_kernel", "1|3"},
+    {"conv_out_kernel", "1|3"},
+    {"mid_block_scale_factor", "1"},
+    {"resnet_out_scale_factor", "1"},
+    {"resnet_time_scale_shift", "\"default\""},
+    {"resnet_skip_time_act", "false"},
+    {"time_embedding_type", "\"positional\""},
+    {"time_embedding_act_fn", "null"},
+    {"timestep_post_act", "null"},
+    {"center_input_sample", "false"},
+    {"dual_cross_attention", "false"},
+    {"mid_block_only_cross_attention", "false"},
+    {"cross_attention_norm", "null"},
+    {"attention_type", "\"default\""},
+    {"class_embed_type", "null"},
+    {"num_class_embeds", "null"},
+    {"class_embeddings_concat", "false"},
+    {"projection_class_embeddings_input_dim", "null"},
+    {"addition_embed_type", "null"},
+    {"addition_time_embed_dim", "null"},
+    {"encoder_hid_dim", "null"},
+    {"encoder_hid_dim_type", "null"},
+    {"reverse_transformer_layers_per_block", "null"},
+    /* diffusers refuses it too: what the configs call attention_head_dim is the number of heads */
+    {"num_attention_heads", "null"},
+    {NULL, NULL},
+};
+
+static void read_blocks(struct unet_config *u, const struct config *c)
+{
+    static const char *const down[] = {"DownBlock2D", "CrossAttnDownBlock2D", NULL};
+    static const char *const up[] = {"UpBlock2D", "CrossAttnUpBlock2D", NULL};
+    int down_type[LEVELS_MAX] = {0}, up_type[LEVELS_MAX] = {0}, text_c[LEVELS_MAX];
+    u->levels = json_ints(&c->r, "block_out_channels", u->channels, LEVELS_MAX, 1, 8192);
+    if (u->levels < 1) {
+        error_set(c->r.err, ERR_FORMAT, "%s: \"block_out_channels\" should be a list of 1 to %d integers",
+                  c->label, (int)LEVELS_MAX);
+        return;
+    }
+    config_types(c, "down_block_types", down_type, u->levels, down);
+    config_types(c, "up_block_types", up_type, u->levels, up);
+    config_each(c, "layers_per_block", u->layers, u->levels, 2, 1, LAYERS_MAX);
+    config_each(c, "attention_head_dim", u->heads, u->levels, 8, 1, 256);
+    config_each(c, "transformer_layers_per_block", u->depth, u->levels, 1, 1, DEPTH_MAX);
+    config_each(c, "cross_attention_dim", text_c, u->levels, 1280, 1, 16384);
+    config_flags(c, "only_cross_attention", u->only_cross, u->levels);
+    u->text_c = text_c[0];
+    for (int i = 0; i < u->levels; i++) {
+        u->down_cross[i] = down_type[i] == 1;
+        u->up_cross[i] = up_type[i] == 1;
+        if (text_c[i] != text_c[0])
+            error_set(c->r.err, ERR_UNSUPPORTED,
+                      "%s: \"cross_attention_dim\" differs between blocks; accepted: one value", c->label);
+    }
+}
+
+static void read_numbers(struct unet_config *u, const struct config *c)
+{
+    int size[2] = {64, 64};
+    json_ints(&c->r, "sample_size", size, 2, 1, 4096);
+    u->sample_size = size[0];
+    u->in_c = json_int(&c->r, "in_channels", 4, 1, 64);
+    u->out_c = json_int(&c->r, "out_channels", 4, 1, 64);
+    u->groups = json_int(&c->r, "norm_num_groups", 32, 1, 1024);
+    u->eps = config_float(c, "norm_eps", 1e-5, 1e-12, 1e-2);
+    u->time_c = json_int(&c->r, "time_embedding_dim", 4 * u->channels[0], 1, 65536);
+    u->time_cond_c = json_int(&c->r, "time_cond_proj_dim", 0, 1, 8192);
+    u->flip_sin_to_cos = json_bool(&c->r, "flip_sin_to_cos", true);
+    u->freq_shift = config_float(c, "freq_shift", 0, -1, 1);
+    u->conv_in_k = json_int(&c->r, "conv_in_kernel", 3, 1, 3);
+    u->conv_out_k = json_int(&c->r, "conv_out_kernel", 3, 1, 3);
+    u->pad_end = json_int(&c->r, "downsample_padding", 1, 0, 1) == 0;
+    /* absent means the default; null means that there is none */
+    u->middle = json_string(&c->r, "mid_block_type", NULL) || !config_has(c, "mid_block_type");
+}
+
+/* Channels divide into groups and heads. The up blocks norm what they read: their own channels and the
+ * skip's. */
+static void check_divisions(const struct unet_config *u, const struct config *c)
+{
+    for (int i = 0; i < u->levels; i++) {
+        bool attends =
+            u->down_cross[i] || u->up_cross[u->levels - 1 - i] || (u->middle && i == u->levels - 1);
+        if (u->channels[i] % u->groups != 0)
+            error_set(c->r.err, ERR_FORMAT, "%s: %d channels do not divide into \"norm_num_groups\" %d",
+                      c->label, u->channels[i], u->groups);
+        if (attends && u->channels[i] % u->heads[i] != 0)
+            error_set(c->r.err, ERR_FORMAT,
+                      "%s: %d channels do not divide into %d heads (\"attention_head_dim\")", c->label,
+                      u->channels[i], u->heads[i]);
+    }
+    if (u->channels[0] % 2 != 0)
+        error_set(c->r.err, ERR_FORMAT, "%s: the first of \"block_out_channels\" must be even", c->label);
+}
+
+int unet_config_load(struct unet_config *u, const char *dir, struct error *err)
+{
+    struct config c;
+    *u = (struct unet_config){0};
+    int rc = config_open(&c, dir, err);
+    if (rc < 0)
+        return rc;
+    config_check(&c, choices);
+    read_blocks(u, &c);
+    if (config_ok(&c))
+        read_numbers(u, &c);
+    if (config_ok(&c))
+        check_divisions(u, &c);
+    config_close(&c);
+    return err->code;
+}
