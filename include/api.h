@@ -1,0 +1,81 @@
+/* What the HTTP side and the endpoints say to each other. Endpoints know nothing of sockets. */
+#ifndef LATENTD_API_H
+#define LATENTD_API_H
+
+#include "config.h"
+#include "job.h"
+
+/* What every endpoint may look at. */
+struct service {
+    const struct config *config;
+    struct worker *worker;
+};
+
+struct api_request {
+    const char *content_type; /* NULL: no such header */
+    const char *body;
+    size_t len;
+    bool authorized; /* the bearer token is right, or none is asked for */
+    bool wants_png;  /* Accept prefers image/png */
+    const char *id;  /* of the request, for the log */
+};
+
+enum { REPLY_HEADERS_MAX = 4 };
+
+struct reply {
+    int status;
+    const char *content_type; /* a constant */
+    struct buffer body;
+    struct {
+        const char *name;
+        char value[64];
+    } header[REPLY_HEADERS_MAX]; /* ends at the first without a name */
+};
+
+/* ---- Replies ---- */
+
+#define CONTENT_JSON "application/json"
+
+/* {"detail":{"msg":…}} */
+void reply_error(struct reply *reply, int status, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void reply_header(struct reply *reply, const char *name, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* Turns a reply whose body ran out of memory into a 500 that needs none. */
+void reply_settle(struct reply *reply);
+
+/* ---- Endpoints that answer at once ---- */
+
+void health_reply(struct service *s, struct reply *reply);
+void version_reply(struct service *s, struct reply *reply);
+void hardware_info_reply(struct service *s, struct reply *reply);
+void hardware_stats_reply(struct service *s, struct reply *reply);
+
+/* ---- Endpoints that make a job ---- */
+
+/* Checks REQUEST. Either fills REPLY and returns NULL, or returns a job for worker_submit, with one
+ * reference. */
+struct job *text_to_image_job(struct service *s, const struct api_request *request, struct reply *reply);
+/* Fills REPLY from a job that is done. Moves the body out of the job. */
+void text_to_image_reply(struct job *job, struct reply *reply);
+/* "size=512x512 steps=20 seed=7 images=1" for the log. */
+void text_to_image_describe(const struct job *job, char *out, size_t size);
+
+/* What a refusal of worker_submit is called on the wire; always a 500 with "insufficient capacity", the words
+ * on which the gateways of the contract try elsewhere. */
+void refusal_reply(enum refusal why, struct reply *reply);
+
+/* ---- The OpenAPI document ---- */
+
+enum openapi_form {
+    OPENAPI_LIVE, /* compact, titled as FastAPI titles it: what /openapi.json serves */
+    OPENAPI_JSON, /* indented by 4, with title, version and servers: `latentd openapi --type json` */
+    OPENAPI_YAML
+};
+int openapi_write(enum openapi_form form, const char *version, struct buffer *out, struct error *err);
+
+/* ---- Documentation page ---- */
+
+/* A page that needs nothing from elsewhere. TRY_IT: with a form that sends a request. */
+void docs_page(const struct service *s, bool try_it, struct buffer *out);
+
+#endif

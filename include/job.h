@@ -1,0 +1,111 @@
+/* Jobs, the bounded queue they wait in, and the one worker thread that owns the device and runs them. */
+#ifndef LATENTD_JOB_H
+#define LATENTD_JOB_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend.h"
+#include "buffer.h"
+#include "pipeline.h"
+
+/* ---- Durations for the metrics ---- */
+
+enum { HISTOGRAM_BUCKETS = 13 };
+extern const double histogram_bounds[HISTOGRAM_BUCKETS]; /* seconds, 0.01 to 120 */
+struct histogram {
+    uint64_t bucket[HISTOGRAM_BUCKETS + 1]; /* not cumulative; the last one is above all bounds */
+    double sum;
+};
+void histogram_observe(struct histogram *h, double seconds);
+double clock_now(void); /* monotonic, seconds */
+
+/* ---- A job ---- */
+
+enum job_state { JOB_NEW, JOB_QUEUED, JOB_RUNNING, JOB_DONE };
+enum cancel_reason { CANCEL_NONE, CANCEL_DISCONNECT, CANCEL_SHUTDOWN, CANCEL_REASONS };
+
+/* What a job leaves behind. */
+struct job_result {
+    struct error err;   /* code 0: success */
+    struct buffer body; /* owned by the result */
+    int images;         /* pictures in body */
+    uint64_t pixels;
+};
+
+struct job {
+    /* Filled in by the maker. run() works on the worker thread and asks WATCH whether to go on; finished() is
+     * called once, without locks, on whichever thread ended the job; destroy() frees the job when the last
+     * owner lets go of it. */
+    void (*run)(struct job *job, struct model *model, const struct watcher *watch, struct job_result *result);
+    void (*finished)(struct job *job);
+    void (*destroy)(struct job *job);
+    void *owner; /* for finished() */
+
+    /* Kept by the queue; readable once state is JOB_DONE. */
+    struct job_result result;
+    double queued_at, started_at, done_at; /* clock_now(); started_at 0: never started */
+    enum job_state state;
+    struct job *next;
+    atomic_int cancelled; /* enum cancel_reason */
+    atomic_int references;
+};
+
+void job_init(struct job *job); /* one reference, the maker's */
+void job_get(struct job *job);
+void job_put(struct job *job);
+
+/* ---- The worker ---- */
+
+enum worker_state { WORKER_LOADING, WORKER_READY, WORKER_FAILED };
+enum refusal { REFUSED_NOT, REFUSED_FULL, REFUSED_LOADING, REFUSED_DRAINING, REFUSED_FAILED, REFUSAL_COUNT };
+/* Kinds of failed jobs, for the metrics. */
+enum failure { FAILURE_INVALID, FAILURE_MEMORY, FAILURE_IO, FAILURE_DEVICE, FAILURE_INTERNAL, FAILURE_COUNT };
+extern const char *const failure_names[FAILURE_COUNT];
+
+struct worker_options {
+    struct backend_options backend;
+    struct model_options model;
+    int queue;                  /* jobs that may wait */
+    void (*changed)(void *ctx); /* called when the state changes or a job ends */
+    void *ctx;
+};
+
+struct worker_stats {
+    int waiting, running;
+    uint64_t images, pixels, refused[REFUSAL_COUNT], cancelled[CANCEL_REASONS], failed[FAILURE_COUNT];
+    struct histogram wait, generation, phase[PHASE_COUNT];
+    double load_seconds; /* 0 until the model is ready */
+    size_t weight_bytes; /* packed weights */
+    char backend[16], tier[16];
+};
+
+struct worker;
+
+/* Starts the thread, which opens the backend and loads the model. Strings of OPT are borrowed for the
+ * worker's life. */
+int worker_start(struct worker **w, const struct worker_options *opt, struct error *err);
+enum worker_state worker_state(struct worker *w);
+/* Why the worker failed. */
+void worker_error(struct worker *w, struct error *err);
+/* NULL until the model is ready. */
+struct model *worker_model(struct worker *w);
+void worker_stats(struct worker *w, struct worker_stats *out);
+bool worker_idle(struct worker *w);
+
+/* Queues JOB and takes a reference, or refuses. finished() may run before this returns. */
+enum refusal worker_submit(struct worker *w, struct job *job);
+/* A waiting job ends at once; a running one before its next step. */
+void worker_cancel(struct worker *w, struct job *job, enum cancel_reason reason);
+/* Refuses new jobs from now on. */
+void worker_drain(struct worker *w);
+/* Ends all waiting jobs and tells the running one to stop. */
+void worker_cancel_all(struct worker *w, enum cancel_reason reason);
+/* Ends the running job for its owner although the thread still computes; the result is thrown away. */
+void worker_abandon(struct worker *w);
+/* Waits up to SECONDS for the thread to end (it does when drained and idle, or failed) and frees everything;
+ * *W is NULL then. False when it still computes. */
+bool worker_stop(struct worker **w, double seconds);
+
+#endif
