@@ -1,0 +1,290 @@
+/* scheduler_config.json -> struct scheduler_config. Unknown keys are ignored, as diffusers does; an unknown
+ * value of a known key, or a known one that is not built, is refused by name. */
+#include <cjson/cJSON.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "internal.h"
+#include "json.h"
+
+enum { CONFIG_BYTES_MAX = 1 << 20, TRAIN_STEPS_MAX = 100000 };
+
+static const struct scheduler_class *const classes[] = {
+    &pndm_class, &ddim_class, &euler_class, &euler_ancestral_class, &dpmsolver_multistep_class, &lcm_class,
+};
+enum { CLASS_COUNT = sizeof classes / sizeof *classes };
+
+static const char *const beta_schedules[] = {"linear", "scaled_linear", "squaredcos_cap_v2", NULL};
+static const char *const predictions[] = {"epsilon", "sample", "v_prediction", NULL};
+static const char *const spacings[] = {"linspace", "leading", "trailing", NULL};
+static const char *const interpolations[] = {"linear", "log_linear", NULL};
+static const char *const timestep_types[] = {"discrete", "continuous", NULL};
+static const char *const final_sigmas[] = {"zero", "sigma_min", NULL};
+static const char *const algorithms[] = {"dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++",
+                                         NULL};
+static const char *const solvers[] = {"midpoint", "heun", NULL};
+
+/* Python writes infinities and NaN into JSON as bare words ("lambda_min_clipped": -Infinity), which JSON does
+ * not have. Blanks them out as null, which stands for the default; the only such value in published configs
+ * is a default. */
+static void blank_python_numbers(char *text)
+{
+    static const char *const words[] = {"-Infinity", "Infinity", "NaN"};
+    bool in_string = false;
+    for (char *c = text; *c; c++) {
+        if (in_string && *c == '\\' && c[1])
+            c++;
+        else if (*c == '"')
+            in_string = !in_string;
+        else if (!in_string) {
+            for (int i = 0; i < 3; i++) {
+                size_t len = strlen(words[i]);
+                if (strncmp(c, words[i], len) == 0) {
+                    memset(c, ' ', len);
+                    memcpy(c, i == 2 ? "0  " : "null", i == 2 ? 3 : 4);
+                }
+            }
+        }
+    }
+}
+
+static cJSON *read_config(const char *path, struct error *err)
+{
+    cJSON *tree = NULL;
+    char *text = malloc(CONFIG_BYTES_MAX + 1);
+    FILE *f = fopen(path, "rb");
+    if (!text || !f) {
+        error_set(err,
+                  !text             ? ERR_NOMEM
+                  : errno == ENOENT ? ERR_NOT_FOUND
+                                    : ERR_IO,
+                  "%s: %s", path, strerror(text ? errno : ENOMEM));
+        goto done;
+    }
+    size_t len = fread(text, 1, CONFIG_BYTES_MAX + 1, f);
+    if (ferror(f)) {
+        error_set(err, ERR_IO, "%s: cannot be read", path);
+        goto done;
+    }
+    if (len > CONFIG_BYTES_MAX) {
+        error_set(err, ERR_FORMAT, "%s: larger than the %d bytes that are allowed", path, CONFIG_BYTES_MAX);
+        goto done;
+    }
+    text[len] = '\0';
+    blank_python_numbers(text);
+    tree = cJSON_ParseWithLengthOpts(text, len + 1, NULL, 1);
+    if (!tree || !cJSON_IsObject(tree)) {
+        error_set(err, ERR_FORMAT, "%s: not a JSON object", path);
+        cJSON_Delete(tree);
+        tree = NULL;
+    }
+done:
+    free(text);
+    if (f)
+        fclose(f);
+    return tree;
+}
+
+/* Joins NAMES with commas into OUT. */
+static const char *list_names(const char *const *names, char *out, size_t size)
+{
+    size_t at = 0;
+    out[0] = '\0';
+    for (int i = 0; names[i] && at < size; i++)
+        at += (size_t)snprintf(out + at, size - at, "%s\"%s\"", i ? ", " : "", names[i]);
+    return out;
+}
+
+/* The index of the string under KEY in NAMES. */
+static int pick(const struct json_reader *r, const char *key, const char *const *names, int fallback)
+{
+    char list[200];
+    const char *value = json_string(r, key, NULL);
+    if (!value)
+        return fallback;
+    for (int i = 0; names[i]; i++) {
+        if (strcmp(value, names[i]) == 0)
+            return i;
+    }
+    error_set(r->err, ERR_UNSUPPORTED, "%s: \"%s\" is \"%.80s\", accepted are %s", r->file, key, value,
+              list_names(names, list, sizeof list));
+    return fallback;
+}
+
+static void refuse(const struct json_reader *r, const char *key)
+{
+    if (json_bool(r, key, false))
+        error_set(r->err, ERR_UNSUPPORTED, "%s: \"%s\" is not built; accepted is false", r->file, key);
+}
+
+static const struct scheduler_class *find_class(const struct json_reader *r)
+{
+    const char *names[CLASS_COUNT + 1] = {NULL};
+    for (int i = 0; i < CLASS_COUNT; i++)
+        names[i] = classes[i]->name;
+    if (!json_string(r, "_class_name", NULL)) {
+        error_set(r->err, ERR_FORMAT, "%s: \"_class_name\" is missing", r->file);
+        return NULL;
+    }
+    int i = pick(r, "_class_name", names, -1);
+    return i < 0 ? NULL : classes[i];
+}
+
+static void read_trained_betas(const struct json_reader *r, struct scheduler_config *c)
+{
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(r->object, "trained_betas"), *e;
+    int i = 0;
+    if (!list || cJSON_IsNull(list) || r->err->code)
+        return;
+    if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) != c->num_train_timesteps) {
+        error_set(r->err, ERR_FORMAT,
+                  "%s: \"trained_betas\" should be a list of num_train_timesteps = %d numbers", r->file,
+                  c->num_train_timesteps);
+        return;
+    }
+    c->trained_betas = malloc((size_t)c->num_train_timesteps * sizeof *c->trained_betas);
+    if (!c->trained_betas) {
+        error_set(r->err, ERR_NOMEM, "%s: no memory for trained_betas", r->file);
+        return;
+    }
+    cJSON_ArrayForEach(e, list)
+    {
+        if (!cJSON_IsNumber(e) || !(e->valuedouble >= 0 && e->valuedouble < 1))
+            error_set(r->err, ERR_FORMAT, "%s: \"trained_betas\" should hold numbers from 0 to below 1",
+                      r->file);
+        c->trained_betas[i++] = (float)e->valuedouble;
+    }
+}
+
+static void read_betas(const struct json_reader *r, struct scheduler_config *c)
+{
+    const struct scheduler_class *k = c->kind;
+    c->num_train_timesteps = json_int(r, "num_train_timesteps", 1000, 2, TRAIN_STEPS_MAX);
+    c->beta_start = json_number(r, "beta_start", k->beta_start);
+    c->beta_end = json_number(r, "beta_end", k->beta_end);
+    c->beta_schedule = (enum beta_schedule)pick(r, "beta_schedule", beta_schedules, (int)k->beta_schedule);
+    if (!(c->beta_start > 0 && c->beta_start < 1 && c->beta_end > 0 && c->beta_end < 1))
+        error_set(r->err, ERR_FORMAT, "%s: \"beta_start\" and \"beta_end\" should lie between 0 and 1",
+                  r->file);
+    c->rescale_betas_zero_snr = k->has_rescale && json_bool(r, "rescale_betas_zero_snr", false);
+    read_trained_betas(r, c);
+}
+
+static void read_curve(const struct json_reader *r, struct scheduler_config *c)
+{
+    bool karras = json_bool(r, "use_karras_sigmas", false);
+    bool exponential = json_bool(r, "use_exponential_sigmas", false);
+    bool lu = json_bool(r, "use_lu_lambdas", false);
+    refuse(r, "use_beta_sigmas");
+    if (karras && exponential)
+        error_set(r->err, ERR_FORMAT,
+                  "%s: only one of \"use_karras_sigmas\", \"use_exponential_sigmas\" and \"use_beta_sigmas\" "
+                  "can be used",
+                  r->file);
+    c->curve = karras ? CURVE_KARRAS : exponential ? CURVE_EXPONENTIAL : CURVE_TRAINED;
+    if (c->kind == &dpmsolver_multistep_class && lu && !karras)
+        c->curve = CURVE_LU;
+    c->sigma_min = json_number(r, "sigma_min", NAN);
+    c->sigma_max = json_number(r, "sigma_max", NAN);
+    if (c->sigma_min <= 0 || c->sigma_max <= 0)
+        error_set(r->err, ERR_FORMAT, "%s: \"sigma_min\" and \"sigma_max\" should be above 0", r->file);
+}
+
+static void read_common(const struct json_reader *r, struct scheduler_config *c)
+{
+    const struct scheduler_class *k = c->kind;
+    c->timestep_spacing = (enum spacing)pick(r, "timestep_spacing", spacings, (int)k->timestep_spacing);
+    c->steps_offset = json_int(r, "steps_offset", 0, -TRAIN_STEPS_MAX, TRAIN_STEPS_MAX);
+    c->set_alpha_to_one = json_bool(r, "set_alpha_to_one", k->set_alpha_to_one);
+    c->clip_sample = json_bool(r, "clip_sample", k->clip_sample);
+    c->clip_sample_range = json_number(r, "clip_sample_range", 1);
+    c->skip_prk_steps = json_bool(r, "skip_prk_steps", false);
+    c->log_linear = pick(r, "interpolation_type", interpolations, 0) == 1;
+    c->continuous = pick(r, "timestep_type", timestep_types, 0) == 1;
+    c->final_sigma_zero = pick(r, "final_sigmas_type", final_sigmas, 0) == 0;
+    c->original_inference_steps = json_int(r, "original_inference_steps", 50, 1, TRAIN_STEPS_MAX);
+    c->timestep_scaling = json_number(r, "timestep_scaling", 10);
+    if (k->has_thresholding)
+        refuse(r, "thresholding");
+    c->prediction_type = (enum prediction)pick(r, "prediction_type", predictions, PREDICT_EPSILON);
+    if (!(k->predictions & 1u << c->prediction_type))
+        error_set(r->err, ERR_UNSUPPORTED, "%s: \"prediction_type\" is \"%s\", which %s does not know",
+                  r->file, predictions[c->prediction_type], k->name);
+}
+
+static void read_solver(const struct json_reader *r, struct scheduler_config *c)
+{
+    if (c->kind != &dpmsolver_multistep_class)
+        return;
+    c->algorithm_type = (enum algorithm)pick(r, "algorithm_type", algorithms, DPMSOLVER_PP);
+    c->heun = pick(r, "solver_type", solvers, 0) == 1;
+    c->solver_order = json_int(r, "solver_order", 2, 1, 3);
+    c->lower_order_final = json_bool(r, "lower_order_final", true);
+    c->euler_at_final = json_bool(r, "euler_at_final", false);
+    c->lambda_min_clipped = json_number(r, "lambda_min_clipped", -INFINITY);
+    refuse(r, "use_flow_sigmas");
+    refuse(r, "use_dynamic_shifting");
+    const char *variance = json_string(r, "variance_type", NULL);
+    if (variance)
+        error_set(r->err, ERR_UNSUPPORTED, "%s: \"variance_type\" is \"%.80s\", accepted is null", r->file,
+                  variance);
+}
+
+int scheduler_config_load(struct scheduler_config **out, const char *dir, struct error *err)
+{
+    struct error local = {0};
+    char path[4096];
+    cJSON *tree = NULL;
+    struct scheduler_config *c = NULL;
+    *out = NULL;
+    if (!err)
+        err = &local;
+    if ((size_t)snprintf(path, sizeof path, "%s/scheduler_config.json", dir) >= sizeof path)
+        return error_set(err, ERR_INVALID, "the path to scheduler_config.json is too long");
+    if (!(tree = read_config(path, err)))
+        return err->code;
+    c = calloc(1, sizeof *c);
+    struct json_reader r = {tree, path, err};
+    if (!c)
+        error_set(err, ERR_NOMEM, "%s: no memory to hold it", path);
+    else if ((c->kind = find_class(&r))) {
+        read_betas(&r, c);
+        read_common(&r, c);
+        read_curve(&r, c);
+        read_solver(&r, c);
+        if (!err->code && c->kind->check)
+            c->kind->check(c, path, err);
+        if (!err->code)
+            tables_make(c, err);
+    }
+    cJSON_Delete(tree);
+    if (err->code)
+        scheduler_config_close(&c);
+    *out = c;
+    return err->code;
+}
+
+void scheduler_config_close(struct scheduler_config **c)
+{
+    if (!c || !*c)
+        return;
+    free((*c)->trained_betas);
+    free((*c)->alphas_cumprod);
+    free((*c)->train_sigmas);
+    free(*c);
+    *c = NULL;
+}
+
+const char *scheduler_config_class(const struct scheduler_config *c)
+{
+    return c->kind->name;
+}
+
+void scheduler_config_stable_diffusion(struct scheduler_config *c)
+{
+    c->steps_offset = 1;
+    c->clip_sample = false;
+}

@@ -1,0 +1,87 @@
+/* DDIM (arXiv 2010.02502, formulas 12 and 16) with eta 0: diffusers' DDIMScheduler. */
+#include <math.h>
+
+#include "internal.h"
+
+static double ddim_timestep(const struct scheduler_config *c, int steps, int count, int i)
+{
+    int n = c->num_train_timesteps;
+    switch (c->timestep_spacing) {
+    case SPACING_LINSPACE:
+        return rint(np_linspace(0, n - 1, count, count - 1 - i));
+    case SPACING_LEADING:
+        return (count - 1 - i) * (n / steps) + c->steps_offset;
+    default:
+        return rint(arange_down(n, (double)n / steps, i)) - 1;
+    }
+}
+
+static int ddim_start(struct scheduler *s, struct error *err)
+{
+    const struct scheduler_config *c = s->config;
+    int count = s->steps;
+    if (c->timestep_spacing == SPACING_TRAILING)
+        count = arange_down_count(c->num_train_timesteps, (double)c->num_train_timesteps / s->steps);
+    int rc = run_alloc(s, count, 0, err);
+    if (rc < 0)
+        return rc;
+    for (int i = 0; i < count; i++)
+        s->timesteps[i] = (float)ddim_timestep(c, s->steps, count, i);
+    return check_timesteps(s, err);
+}
+
+/* x_0 clipped, then the direction pointing to x_t: two combinations instead of one. */
+static tensor clipped_step(pass *p, const struct scheduler_config *c, const double x0[2], const double eps[2],
+                           const double to[2], tensor x, tensor e)
+{
+    tensor pair[] = {x, e};
+    tensor raw = combine(p, 2, x0, pair);
+    tensor clipped = clip(p, raw, (float)-c->clip_sample_range, (float)c->clip_sample_range);
+    tensor_free(p, &raw);
+    double coef[] = {to[0], to[1] * eps[0], to[1] * eps[1]};
+    tensor y = combine(p, 3, coef, (tensor[]){clipped, x, e});
+    tensor_free(p, &clipped);
+    return y;
+}
+
+static tensor ddim_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise)
+{
+    const struct scheduler_config *c = s->config;
+    int t = (int)s->timesteps[i];
+    double alpha = (double)alpha_at(c, t),
+           before = (double)alpha_at(c, t - c->num_train_timesteps / s->steps);
+    double x0[2], eps[2], to[] = {sqrt(before), sqrt(1 - before)};
+    (void)noise;
+    predict_x0(c->prediction_type, alpha, &x0[0], &x0[1]);
+    /* pred_epsilon, of x and of the model output; it is not derived again from the clipped x_0. */
+    switch (c->prediction_type) {
+    case PREDICT_EPSILON:
+        eps[0] = 0, eps[1] = 1;
+        break;
+    case PREDICT_V:
+        eps[0] = sqrt(1 - alpha), eps[1] = sqrt(alpha);
+        break;
+    default:
+        eps[0] = 1 / sqrt(1 - alpha), eps[1] = -sqrt(alpha / (1 - alpha));
+        break;
+    }
+    if (c->clip_sample)
+        return clipped_step(p, c, x0, eps, to, x, e);
+    double coef[] = {to[0] * x0[0] + to[1] * eps[0], to[0] * x0[1] + to[1] * eps[1]};
+    return combine(p, 2, coef, (tensor[]){x, e});
+}
+
+const struct scheduler_class ddim_class = {
+    .name = "DDIMScheduler",
+    .beta_start = 0.0001,
+    .beta_end = 0.02,
+    .beta_schedule = BETA_LINEAR,
+    .timestep_spacing = SPACING_LEADING,
+    .set_alpha_to_one = true,
+    .clip_sample = true,
+    .has_rescale = true,
+    .has_thresholding = true,
+    .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_SAMPLE | 1u << PREDICT_V,
+    .start = ddim_start,
+    .step = ddim_step,
+};

@@ -1,0 +1,132 @@
+/* The door: starts a run, keeps its calls in order, and holds the few helpers that every scheduler's step
+ * uses. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "internal.h"
+
+int scheduler_start(struct scheduler **out, const struct scheduler_config *c, int steps, struct error *err)
+{
+    *out = NULL;
+    if (steps < 1)
+        return error_set(err, ERR_INVALID, "`num_inference_steps` has to be at least 1 but is %d", steps);
+    if (steps > c->num_train_timesteps)
+        return error_set(
+            err, ERR_INVALID,
+            "`num_inference_steps`: %d cannot be larger than `self.config.train_timesteps`: %d as the unet "
+            "model trained with this scheduler can only handle maximal %d timesteps.",
+            steps, c->num_train_timesteps, c->num_train_timesteps);
+    struct scheduler *s = calloc(1, sizeof *s);
+    if (!s)
+        return error_set(err, ERR_NOMEM, "no memory for a scheduler");
+    s->config = c;
+    s->steps = steps;
+    s->init_noise_sigma = 1;
+    int rc = c->kind->start(s, err);
+    if (rc < 0) {
+        scheduler_end(NULL, &s);
+        return rc;
+    }
+    *out = s;
+    return 0;
+}
+
+void scheduler_end(pass *p, struct scheduler **s)
+{
+    if (!s || !*s)
+        return;
+    for (int i = 0; p && i < (*s)->kept_count; i++)
+        tensor_free(p, &(*s)->kept[i]);
+    if (p && (*s)->sample.data)
+        tensor_free(p, &(*s)->sample);
+    if (p && (*s)->sum.data)
+        tensor_free(p, &(*s)->sum);
+    free((*s)->timesteps);
+    free((*s)->sigmas);
+    free(*s);
+    *s = NULL;
+}
+
+int scheduler_calls(const struct scheduler *s)
+{
+    return s->calls;
+}
+
+const float *scheduler_timesteps(const struct scheduler *s)
+{
+    return s->timesteps;
+}
+
+float scheduler_init_noise_sigma(const struct scheduler *s)
+{
+    return s->init_noise_sigma;
+}
+
+tensor scheduler_scale_input(pass *p, const struct scheduler *s, int i, tensor x)
+{
+    if (i < 0 || i >= s->calls)
+        error_set(p->err, ERR_INTERNAL, "scheduler_scale_input: call %d of %d", i, s->calls);
+    if (p->err->code || !s->config->kind->scale_input)
+        return copy_of(p, x);
+    return s->config->kind->scale_input(p, s, i, x);
+}
+
+tensor scheduler_step(pass *p, struct scheduler *s, int i, tensor model_output, tensor x, struct noise *noise)
+{
+    if (i != s->next || i >= s->calls)
+        error_set(p->err, ERR_INTERNAL, "scheduler_step: call %d of %d when call %d was due", i, s->calls,
+                  s->next);
+    if (p->err->code)
+        return copy_of(p, x);
+    s->next++;
+    return s->config->kind->step(p, s, i, model_output, x, noise);
+}
+
+tensor combine(pass *p, int count, const double *coef, const tensor *x)
+{
+    float rounded[LINCOMB_MAX] = {0};
+    for (int i = 0; i < count && i < LINCOMB_MAX; i++) {
+        rounded[i] = (float)coef[i];
+        if (!isfinite(rounded[i]))
+            error_set(p->err, ERR_INVALID,
+                      "the scheduler's coefficients are not finite: two of its steps coincide, or its noise "
+                      "schedule ends "
+                      "without any signal, which only prediction_type v_prediction can start from");
+    }
+    return lincomb(p, count, rounded, x);
+}
+
+tensor copy_of(pass *p, tensor x)
+{
+    const float one = 1;
+    return lincomb(p, 1, &one, &x);
+}
+
+void keep(pass *p, struct scheduler *s, tensor x, int most)
+{
+    while (s->kept_count > 0 && s->kept_count >= most) {
+        tensor_free(p, &s->kept[0]);
+        s->kept_count--;
+        for (int i = 0; i < s->kept_count; i++)
+            s->kept[i] = s->kept[i + 1];
+    }
+    s->kept[s->kept_count++] = x;
+}
+
+void predict_x0(enum prediction prediction, double alpha, double *of_x, double *of_e)
+{
+    switch (prediction) {
+    case PREDICT_EPSILON:
+        *of_x = 1 / sqrt(alpha);
+        *of_e = -sqrt((1 - alpha) / alpha);
+        break;
+    case PREDICT_V:
+        *of_x = sqrt(alpha);
+        *of_e = -sqrt(1 - alpha);
+        break;
+    case PREDICT_SAMPLE:
+        *of_x = 0;
+        *of_e = 1;
+        break;
+    }
+}
