@@ -1,0 +1,181 @@
+/* Which tiers there are, which of them this machine and its operating system can run, and which slots they take. */
+#include "cpu.h"
+
+#include <cpuid.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "thread_pool.h"
+#include "tier.h"
+
+/* What the CPU has and the operating system saves and restores. */
+struct features {
+    bool avx2, avx512, avx512bf16, amx;
+};
+
+static unsigned long long read_xcr0(void)
+{
+    unsigned lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return ((unsigned long long)hi << 32) | lo;
+}
+
+/* Linux gives tile registers to processes that ask (ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). */
+static bool amx_permitted(void)
+{
+    const int req_xcomp_perm = 0x1023, xtiledata = 18;
+    return syscall(SYS_arch_prctl, req_xcomp_perm, xtiledata) == 0;
+}
+
+static struct features detect(void)
+{
+    struct features f = {false, false, false, false};
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
+        return f;
+    const unsigned long long xcr0 = read_xcr0(), ymm = 0x6, zmm = 0xe6, tiles = 0x60000;
+    bool fma = (c & bit_FMA) && (c & bit_F16C) && (c & bit_AVX);
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return f;
+    const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    bool amx_bits = (d & (1u << 22)) && (d & (1u << 24)); /* AMX-BF16, AMX-TILE */
+    f.avx2 = fma && (b & bit_AVX2) && (xcr0 & ymm) == ymm;
+    f.avx512 = f.avx2 && (b & avx512) == avx512 && (xcr0 & zmm) == zmm;
+    bool bf16_bit = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+    f.avx512bf16 = f.avx512 && bf16_bit;
+    f.amx = f.avx512 && amx_bits && (xcr0 & tiles) == tiles && amx_permitted();
+    return f;
+}
+
+enum needs { NEEDS_AVX2, NEEDS_AVX512, NEEDS_AVX512BF16, NEEDS_AMX };
+
+static const struct entry {
+    struct tier tier;
+    enum needs needs;
+    bool automatic; /* may be chosen when no tier is named */
+} tiers[] = {
+    {{"avx2", &gemm_avx2, &rows_avx2}, NEEDS_AVX2, true},
+    {{"avx512", &gemm_avx512, &rows_avx512}, NEEDS_AVX512, true},
+};
+
+enum { TIERS = sizeof tiers / sizeof *tiers };
+
+static bool usable(const struct entry *e)
+{
+    struct features f = detect();
+    const bool has[] = {f.avx2, f.avx512, f.avx512bf16, f.amx};
+    return has[e->needs];
+}
+
+const char *cpu_tier_name(int i)
+{
+    return i >= 0 && i < TIERS ? tiers[i].tier.name : NULL;
+}
+
+static const struct entry *find(const char *name)
+{
+    for (int i = 0; i < TIERS; i++)
+        if (strcmp(tiers[i].tier.name, name) == 0)
+            return &tiers[i];
+    return NULL;
+}
+
+bool cpu_tier_usable(const char *name)
+{
+    const struct entry *e = find(name);
+    return e && usable(e);
+}
+
+static const struct entry *best(void)
+{
+    for (int i = TIERS - 1; i >= 0; i--)
+        if (tiers[i].automatic && usable(&tiers[i]))
+            return &tiers[i];
+    return NULL;
+}
+
+static int choose(const char *isa, const struct entry **e, struct error *err)
+{
+    *e = isa ? find(isa) : best();
+    if (isa && !*e)
+        return error_set(err, ERR_UNSUPPORTED,
+                         "CPU tier \"%s\" is unknown; accepted are ref, avx2, avx512, avx512bf16 and amx", isa);
+    if (*e && !usable(*e))
+        return error_set(err, ERR_UNSUPPORTED,
+                         "CPU tier %s cannot run here: the processor or the operating system lacks it; the best is %s",
+                         isa, best() ? best()->tier.name : "ref");
+    return 0;
+}
+
+static void close_cpu(struct backend *be)
+{
+    struct cpu_state *st = be->state;
+    if (st)
+        free(st->partial);
+    free(st);
+    be->state = NULL;
+}
+
+static void serve(struct backend *be, const struct tier *t)
+{
+    SERVE(be, conv2d, cpu_conv2d, t->name);
+    SERVE(be, linear, cpu_linear, t->name);
+    SERVE(be, pack_conv2d, cpu_pack_matrix, t->name);
+    SERVE(be, pack_linear, cpu_pack_matrix, t->name);
+}
+
+int ops_cpu(struct backend *be, const char *isa, struct error *err)
+{
+    const struct entry *e;
+    int rc = choose(isa, &e, err);
+    if (rc || !e)
+        return rc; /* a processor without AVX2: ref serves all, and the log says so */
+    struct cpu_state *st = calloc(1, sizeof *st);
+    if (!st)
+        return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
+    st->tier = &e->tier;
+    st->partial = aligned_alloc(64, PARTIAL_FLOATS * sizeof(float));
+    be->state = st;
+    be->close = close_cpu;
+    if (!st->partial)
+        return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
+    be->tier = e->tier.name;
+    be->dtype = e->tier.gemm->dtype;
+    serve(be, &e->tier);
+    return 0;
+}
+
+struct peak_job {
+    const struct gemm_kernel *g;
+    double flops[256];
+};
+
+static void peak_item(void *ctx, int item, int worker)
+{
+    (void)worker;
+    struct peak_job *job = ctx;
+    if (job->g->begin)
+        job->g->begin();
+    for (int i = 0; i < 8; i++) {
+        double f = job->g->peak();
+        job->flops[item] = f > job->flops[item] ? f : job->flops[item];
+    }
+    if (job->g->end)
+        job->g->end();
+}
+
+double cpu_peak_flops(const struct backend *be)
+{
+    if (!be->state || !be->pool)
+        return 0;
+    struct peak_job job = {.g = cpu_tier(be)->gemm};
+    int threads = pool_threads(be->pool);
+    threads = threads < 256 ? threads : 256;
+    pool_run(be->pool, threads, peak_item, &job);
+    double sum = 0;
+    for (int i = 0; i < threads; i++)
+        sum += job.flops[i];
+    return sum;
+}

@@ -1,0 +1,449 @@
+/* Convolution and linear layers as one blocked matrix product: y [positions][O] = A [positions][taps * I] * W.
+ *
+ * A is never laid out in full (no im2col in memory). Depending on the shape it is read
+ *   DIRECT  in place: 1x1, where rows of the product are rows of x;
+ *   PADDED  from a slab: the block's input rows with their halo, zeros at the edges, converted to the kernel's type,
+ *           upsampled if asked; every kernel position is then a constant offset from the output position;
+ *   FLAT    from a slab that holds each kernel position apart, so that a row tile may run across picture rows and
+ *           pictures: small or odd widths on kernels that want rows in sixteens.
+ *
+ * Tiling. A work item is a block of about 256 positions times up to 512 outputs. Its channels are cut into slices whose
+ * slab stays in the second-level cache (SLAB_BYTES); in a slice every panel of nr outputs runs over the chunks of the
+ * slice, and a chunk (k_block products, 32 KB of fp32 B) stays in the first level while all row tiles of the block pass
+ * over it. So per item: x is read 1.3 to 1.6 times (halo), W once, y is written once; at 256 positions a byte of fp32 W
+ * feeds 128 FLOPs, 1.4 GB/s a core at 180 GFLOP/s. Sums of unfinished slices wait in the worker's scratch.
+ *
+ * The order in which a number is summed depends on the packed layout alone (chunks of channels, then taps), not on blocks,
+ * threads or the batch: the same picture gets the same bits however it is computed. */
+#include "gemm.h"
+
+#include <string.h>
+
+#include "thread_pool.h"
+
+enum {
+    BLOCK_ROWS = 256,
+    BLOCK_COLS = 512,      /* outputs of a work item */
+    BLOCK_WIDTH = 64,      /* positions of one picture row in a block */
+    SLAB_BYTES = 512 << 10,
+    DIRECT_CHANNELS = 512, /* channels of a slice that is read in place */
+    TAPS_MAX = 121,
+};
+
+enum mode { DIRECT, PADDED, FLAT };
+
+struct job {
+    const struct gemm_kernel *g;
+    const struct row_ops *rows;
+    const struct cpu_weight *w;
+    struct pool *pool;
+    const struct gemm_args *a;
+    enum mode mode;
+    int kw, taps, pad_y, pad_x, step, shift, ih, iw; /* ih, iw: input as the kernel sees it, after upsampling */
+    int oh, ow;
+    size_t positions;        /* n * oh * ow */
+    int block_h, block_w;    /* PADDED: output rows and columns of a block */
+    int blocks_y, blocks_x;  /* PADDED: blocks of a picture */
+    int block_rows;          /* most positions in a block */
+    int blocks, cols_panels; /* blocks in all; panels of an item */
+    int slab_h, slab_w;      /* PADDED; FLAT uses slab_w = block_rows, slab_h = taps */
+    int slice_chunks, slices;
+};
+
+/* The part of a block that is regular: `segments` runs of `length` output positions. */
+struct block {
+    int n, y, x;             /* PADDED: first output position */
+    size_t first;            /* DIRECT, FLAT: first output position over the whole batch */
+    int segments, length;
+};
+
+struct worker_memory {
+    size_t tap[TAPS_MAX];
+    char *wide; /* one chunk of B, widened */
+    char *slab;
+    float *c;
+};
+
+static int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int div_up(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
+static int round_up(int a, int b)
+{
+    return div_up(a, b) * b;
+}
+
+/* ---- The slab ---- */
+
+/* Fills COUNT positions of the slab from input row IY (of picture N), columns first, first + step, …; zeros outside. */
+static void slab_line(const struct job *job, char *dst, int n, int iy, int first, int step, int count, int c0, int width)
+{
+    tensor x = job->a->x;
+    size_t es = dtype_size(job->g->dtype), bytes = (size_t)width * es;
+    if (iy < 0 || iy >= job->ih) {
+        memset(dst, 0, (size_t)count * bytes);
+        return;
+    }
+    int left = first < 0 ? min_int(div_up(-first, step), count) : 0;
+    int end = first >= job->iw ? 0 : min_int(count, (job->iw - 1 - first) / step + 1);
+    if (end < left)
+        end = left;
+    memset(dst, 0, (size_t)left * bytes);
+    memset(dst + (size_t)end * bytes, 0, (size_t)(count - end) * bytes);
+    size_t row = ((size_t)n * (size_t)x.h + (size_t)(iy >> job->shift)) * (size_t)x.w;
+    size_t xs = dtype_size(x.dtype);
+    struct gather g = {
+        .dst = dst + (size_t)left * bytes,
+        .dst_type = job->g->dtype,
+        .width = width,
+        .channels = min_int(width, x.c - c0),
+        .src = (const char *)x.data + (row * (size_t)x.ld + (size_t)c0) * xs,
+        .src_type = x.dtype,
+        .src_stride = (size_t)x.ld * xs,
+        .first = first + left * step,
+        .step = step,
+        .shift = job->shift,
+        .count = end - left,
+    };
+    job->rows->gather(&g);
+}
+
+/* One chunk of a PADDED slab: [slab_h][slab_w][width]. */
+static void fill_padded(const struct job *job, const struct block *b, char *dst, int c0, int width)
+{
+    size_t line = (size_t)job->slab_w * (size_t)width * dtype_size(job->g->dtype);
+    int count = (b->length - 1) * job->step + job->kw;
+    int lines = (b->segments - 1) * job->step + job->taps / job->kw;
+    for (int i = 0; i < lines; i++)
+        slab_line(job, dst + (size_t)i * line, b->n, b->y * job->step - job->pad_y + i,
+                  b->x * job->step - job->pad_x, 1, count, c0, width);
+}
+
+/* One chunk of a FLAT slab: [tap][block_rows][width]. */
+static void fill_flat(const struct job *job, const struct block *b, char *dst, int c0, int width)
+{
+    size_t bytes = (size_t)width * dtype_size(job->g->dtype);
+    for (int t = 0; t < job->taps; t++) {
+        char *d = dst + (size_t)t * (size_t)job->block_rows * bytes;
+        for (int done = 0; done < b->length;) {
+            size_t at = b->first + (size_t)done;
+            int ox = (int)(at % (size_t)job->ow), line = (int)(at / (size_t)job->ow);
+            int run = min_int(job->ow - ox, b->length - done);
+            slab_line(job, d + (size_t)done * bytes, line / job->oh,
+                      line % job->oh * job->step - job->pad_y + t / job->kw,
+                      ox * job->step - job->pad_x + t % job->kw, job->step, run, c0, width);
+            done += run;
+        }
+    }
+}
+
+static size_t slab_chunk_bytes(const struct job *job)
+{
+    return (size_t)job->slab_h * (size_t)job->slab_w * (size_t)job->w->chunk * dtype_size(job->g->dtype);
+}
+
+static void fill_slab(const struct job *job, const struct block *b, struct worker_memory *m, int slice)
+{
+    int first = slice * job->slice_chunks * job->w->chunk;
+    int end = min_int(job->w->channels, first + job->slice_chunks * job->w->chunk);
+    char *dst = m->slab;
+    for (int c = first; c < end; c += job->w->chunk, dst += slab_chunk_bytes(job))
+        if (job->mode == PADDED)
+            fill_padded(job, b, dst, c, job->w->chunk);
+        else
+            fill_flat(job, b, dst, c, job->w->chunk);
+}
+
+static void set_taps(const struct job *job, struct worker_memory *m)
+{
+    size_t bytes = (size_t)job->w->chunk * dtype_size(job->g->dtype);
+    for (int t = 0; t < job->taps; t++)
+        m->tap[t] = job->mode == PADDED ? (size_t)(t / job->kw * job->slab_w + t % job->kw) * bytes
+                                        : (size_t)t * (size_t)job->block_rows * bytes;
+}
+
+/* ---- The product ---- */
+
+/* Runs the tiles of one segment; *index counts tiles for the prefetch, which spreads the next B over the first tiles. */
+static void run_segment(const struct gemm_kernel *g, struct gemm_tile *t, int length, const char *next, size_t next_bytes,
+                        size_t *ahead)
+{
+    size_t lines = (size_t)t->taps * (size_t)t->k * 64 / (g->dtype == DTYPE_BF16 ? 2 : 1);
+    int tiles = div_up(length, g->mr);
+    for (int i = 0, done = 0; i < tiles; i++) {
+        int rows = g->m_align > 1 ? min_int(g->mr, length - done) : (length - done) / (tiles - i);
+        t->prefetch = *ahead < next_bytes ? next + *ahead : t->b;
+        *ahead += lines;
+        g->run(rows, t);
+        done += rows;
+        t->a += (size_t)rows * t->lda;
+        t->c += (size_t)rows * (size_t)g->nr;
+    }
+}
+
+/* c [positions of the block][nr] (+)= one chunk of the panel P. */
+static void run_chunk(const struct job *job, const struct block *b, struct worker_memory *m, int slice, int chunk, int p,
+                      float *c)
+{
+    const struct gemm_kernel *g = job->g;
+    const struct cpu_weight *w = job->w;
+    const size_t es = dtype_size(g->dtype);
+    int c0 = chunk * w->chunk, k = min_int(w->chunk, w->channels - c0);
+    size_t count = (size_t)k * (size_t)job->taps * (size_t)g->nr, bytes = count * dtype_size(w->dtype);
+    const char *raw = weight_data(w) + (size_t)p * w->panel_bytes +
+                      (size_t)c0 * (size_t)job->taps * (size_t)g->nr * dtype_size(w->dtype);
+    const char *data = raw;
+    if (w->dtype != g->dtype) {
+        job->rows->convert(m->wide, g->dtype, raw, w->dtype, count);
+        data = m->wide;
+    }
+    size_t position = (size_t)w->chunk * es, ahead = 0;
+    struct gemm_tile t = {.tap = m->tap, .taps = job->taps, .k = k, .b = data, .add = chunk > 0};
+    for (int s = 0; s < b->segments; s++) {
+        if (job->mode == DIRECT) {
+            tensor x = job->a->x;
+            t.lda = (size_t)x.ld * es;
+            t.a = (const char *)x.data + b->first * t.lda + (size_t)c0 * es;
+        } else {
+            t.lda = position * (size_t)(job->mode == PADDED ? job->step : 1);
+            t.a = m->slab + (size_t)(chunk - slice * job->slice_chunks) * slab_chunk_bytes(job) +
+                  (size_t)(s * job->step * job->slab_w) * position;
+        }
+        t.c = c + (size_t)(s * b->length) * (size_t)g->nr;
+        run_segment(g, &t, b->length, raw + bytes, bytes, &ahead);
+    }
+}
+
+/* Writes outputs of panel P for ROWS positions from FIRST on, all of one picture when there is an add_bc. */
+static void finish_run(const struct job *job, int p, const float *c, size_t first, int rows)
+{
+    const struct gemm_args *a = job->a;
+    int col = p * job->w->panel_cols;
+    size_t ys = dtype_size(a->y.dtype);
+    struct finish f = {
+        .c = c,
+        .nr = job->g->nr,
+        .rows = rows,
+        .cols = min_int(job->w->panel_cols, a->y.c - col),
+        .bias = weight_bias(job->w) + (size_t)p * (size_t)job->g->nr,
+        .y = (char *)a->y.data + (first * (size_t)a->y.ld + (size_t)col) * ys,
+        .y_stride = (size_t)a->y.ld * ys,
+        .y_type = a->y.dtype,
+        .act = a->act,
+        .geglu = a->geglu,
+    };
+    if (a->residual.data) {
+        size_t rs = dtype_size(a->residual.dtype);
+        f.residual = (const char *)a->residual.data + (first * (size_t)a->residual.ld + (size_t)col) * rs;
+        f.residual_stride = (size_t)a->residual.ld * rs;
+        f.residual_type = a->residual.dtype;
+    }
+    if (a->add_bc.data) {
+        size_t n = first / ((size_t)job->oh * (size_t)job->ow);
+        n = a->add_bc.n == 1 ? 0 : n;
+        f.add = (const char *)a->add_bc.data +
+                (n * (size_t)a->add_bc.ld + (size_t)col) * dtype_size(a->add_bc.dtype);
+        f.add_type = a->add_bc.dtype;
+    }
+    job->rows->finish(&f);
+}
+
+static void finish_panel(const struct job *job, const struct block *b, int p, const float *c)
+{
+    size_t nr = (size_t)job->g->nr, picture = (size_t)job->oh * (size_t)job->ow;
+    for (int s = 0; s < b->segments; s++) {
+        size_t first = b->first;
+        if (job->mode == PADDED)
+            first = ((size_t)b->n * (size_t)job->oh + (size_t)(b->y + s)) * (size_t)job->ow + (size_t)b->x;
+        for (int done = 0; done < b->length;) {
+            int run = b->length - done;
+            if (job->a->add_bc.data) {
+                size_t left = picture - (first + (size_t)done) % picture;
+                run = left < (size_t)run ? (int)left : run;
+            }
+            finish_run(job, p, c + (size_t)(s * b->length + done) * nr, first + (size_t)done, run);
+            done += run;
+        }
+    }
+}
+
+static struct block block_at(const struct job *job, int i)
+{
+    struct block b = {.segments = 1};
+    if (job->mode != PADDED) {
+        b.first = (size_t)i * (size_t)job->block_rows;
+        size_t left = job->positions - b.first;
+        b.length = left < (size_t)job->block_rows ? (int)left : job->block_rows;
+        return b;
+    }
+    b.x = i % job->blocks_x * job->block_w;
+    b.y = i / job->blocks_x % job->blocks_y * job->block_h;
+    b.n = i / job->blocks_x / job->blocks_y;
+    b.length = min_int(job->block_w, job->ow - b.x);
+    b.segments = min_int(job->block_h, job->oh - b.y);
+    return b;
+}
+
+static struct worker_memory worker_memory(const struct job *job, int worker)
+{
+    char *p = pool_scratch(job->pool, worker);
+    struct worker_memory m = {.wide = p};
+    p += round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096);
+    m.slab = p;
+    if (job->mode != DIRECT)
+        p += ((size_t)job->slice_chunks * slab_chunk_bytes(job) + 4095) / 4096 * 4096;
+    m.c = (float *)p;
+    set_taps(job, &m);
+    return m;
+}
+
+static void run_item(void *ctx, int item, int worker)
+{
+    const struct job *job = ctx;
+    struct block b = block_at(job, item % job->blocks);
+    int p0 = item / job->blocks * job->cols_panels, p1 = min_int(job->w->panels, p0 + job->cols_panels);
+    int chunks = div_up(job->w->channels, job->w->chunk);
+    struct worker_memory m = worker_memory(job, worker);
+    size_t panel_floats = (size_t)job->block_rows * (size_t)job->g->nr;
+    if (job->g->begin)
+        job->g->begin();
+    for (int slice = 0; slice < job->slices; slice++) {
+        int first = slice * job->slice_chunks, end = min_int(chunks, first + job->slice_chunks);
+        if (job->mode != DIRECT)
+            fill_slab(job, &b, &m, slice);
+        for (int p = p0; p < p1; p++) {
+            float *c = m.c + (job->slices > 1 ? (size_t)(p - p0) * panel_floats : 0);
+            for (int chunk = first; chunk < end; chunk++)
+                run_chunk(job, &b, &m, slice, chunk, p, c);
+            if (end == chunks)
+                finish_panel(job, &b, p, c);
+        }
+    }
+    if (job->g->end)
+        job->g->end();
+}
+
+/* ---- Choosing blocks ---- */
+
+static enum mode choose_mode(const struct job *job)
+{
+    const struct gemm_args *a = job->a;
+    const struct gemm_kernel *g = job->g;
+    if (job->taps == 1 && job->step == 1 && !job->shift && a->x.dtype == g->dtype && a->x.c % g->k_unit == 0)
+        return DIRECT;
+    if (job->ow % g->m_align == 0 && job->ow >= 4)
+        return PADDED;
+    return FLAT;
+}
+
+static void choose_block(struct job *job)
+{
+    if (job->mode == PADDED) {
+        int across = div_up(job->ow, BLOCK_WIDTH);
+        job->block_w = round_up(div_up(job->ow, across), job->g->m_align);
+        job->blocks_x = div_up(job->ow, job->block_w);
+        int down = div_up(job->oh, BLOCK_ROWS / job->block_w > 0 ? BLOCK_ROWS / job->block_w : 1);
+        job->block_h = div_up(job->oh, down);
+        job->blocks_y = div_up(job->oh, job->block_h);
+        job->block_rows = job->block_h * job->block_w;
+        job->blocks = job->a->x.n * job->blocks_x * job->blocks_y;
+        job->slab_w = (job->block_w - 1) * job->step + job->kw;
+        job->slab_h = (job->block_h - 1) * job->step + job->taps / job->kw;
+        return;
+    }
+    size_t blocks = (job->positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    job->block_rows = round_up((int)((job->positions + blocks - 1) / blocks), job->g->m_align > 1 ? job->g->mr : 1);
+    job->blocks = (int)((job->positions + (size_t)job->block_rows - 1) / (size_t)job->block_rows);
+    job->slab_w = job->block_rows;
+    job->slab_h = job->taps;
+}
+
+/* Panels of an item: up to BLOCK_COLS outputs, fewer where there would be too few items for the threads. */
+static void choose_columns(struct job *job)
+{
+    int want = pool_threads(job->pool) * (job->mode == DIRECT ? 4 : job->mode == PADDED ? 2 : 1);
+    int parts = div_up(job->w->panels * job->g->nr, BLOCK_COLS);
+    if (job->blocks * parts < want)
+        parts = min_int(job->w->panels, div_up(want, job->blocks));
+    job->cols_panels = div_up(job->w->panels, parts);
+}
+
+static void choose_slices(struct job *job)
+{
+    int chunks = div_up(job->w->channels, job->w->chunk);
+    size_t fit = SLAB_BYTES / slab_chunk_bytes(job);
+    int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->w->chunk : fit > 1024 ? 1024 : (int)fit;
+    job->slices = div_up(chunks, most > 0 ? most : 1);
+    job->slice_chunks = div_up(chunks, job->slices);
+}
+
+int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
+{
+    const struct tier *tier = cpu_tier(be);
+    const struct cpu_weight *w = a->w->packed;
+    int taps = a->w->kh * a->w->kw, step = a->stride > 0 ? a->stride : 1;
+    struct job job = {
+        .g = tier->gemm,
+        .rows = tier->rows,
+        .w = w,
+        .pool = be->pool,
+        .a = a,
+        .kw = a->w->kw,
+        .taps = taps,
+        .pad_y = a->pad_end ? 0 : (a->w->kh - 1) / 2,
+        .pad_x = a->pad_end ? 0 : (a->w->kw - 1) / 2,
+        .step = step,
+        .shift = a->upsample ? 1 : 0,
+        .ih = a->x.h << (a->upsample ? 1 : 0),
+        .iw = a->x.w << (a->upsample ? 1 : 0),
+        .oh = a->y.h,
+        .ow = a->y.w,
+        .positions = tensor_rows(a->y),
+    };
+    if (taps > TAPS_MAX)
+        return error_set(err, ERR_UNSUPPORTED, "a %dx%d kernel has more than %d positions", a->w->kh, a->w->kw,
+                         TAPS_MAX);
+    if (job.positions == 0)
+        return 0;
+    job.mode = choose_mode(&job);
+    choose_block(&job);
+    choose_columns(&job);
+    choose_slices(&job);
+    pool_run(be->pool, job.blocks * div_up(w->panels, job.cols_panels), run_item, &job);
+    return 0;
+}
+
+int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const struct conv2d_args *a, struct error *err)
+{
+    struct gemm_args g = {
+        .y = y,
+        .x = x,
+        .w = w,
+        .stride = a->stride,
+        .upsample = a->upsample,
+        .pad_end = a->pad_end,
+        .add_bc = a->add_bc,
+        .residual = a->residual,
+        .act = a->act,
+    };
+    return gemm_run(be, &g, err);
+}
+
+int cpu_linear(struct backend *be, tensor y, tensor x, const weight *w, const struct linear_args *a, struct error *err)
+{
+    struct gemm_args g = {
+        .y = y,
+        .x = x,
+        .w = w,
+        .residual = a->residual,
+        .act = a->act,
+        .geglu = w->kind == WEIGHT_GEGLU,
+    };
+    return gemm_run(be, &g, err);
+}

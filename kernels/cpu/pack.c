@@ -1,0 +1,152 @@
+/* Weights into the layout of struct cpu_weight, once at load, on all threads. The source is as the file has it: fp32, fp16
+ * or bf16, possibly unaligned, [O][I][taps] for convolutions and [O][I] for linear layers. */
+#include <string.h>
+
+#include "thread_pool.h"
+#include "tier.h"
+
+enum { ALIGN = 64 };
+
+struct pack_job {
+    const struct tier *tier;
+    struct pool *pool;
+    const struct weight_source *src;
+    struct cpu_weight *w;
+};
+
+static size_t align_up(size_t n)
+{
+    return (n + ALIGN - 1) / ALIGN * ALIGN;
+}
+
+/* fp32 tiers store what the file has when all parts agree; bf16 tiers store bf16. */
+static enum dtype storage_dtype(const struct tier *t, const struct weight_source *src)
+{
+    if (t->gemm->dtype == DTYPE_BF16)
+        return DTYPE_BF16;
+    for (int i = 1; i < src->parts; i++)
+        if (src->w[i].dtype != src->w[0].dtype)
+            return DTYPE_F32;
+    return src->w[0].dtype;
+}
+
+static void lay_out(struct cpu_weight *w, const struct tier *t, const struct weight_source *src)
+{
+    const struct gemm_kernel *g = t->gemm;
+    int taps = src->kh * src->kw, unit = g->k_unit;
+    int chunk = g->k_block / taps / unit * unit;
+    /* Whole cache lines of fp32 where there is a choice: 16 channels. */
+    if (chunk > 16 && chunk % 16)
+        chunk = chunk / 16 * 16;
+    if (chunk < unit)
+        chunk = unit;
+    w->dtype = storage_dtype(t, src);
+    w->taps = taps;
+    w->channels = (src->in_c + unit - 1) / unit * unit;
+    w->chunk = chunk < w->channels ? chunk : w->channels;
+    w->panel_cols = src->kind == WEIGHT_GEGLU ? g->nr / 2 : g->nr;
+    int outputs = src->kind == WEIGHT_GEGLU ? src->out_c / 2 : src->out_c;
+    w->panels = (outputs + w->panel_cols - 1) / w->panel_cols;
+    w->panel_bytes = (size_t)w->channels * (size_t)taps * (size_t)g->nr * dtype_size(w->dtype);
+    w->bias = align_up(sizeof *w);
+    w->data = align_up(w->bias + (size_t)w->panels * (size_t)g->nr * sizeof(float));
+}
+
+/* The output that column J of panel P computes, or -1 past the end. */
+static int column_output(const struct pack_job *job, int p, int j)
+{
+    const struct weight_source *src = job->src;
+    int cols = job->w->panel_cols;
+    if (src->kind != WEIGHT_GEGLU)
+        return p * cols + j < src->out_c ? p * cols + j : -1;
+    int value = p * cols + j % cols;
+    return value < src->out_c / 2 ? value + (j >= cols ? src->out_c / 2 : 0) : -1;
+}
+
+static void scatter32(uint32_t *dst, const uint32_t *src, int channels, int taps, size_t tap_step, int nr)
+{
+    for (int c = 0; c < channels; c++)
+        for (int t = 0; t < taps; t++)
+            dst[(size_t)t * tap_step + (size_t)(c * nr)] = *src++;
+}
+
+static void scatter16(uint16_t *dst, const uint16_t *src, int channels, int taps, size_t tap_step, int nr)
+{
+    for (int c = 0; c < channels; c++)
+        for (int t = 0; t < taps; t++)
+            dst[(size_t)t * tap_step + (size_t)(c * nr)] = *src++;
+}
+
+/* Channels 2i and 2i + 1 side by side, as the bf16 dot products want them. */
+static void scatter_pairs(uint16_t *dst, const uint16_t *src, int channels, int taps, size_t tap_step, int nr)
+{
+    for (int c = 0; c < channels; c++)
+        for (int t = 0; t < taps; t++)
+            dst[(size_t)t * tap_step + (size_t)(c / 2 * 2 * nr + c % 2)] = *src++;
+}
+
+/* Chunk [first, first + channels) of all columns of a panel; DST is its place, `padded` channels wide. */
+static void pack_chunk(const struct pack_job *job, int p, int first, int channels, int padded, char *dst, char *row)
+{
+    const struct weight_source *src = job->src;
+    int nr = job->tier->gemm->nr, taps = job->w->taps, part_c = src->out_c / src->parts;
+    size_t tap_step = (size_t)padded * (size_t)nr, count = (size_t)channels * (size_t)taps;
+    enum dtype type = job->w->dtype;
+    for (int j = 0; j < nr; j++) {
+        int o = column_output(job, p, j);
+        if (o < 0)
+            continue;
+        const struct host_array *a = &src->w[o / part_c];
+        size_t at = ((size_t)(o % part_c) * (size_t)src->in_c + (size_t)first) * (size_t)taps;
+        job->tier->rows->convert(row, type, (const char *)a->data + at * dtype_size(a->dtype), a->dtype, count);
+        if (job->tier->gemm->dtype == DTYPE_BF16)
+            scatter_pairs((uint16_t *)dst + 2 * j, (uint16_t *)row, channels, taps, tap_step, nr);
+        else if (type == DTYPE_F32)
+            scatter32((uint32_t *)dst + j, (uint32_t *)row, channels, taps, tap_step, nr);
+        else
+            scatter16((uint16_t *)dst + j, (uint16_t *)row, channels, taps, tap_step, nr);
+    }
+}
+
+static void pack_panel(void *ctx, int p, int worker)
+{
+    const struct pack_job *job = ctx;
+    struct cpu_weight *w = job->w;
+    const struct weight_source *src = job->src;
+    int nr = job->tier->gemm->nr;
+    char *dst = weight_data(w) + (size_t)p * w->panel_bytes;
+    for (int first = 0; first < w->channels; first += w->chunk) {
+        int padded = w->channels - first < w->chunk ? w->channels - first : w->chunk;
+        int channels = src->in_c - first < padded ? src->in_c - first : padded;
+        size_t bytes = (size_t)padded * (size_t)w->taps * (size_t)nr * dtype_size(w->dtype);
+        memset(dst, 0, bytes);
+        pack_chunk(job, p, first, channels, padded, dst, pool_scratch(job->pool, worker));
+        dst += bytes;
+    }
+    float *bias = (float *)((char *)w + w->bias) + (size_t)p * (size_t)nr;
+    int part_c = src->out_c / src->parts;
+    for (int j = 0; j < nr; j++) {
+        int o = column_output(job, p, j);
+        const struct host_array *a = o < 0 ? NULL : &src->bias[o / part_c];
+        bias[j] = 0;
+        if (a && a->data)
+            job->tier->rows->convert(&bias[j], DTYPE_F32,
+                                     (const char *)a->data + (size_t)(o % part_c) * dtype_size(a->dtype), a->dtype, 1);
+    }
+}
+
+int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
+{
+    struct cpu_weight layout;
+    lay_out(&layout, cpu_tier(be), src);
+    size_t bytes = layout.data + (size_t)layout.panels * layout.panel_bytes;
+    int rc = be->mem_alloc(be, bytes, &w->packed, err);
+    if (rc)
+        return rc;
+    w->bytes = bytes;
+    struct cpu_weight *packed = w->packed;
+    *packed = layout;
+    struct pack_job job = {cpu_tier(be), be->pool, src, packed};
+    pool_run(be->pool, packed->panels, pack_panel, &job);
+    return 0;
+}

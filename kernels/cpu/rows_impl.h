@@ -1,0 +1,402 @@
+/* Row functions of a tier: everything that is not a matrix product, written in the vocabulary of vec_*.h and compiled once
+ * for each vector width. Each handles any length; tails are masked.
+ *
+ * Accuracy (fp32, against double): exponential 2e-7 relative, sigmoid and SiLU 3e-7, GELU 4e-7 of max(|x|, 1). */
+#include <string.h>
+
+#include "tier.h"
+
+/* ---- Loads and stores by type. TYPE is a constant wherever these are inlined. ---- */
+
+VEC vf load_n(enum dtype type, const char *p, int i, int n)
+{
+    if (type == DTYPE_F32)
+        return n >= VL ? v_load(p + (size_t)i * 4) : v_load_n(p + (size_t)i * 4, n);
+    if (type == DTYPE_BF16)
+        return n >= VL ? v_load_bf16(p + (size_t)i * 2) : v_load_bf16_n(p + (size_t)i * 2, n);
+    return n >= VL ? v_load_f16(p + (size_t)i * 2) : v_load_f16_n(p + (size_t)i * 2, n);
+}
+
+VEC void store_n(enum dtype type, char *p, int i, int n, vf x)
+{
+    if (type == DTYPE_F32)
+        n >= VL ? v_store(p + (size_t)i * 4, x) : v_store_n(p + (size_t)i * 4, x, n);
+    else if (type == DTYPE_BF16)
+        n >= VL ? v_store_bf16(p + (size_t)i * 2, x) : v_store_bf16_n(p + (size_t)i * 2, x, n);
+    else
+        n >= VL ? v_store_f16(p + (size_t)i * 2, x) : v_store_f16_n(p + (size_t)i * 2, x, n);
+}
+
+/* Calls F(constant type, …) for a type known at run time. */
+#define BY_TYPE(type, F, ...)                                                                                \
+    do {                                                                                                     \
+        if ((type) == DTYPE_F32)                                                                             \
+            F(DTYPE_F32, __VA_ARGS__);                                                                       \
+        else if ((type) == DTYPE_BF16)                                                                       \
+            F(DTYPE_BF16, __VA_ARGS__);                                                                      \
+        else                                                                                                 \
+            F(DTYPE_F16, __VA_ARGS__);                                                                       \
+    } while (0)
+
+/* ---- Functions of one vector ---- */
+
+/* exp(x): x = n ln 2 + r, |r| <= ln 2 / 2, polynomial of degree 6 in r (Cephes expf), times 2^n. */
+VEC vf v_exp(vf x)
+{
+    vf c = v_min(v_set1(88.722f), v_max(v_exp_lowest(), x));
+    vf n = v_round(v_mul(c, v_set1(1.44269504f)));
+    vf r = v_fnma(n, v_set1(0.693359375f), c);
+    r = v_fma(n, v_set1(2.12194440e-4f), r);
+    vf p = v_set1(1.9875691500e-4f);
+    p = v_fma(p, r, v_set1(1.3981999507e-3f));
+    p = v_fma(p, r, v_set1(8.3334519073e-3f));
+    p = v_fma(p, r, v_set1(4.1665795894e-2f));
+    p = v_fma(p, r, v_set1(1.6666665459e-1f));
+    p = v_fma(p, r, v_set1(5.0000001201e-1f));
+    p = v_fma(p, v_mul(r, r), v_add(r, v_set1(1.0f)));
+    return v_scale_pow2(p, n, x);
+}
+
+/* x / (1 + exp(-k x)): SiLU for k = 1, CLIP's quick_gelu for k = 1.702. */
+VEC vf v_sigmoid_times(vf x, float k)
+{
+    return v_div(x, v_add(v_set1(1.0f), v_exp(v_mul(x, v_set1(-k)))));
+}
+
+/* x times the normal distribution function: the exact GELU. erfc by the Chebyshev fit of Numerical Recipes (erfcc), whose
+ * relative error is below 1.2e-7 everywhere. */
+VEC vf v_gelu(vf x)
+{
+    vf z = v_mul(v_abs(x), v_set1(0.70710678f));
+    vf t = v_div(v_set1(1.0f), v_fma(z, v_set1(0.5f), v_set1(1.0f)));
+    vf p = v_set1(0.17087277f);
+    p = v_fma(p, t, v_set1(-0.82215223f));
+    p = v_fma(p, t, v_set1(1.48851587f));
+    p = v_fma(p, t, v_set1(-1.13520398f));
+    p = v_fma(p, t, v_set1(0.27886807f));
+    p = v_fma(p, t, v_set1(-0.18628806f));
+    p = v_fma(p, t, v_set1(0.09678418f));
+    p = v_fma(p, t, v_set1(0.37409196f));
+    p = v_fma(p, t, v_set1(1.00002368f));
+    p = v_fma(p, t, v_set1(-1.26551223f));
+    vf half = v_mul(v_mul(t, v_set1(0.5f)), v_exp(v_fnma(z, z, p))); /* erfc(z) / 2 */
+    return v_mul(x, v_where_negative(x, half, v_sub(v_set1(1.0f), half)));
+}
+
+VEC vf v_act(enum act act, vf x)
+{
+    if (act == ACT_SILU)
+        return v_sigmoid_times(x, 1.0f);
+    if (act == ACT_GELU)
+        return v_gelu(x);
+    if (act == ACT_QUICK_GELU)
+        return v_sigmoid_times(x, 1.702f);
+    return x;
+}
+
+/* ---- The end of a matrix product ---- */
+
+VEC vf finish_value(enum act act, bool geglu, const struct finish *f, const float *c, int j, int n, vf add)
+{
+    (void)n; /* c and bias have whole vectors */
+    vf v = v_add(v_add(v_load(c + j), v_load(f->bias + j)), add);
+    if (!geglu)
+        return v_act(act, v);
+    int g = f->nr / 2 + j;
+    return v_mul(v, v_gelu(v_add(v_load(c + g), v_load(f->bias + g))));
+}
+
+/* In steps of a vector; where half a panel is less than a vector (GEGLU on no tier today) this would not hold. */
+VEC void finish_rows(enum dtype y_type, enum act act, bool geglu, const struct finish *f)
+{
+    for (int j = 0; j < f->cols; j += VL) {
+        int n = f->cols - j;
+        vf add = v_zero();
+        if (f->add)
+            add = f->add_type == DTYPE_F32 ? load_n(DTYPE_F32, f->add, j, n) : load_n(DTYPE_BF16, f->add, j, n);
+        const float *c = f->c;
+        char *y = f->y;
+        const char *res = f->residual;
+        for (int r = 0; r < f->rows; r++, c += f->nr, y += f->y_stride) {
+            vf v = finish_value(act, geglu, f, c, j, n, add);
+            if (res) {
+                v = v_add(v, f->residual_type == DTYPE_F32 ? load_n(DTYPE_F32, res, j, n)
+                                                           : load_n(DTYPE_BF16, res, j, n));
+                res += f->residual_stride;
+            }
+            store_n(y_type, y, j, n, v);
+        }
+    }
+}
+
+VEC void finish_typed(enum dtype y_type, const struct finish *f)
+{
+    if (f->geglu)
+        finish_rows(y_type, ACT_NONE, true, f);
+    else if (f->act == ACT_SILU)
+        finish_rows(y_type, ACT_SILU, false, f);
+    else if (f->act == ACT_GELU)
+        finish_rows(y_type, ACT_GELU, false, f);
+    else if (f->act == ACT_QUICK_GELU)
+        finish_rows(y_type, ACT_QUICK_GELU, false, f);
+    else
+        finish_rows(y_type, ACT_NONE, false, f);
+}
+
+static void row_finish(const struct finish *f)
+{
+    if (f->y_type == DTYPE_F32)
+        finish_typed(DTYPE_F32, f);
+    else
+        finish_typed(DTYPE_BF16, f);
+}
+
+/* ---- Copies ---- */
+
+VEC void convert_as(enum dtype src_type, enum dtype dst_type, char *dst, const char *src, size_t n)
+{
+    size_t ds = dtype_size(dst_type), ss = dtype_size(src_type);
+    for (; n >= (size_t)VL; n -= (size_t)VL, dst += (size_t)VL * ds, src += (size_t)VL * ss)
+        store_n(dst_type, dst, 0, VL, load_n(src_type, src, 0, VL));
+    if (n)
+        store_n(dst_type, dst, 0, (int)n, load_n(src_type, src, 0, (int)n));
+}
+
+static void row_convert(void *dst, enum dtype dst_type, const void *src, enum dtype src_type, size_t n)
+{
+    if (dst_type == src_type)
+        memcpy(dst, src, n * dtype_size(dst_type));
+    else if (dst_type == DTYPE_F32)
+        BY_TYPE(src_type, convert_as, DTYPE_F32, dst, src, n);
+    else if (dst_type == DTYPE_BF16)
+        BY_TYPE(src_type, convert_as, DTYPE_BF16, dst, src, n);
+    else
+        BY_TYPE(src_type, convert_as, DTYPE_F16, dst, src, n);
+}
+
+static void row_gather(const struct gather *g)
+{
+    size_t ds = dtype_size(g->dst_type), used = (size_t)g->channels * ds, width = (size_t)g->width * ds;
+    bool same = g->dst_type == g->src_type;
+    char *dst = g->dst;
+    for (int i = 0; i < g->count; i++, dst += width) {
+        const char *src = g->src + (size_t)((g->first + i * g->step) >> g->shift) * g->src_stride;
+        if (same && used == 128) /* the common chunk of 32 floats, without a call */
+            memcpy(dst, src, 128);
+        else if (same)
+            memcpy(dst, src, used);
+        else
+            row_convert(dst, g->dst_type, src, g->src_type, (size_t)g->channels);
+        if (width > used)
+            memset(dst + used, 0, width - used);
+    }
+}
+
+static void row_transpose(uint32_t *dst, int nr, const char *src, size_t stride, int rows, int words)
+{
+    if (rows < nr)
+        memset(dst, 0, (size_t)nr * (size_t)words * 4);
+    /* Eight rows at a time, so that each line of dst is written while it is near. */
+    for (int j = 0; j < rows; j += 8) {
+        int n = rows - j < 8 ? rows - j : 8;
+        const char *s = src + (size_t)j * stride;
+        for (int i = 0; i < words; i++)
+            for (int q = 0; q < n; q++)
+                memcpy(&dst[(size_t)i * (size_t)nr + (size_t)(j + q)], s + (size_t)q * stride + (size_t)i * 4, 4);
+    }
+}
+
+/* ---- Norms ---- */
+
+VEC void channel_sums_as(enum dtype type, const char *x, size_t stride, int rows, int c, const float *pivot, float *sum,
+                         float *square)
+{
+    for (int j = 0; j < c; j += VL) {
+        int n = c - j;
+        vf p = n >= VL ? v_load(pivot + j) : v_load_n(pivot + j, n);
+        vf s0 = v_zero(), q0 = v_zero(), s1 = v_zero(), q1 = v_zero();
+        const char *row = x;
+        int r = 0;
+        for (; r + 2 <= rows; r += 2, row += 2 * stride) {
+            vf d0 = v_sub(load_n(type, row, j, n), p), d1 = v_sub(load_n(type, row + stride, j, n), p);
+            s0 = v_add(s0, d0), q0 = v_fma(d0, d0, q0);
+            s1 = v_add(s1, d1), q1 = v_fma(d1, d1, q1);
+        }
+        if (r < rows) {
+            vf d0 = v_sub(load_n(type, row, j, n), p);
+            s0 = v_add(s0, d0), q0 = v_fma(d0, d0, q0);
+        }
+        s0 = v_add(s0, s1), q0 = v_add(q0, q1);
+        int m = n < VL ? n : VL;
+        v_store_n(sum + j, v_add(v_load_n(sum + j, m), s0), m);
+        v_store_n(square + j, v_add(v_load_n(square + j, m), q0), m);
+    }
+}
+
+static void row_channel_sums(const char *x, enum dtype type, size_t stride, int rows, int c, const float *pivot, float *sum,
+                         float *square)
+{
+    BY_TYPE(type, channel_sums_as, x, stride, rows, c, pivot, sum, square);
+}
+
+VEC void affine_as(enum dtype x_type, enum dtype y_type, bool act, char *y, const char *x, int c, const float *scale,
+                   const float *shift)
+{
+    for (int j = 0; j < c; j += VL) {
+        int n = c - j;
+        vf v = load_n(x_type, x, j, n);
+        if (scale)
+            v = v_fma(v, load_n(DTYPE_F32, (const char *)scale, j, n), load_n(DTYPE_F32, (const char *)shift, j, n));
+        store_n(y_type, y, j, n, act ? v_sigmoid_times(v, 1.0f) : v);
+    }
+}
+
+static void row_affine(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *scale,
+                   const float *shift, bool act)
+{
+    if (y_type == DTYPE_F32 && act)
+        BY_TYPE(x_type, affine_as, DTYPE_F32, true, y, x, c, scale, shift);
+    else if (y_type == DTYPE_F32)
+        BY_TYPE(x_type, affine_as, DTYPE_F32, false, y, x, c, scale, shift);
+    else if (act)
+        BY_TYPE(x_type, affine_as, DTYPE_BF16, true, y, x, c, scale, shift);
+    else
+        BY_TYPE(x_type, affine_as, DTYPE_BF16, false, y, x, c, scale, shift);
+}
+
+/* Mean first, then the mean square of the differences: no cancellation. */
+VEC void layer_norm_as(enum dtype x_type, enum dtype y_type, char *y, const char *x, int c, const float *gamma,
+                       const float *beta, float eps)
+{
+    vf sum = v_zero(), square = v_zero();
+    for (int j = 0; j < c; j += VL)
+        sum = v_add(sum, load_n(x_type, x, j, c - j));
+    vf mean = v_set1(v_sum(sum) / (float)c);
+    for (int j = 0; j < c; j += VL) {
+        vf d = v_sub(load_n(x_type, x, j, c - j), mean);
+        if (c - j < VL)
+            d = v_fill_tail(d, c - j, v_zero());
+        square = v_fma(d, d, square);
+    }
+    float variance = v_sum(square) / (float)c + eps;
+    vf scale = v_set1(1.0f / __builtin_sqrtf(variance));
+    for (int j = 0; j < c; j += VL) {
+        int n = c - j;
+        vf v = v_mul(v_sub(load_n(x_type, x, j, n), mean), scale);
+        v = v_fma(v, load_n(DTYPE_F32, (const char *)gamma, j, n), load_n(DTYPE_F32, (const char *)beta, j, n));
+        store_n(y_type, y, j, n, v);
+    }
+}
+
+static void row_layer_norm(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *gamma,
+                       const float *beta, float eps)
+{
+    if (y_type == DTYPE_F32)
+        BY_TYPE(x_type, layer_norm_as, DTYPE_F32, y, x, c, gamma, beta, eps);
+    else
+        BY_TYPE(x_type, layer_norm_as, DTYPE_BF16, y, x, c, gamma, beta, eps);
+}
+
+VEC void add_as(enum dtype b_type, enum dtype a_type, enum dtype y_type, char *y, const char *a, const char *b, size_t n)
+{
+    size_t sa = dtype_size(a_type), sb = dtype_size(b_type), sy = dtype_size(y_type);
+    for (size_t j = 0; j < n; j += (size_t)VL) {
+        int m = n - j < (size_t)VL ? (int)(n - j) : VL;
+        vf v = v_add(load_n(a_type, a + j * sa, 0, m), load_n(b_type, b + j * sb, 0, m));
+        store_n(y_type, y + j * sy, 0, m, v);
+    }
+}
+
+static void row_add(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b, enum dtype b_type, size_t n)
+{
+    if (y_type == DTYPE_F32 && a_type == DTYPE_F32)
+        BY_TYPE(b_type, add_as, DTYPE_F32, DTYPE_F32, y, a, b, n);
+    else if (y_type == DTYPE_F32)
+        BY_TYPE(b_type, add_as, DTYPE_BF16, DTYPE_F32, y, a, b, n);
+    else if (a_type == DTYPE_F32)
+        BY_TYPE(b_type, add_as, DTYPE_F32, DTYPE_BF16, y, a, b, n);
+    else
+        BY_TYPE(b_type, add_as, DTYPE_BF16, DTYPE_BF16, y, a, b, n);
+}
+
+/* ---- Online softmax (Milakov and Gimelshein; used as in FlashAttention) ---- */
+
+/* Highest of the first `keys` scores of a row. */
+VEC vf row_highest(const float *s, size_t panel, int nr, int keys)
+{
+    vf top = v_set1(-__builtin_inff());
+    for (int k = 0; k < keys; k += nr, s += panel)
+        for (int j = 0; j < nr && k + j < keys; j += VL) {
+            int n = keys - k - j;
+            vf v = n >= VL ? v_load(s + j) : v_fill_tail(v_load_n(s + j, n), n, v_set1(-__builtin_inff()));
+            top = v_max(top, v);
+        }
+    return top;
+}
+
+VEC void softmax_row(enum dtype p_type, const struct softmax_block *b, int r)
+{
+    const int nr = b->nr;
+    const size_t panel = (size_t)b->panel_rows * (size_t)nr, ps = dtype_size(p_type);
+    float *s = b->s + (size_t)r * (size_t)nr;
+    char *p = (char *)b->p + (size_t)r * (size_t)nr * ps;
+    int seen = b->causal_first + r + 1 < b->keys ? b->causal_first + r + 1 : b->keys;
+    if (seen < 0)
+        seen = 0;
+    float top = seen ? b->scale * v_highest(row_highest(s, panel, nr, seen)) : b->max[r];
+    top = top > b->max[r] ? top : b->max[r];
+    vf scale = v_set1(b->scale), minus = v_set1(-top), sum = v_zero();
+    for (int k = 0; k < b->keys; k += nr, s += panel, p += panel * ps)
+        for (int j = 0; j < nr; j += VL) {
+            int n = seen - k - j;
+            vf e = v_zero();
+            if (n > 0)
+                e = v_exp(v_fma(v_load(s + j), scale, minus));
+            if (n < VL)
+                e = v_fill_tail(e, n > 0 ? n : 0, v_zero());
+            sum = v_add(sum, e);
+            store_n(p_type, p, j, VL, e);
+        }
+    if (!seen)
+        return;
+    vf shrink = v_exp(v_set1(b->max[r] - top)); /* 0 the first time: the maximum was minus infinity */
+    b->sum[r] = b->sum[r] * _mm_cvtss_f32(v_low(shrink)) + v_sum(sum);
+    if (top > b->max[r]) {
+        float *o = b->o + (size_t)r * (size_t)nr;
+        for (int i = 0; i < b->o_panels; i++, o += (size_t)b->o_panel_rows * (size_t)nr)
+            for (int j = 0; j < nr; j += VL)
+                v_store(o + j, v_mul(v_load(o + j), shrink));
+    }
+    b->max[r] = top;
+}
+
+static void row_softmax(const struct softmax_block *b)
+{
+    for (int r = 0; r < b->rows; r++)
+        if (b->p_type == DTYPE_F32)
+            softmax_row(DTYPE_F32, b, r);
+        else
+            softmax_row(DTYPE_BF16, b, r);
+}
+
+VEC void output_as(enum dtype y_type, char *y, const float *o, size_t panel, int nr, int c, float factor)
+{
+    for (int k = 0; k < c; k += nr, o += panel)
+        for (int j = 0; j < nr && k + j < c; j += VL)
+            store_n(y_type, y, k + j, c - k - j, v_mul(v_load(o + j), v_set1(factor)));
+}
+
+static void row_output(void *y, enum dtype y_type, const float *o, size_t panel, int nr, int c, float factor)
+{
+    if (y_type == DTYPE_F32)
+        output_as(DTYPE_F32, y, o, panel, nr, c, factor);
+    else
+        output_as(DTYPE_BF16, y, o, panel, nr, c, factor);
+}
+
+#define ROW_OPS                                                                                              \
+    {                                                                                                        \
+        .finish = row_finish, .gather = row_gather, .convert = row_convert, .channel_sums = row_channel_sums,                \
+        .affine = row_affine, .layer_norm = row_layer_norm, .add = row_add, .softmax = row_softmax, .output = row_output,        \
+        .transpose = row_transpose                                                                               \
+    }

@@ -1,0 +1,163 @@
+/* What a CPU tier consists of, and the packed weights that all tiers share.
+ *
+ * Everything above this header (gemm.c, attention.c, norm.c …) is written once and knows no instruction set; a tier is a
+ * matrix micro-kernel (struct gemm_kernel) and a set of row functions (struct row_ops). */
+#ifndef LATENTD_CPU_TIER_H
+#define LATENTD_CPU_TIER_H
+
+#include "backend.h"
+
+/* One call of the micro-kernel: rows x nr outputs over `taps * k` products.
+ * c[r][j] (+)= sum over t, i of a[r][tap[t] + i] * b[t][i][j]. */
+struct gemm_tile {
+    const char *a;        /* first row, in the kernel's dtype */
+    size_t lda;           /* bytes from one row to the next */
+    const size_t *tap;    /* [taps] byte offsets added to every row: kernel positions of a convolution */
+    int taps, k;          /* k channels from each tap, a multiple of k_unit */
+    const void *b;        /* F32: [taps][k][nr]; BF16: [taps][k/2][nr][2] */
+    float *c;             /* [rows][nr] */
+    bool add;             /* add to c instead of overwriting it */
+    const char *prefetch; /* memory that will be read next; any valid address */
+};
+
+struct gemm_kernel {
+    const char *name;
+    enum dtype dtype; /* of a and b */
+    int mr, nr;       /* most rows, columns of a panel */
+    int m_align;      /* row counts that are multiples of it run at full speed */
+    int k_unit;       /* channels are padded to a multiple of it */
+    int k_block;      /* products a call should sum: B of one call stays in the first-level cache */
+    void (*run)(int rows, const struct gemm_tile *t);
+    void (*begin)(void); /* around the calls of one work item on a thread; may be NULL */
+    void (*end)(void);
+    double (*peak)(void); /* runs multiply-adds for a few milliseconds; returns FLOPs per second of one thread */
+};
+
+/* The end of a matrix product: c [rows][nr] -> y, `cols` outputs a row.
+ * y = act(c + bias + add) + residual, or for geglu (c + bias)[j] * gelu((c + bias)[nr/2 + j]) + residual. */
+struct finish {
+    const float *c;
+    int nr, rows, cols;
+    const float *bias; /* [nr], zeros where there is none */
+    const void *add;   /* [cols] or NULL, same for all rows */
+    enum dtype add_type;
+    const char *residual; /* or NULL */
+    size_t residual_stride;
+    enum dtype residual_type;
+    char *y;
+    size_t y_stride; /* bytes */
+    enum dtype y_type;
+    enum act act;
+    bool geglu;
+};
+
+/* A run of positions of one picture row: position i reads column (first + i * step) >> shift. */
+struct gather {
+    char *dst; /* [count][width] of dst_type; channels beyond `channels` become 0 */
+    enum dtype dst_type;
+    int width, channels;
+    const char *src; /* column 0, first channel wanted */
+    enum dtype src_type;
+    size_t src_stride; /* bytes from column to column */
+    int first, step, shift, count;
+};
+
+/* One block of the online softmax: s and p are [panels][rows][nr]; state is per row. */
+struct softmax_block {
+    float *s;        /* scores in */
+    void *p;         /* exp(scale * s - max) out, p_type; may be s itself */
+    enum dtype p_type;
+    int rows, keys, nr;
+    int panel_rows;  /* rows between two panels of s and p */
+    float scale;
+    int causal_first; /* row r sees keys 0 .. causal_first + r of this block; keys - 1 or more: all */
+    float *max, *sum; /* [rows] running maximum (of scale * s) and sum */
+    float *o;         /* [o_panels][o_panel_rows][nr] rescaled when the maximum moves */
+    int o_panels, o_panel_rows;
+};
+
+struct row_ops {
+    void (*finish)(const struct finish *f);
+    void (*gather)(const struct gather *g);
+    /* n numbers from one type to another, any alignment */
+    void (*convert)(void *dst, enum dtype dst_type, const void *src, enum dtype src_type, size_t n);
+    /* sum[c] += x - pivot[c], square[c] += (x - pivot[c])^2 over `rows` rows that are `stride` bytes apart */
+    void (*channel_sums)(const char *x, enum dtype type, size_t stride, int rows, int c, const float *pivot, float *sum,
+                         float *square);
+    /* y = x * scale[c] + shift[c], then SiLU if asked; scale NULL: y = x */
+    void (*affine)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *scale,
+                   const float *shift, bool silu);
+    void (*layer_norm)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *gamma,
+                       const float *beta, float eps);
+    void (*add)(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b, enum dtype b_type, size_t n);
+    void (*softmax)(const struct softmax_block *b);
+    /* y[j] = o[j / nr][0][j % nr] * factor for j < c; panels of o are `panel` floats apart */
+    void (*output)(void *y, enum dtype y_type, const float *o, size_t panel, int nr, int c, float factor);
+    /* dst[i][j] = src row j, element i, as 32-bit words: i < words, j < rows <= nr; other columns become 0 */
+    void (*transpose)(uint32_t *dst, int nr, const char *src, size_t stride, int rows, int words);
+};
+
+struct tier {
+    const char *name;
+    const struct gemm_kernel *gemm;
+    const struct row_ops *rows;
+};
+
+/* be->state of the CPU backend. */
+struct cpu_state {
+    const struct tier *tier;
+    float *partial; /* [PARTIAL_FLOATS] group norm's sums by row chunk */
+};
+
+enum { PARTIAL_FLOATS = 1 << 20 };
+
+static inline const struct tier *cpu_tier(const struct backend *be)
+{
+    return ((const struct cpu_state *)be->state)->tier;
+}
+
+/* A packed convolution or linear layer: this header, then bias, then data, in one block of memory. The outputs are cut
+ * into panels of nr; a panel is [channel chunk][tap][channel of the chunk][nr], so that one chunk of all taps is one
+ * contiguous B of the micro-kernel. fp32 tiers keep the file's 16-bit numbers, which is exact and halves the memory, and
+ * widen one chunk at a time into the cache. A GEGLU panel holds nr/2 values, then their nr/2 gates. */
+struct cpu_weight {
+    enum dtype dtype;       /* of data */
+    int taps;               /* kernel positions */
+    int channels;           /* input channels, padded to k_unit */
+    int chunk;              /* channels in a chunk; the last may be shorter */
+    int panels, panel_cols; /* outputs written per panel: nr, or nr / 2 for GEGLU */
+    size_t panel_bytes;
+    size_t bias, data; /* byte offsets from the header: float [panels * nr], and the panels */
+};
+
+static inline const float *weight_bias(const struct cpu_weight *w)
+{
+    return (const float *)((const char *)w + w->bias);
+}
+
+static inline char *weight_data(const struct cpu_weight *w)
+{
+    return (char *)w + w->data;
+}
+
+extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_avx512bf16_emulated, gemm_amx,
+    gemm_amx_emulated;
+extern const struct row_ops rows_avx2, rows_avx512;
+
+/* The slots, in the files named after them. */
+int cpu_conv2d(struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a, struct error *);
+int cpu_linear(struct backend *, tensor y, tensor x, const weight *w, const struct linear_args *a, struct error *);
+int cpu_attention(struct backend *, tensor y, tensor q, tensor k, tensor v, const struct attention_args *a,
+                  struct error *);
+int cpu_group_norm(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps, struct error *);
+int cpu_group_norm_silu(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps, struct error *);
+int cpu_layer_norm(struct backend *, tensor y, tensor x, const weight *w, float eps, struct error *);
+int cpu_silu(struct backend *, tensor y, tensor x, struct error *);
+int cpu_add(struct backend *, tensor y, tensor a, tensor b, struct error *);
+int cpu_concat_channels(struct backend *, tensor y, tensor a, tensor b, struct error *);
+int cpu_upsample_nearest(struct backend *, tensor y, tensor x, struct error *);
+int cpu_convert(struct backend *, tensor y, tensor x, struct error *);
+/* Convolutions and linear layers. Norms and embeddings stay as ref packs them: gamma [O], beta [O]; table [rows][C]. */
+int cpu_pack_matrix(struct backend *, weight *w, const struct weight_source *src, struct error *);
+
+#endif

@@ -1,0 +1,169 @@
+/* Sixteen floats: the vector vocabulary that rows_impl.h and micro_impl.h are written in. */
+#ifndef LATENTD_CPU_VEC_H
+#define LATENTD_CPU_VEC_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+enum { VL = 16 };
+typedef __m512 vf;
+
+#define VEC static inline __attribute__((always_inline))
+
+VEC __mmask16 v_tail(int n)
+{
+    return (__mmask16)((1u << n) - 1u);
+}
+VEC vf v_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+VEC vf v_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+VEC vf v_load(const void *p)
+{
+    return _mm512_loadu_ps(p);
+}
+VEC vf v_load_n(const void *p, int n)
+{
+    return _mm512_maskz_loadu_ps(v_tail(n), p);
+}
+VEC void v_store(void *p, vf x)
+{
+    _mm512_storeu_ps(p, x);
+}
+VEC void v_store_n(void *p, vf x, int n)
+{
+    _mm512_mask_storeu_ps(p, v_tail(n), x);
+}
+VEC vf v_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+VEC vf v_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+VEC vf v_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+VEC vf v_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+/* a * b + c */
+VEC vf v_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+/* c - a * b */
+VEC vf v_fnma(vf a, vf b, vf c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+}
+/* Where either is not a number the result is b. */
+VEC vf v_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+VEC vf v_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+VEC vf v_abs(vf a)
+{
+    return _mm512_abs_ps(a);
+}
+VEC vf v_round(vf a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* x < 0 ? a : b */
+VEC vf v_where_negative(vf x, vf a, vf b)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), b, a);
+}
+/* The smallest argument of the exponential that is not cut off: below it exp is 0. */
+VEC vf v_exp_lowest(void)
+{
+    return _mm512_set1_ps(-104.0f);
+}
+/* p * 2^n for integral n; 0 where x was below v_exp_lowest (p * 2^n underflows to 0 by itself) */
+VEC vf v_scale_pow2(vf p, vf n, vf x)
+{
+    (void)x;
+    return _mm512_scalef_ps(p, n);
+}
+VEC __m128 v_low(vf a)
+{
+    return _mm512_castps512_ps128(a);
+}
+VEC float v_sum(vf a)
+{
+    return _mm512_reduce_add_ps(a);
+}
+VEC float v_highest(vf a)
+{
+    return _mm512_reduce_max_ps(a);
+}
+/* Lanes >= n become x. */
+VEC vf v_fill_tail(vf a, int n, vf x)
+{
+    return _mm512_mask_blend_ps(v_tail(n), x, a);
+}
+
+VEC vf v_widen_bf16(__m256i h)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+/* Round to nearest even; a NaN stays a (quiet) NaN. */
+VEC __m256i v_narrow_bf16(vf x)
+{
+    __m512i u = _mm512_castps_si512(x);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i r = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    r = _mm512_mask_or_epi32(r, nan, u, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+}
+VEC vf v_load_bf16(const void *p)
+{
+    return v_widen_bf16(_mm256_loadu_si256((const __m256i *)p));
+}
+VEC vf v_load_bf16_n(const void *p, int n)
+{
+    return v_widen_bf16(_mm256_maskz_loadu_epi16(v_tail(n), p));
+}
+VEC void v_store_bf16(void *p, vf x)
+{
+    _mm256_storeu_si256((__m256i *)p, v_narrow_bf16(x));
+}
+VEC void v_store_bf16_n(void *p, vf x, int n)
+{
+    _mm256_mask_storeu_epi16(p, v_tail(n), v_narrow_bf16(x));
+}
+VEC vf v_load_f16(const void *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+VEC vf v_load_f16_n(const void *p, int n)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(v_tail(n), p));
+}
+VEC void v_store_f16(void *p, vf x)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+VEC void v_store_f16_n(void *p, vf x, int n)
+{
+    _mm256_mask_storeu_epi16(p, v_tail(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+VEC vf v_broadcast(const void *p)
+{
+    return _mm512_set1_ps(*(const float *)p);
+}
+
+#endif
