@@ -1,0 +1,36 @@
+/* add: two tensors of one shape, each perhaps a view. */
+#include "check.h"
+
+static void run(struct check *ck, const struct shape *s)
+{
+    struct array a = shape_array(ck, s), b = array_random(ck, s->n, s->h, s->w, s->c, 1, 0);
+    struct array want = array_new(ck, s->n, s->h, s->w, s->c);
+    ck->ref->ops.add(ck->ref, array_tensor(want), array_tensor(a), array_tensor(b), &ck->err);
+    struct array bound = bound_units(ck, want, 0);
+    for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t)) {
+        tensor ta = place(ck, a, ck->type, s->first, s->gap), tb = place(ck, b, ck->type, s->gap, 0);
+        tensor y = place_output(ck, t, s->n, s->h, s->w, s->c, ck->type);
+        verify(ck, t, t->be->ops.add(t->be, y, ta, tb, &ck->err), y, want.v, bound.v);
+    }
+    case_end(ck);
+}
+
+static void cases(struct check *ck)
+{
+    each_shape(ck, run);
+}
+
+static void round_case(struct check *ck)
+{
+    random_shape(ck, run);
+}
+
+/* arrays: a, b, y. */
+static void golden(struct check *ck, const struct golden_case *g)
+{
+    struct array a = g->array[0], y = array_new(ck, a.n, a.h, a.w, a.c);
+    int rc = ck->ref->ops.add(ck->ref, array_tensor(y), array_tensor(a), array_tensor(g->array[1]), &ck->err);
+    verify_golden(ck, rc, array_tensor(y), g->array[2], 0, 0);
+}
+
+const struct op_check check_add = {OP_add, cases, round_case, golden, NULL};

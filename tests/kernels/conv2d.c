@@ -1,0 +1,246 @@
+/* conv2d: 1x1 and 3x3 and larger kernels, strides, paddings, upsampling, and every epilogue. */
+#include <math.h>
+#include <stdio.h>
+
+#include "check.h"
+
+struct conv_case {
+    int n, h, w, c, o, k;
+    struct conv2d_args a; /* tensors not set */
+    bool bias, add_bc, residual;
+    int first, gap; /* view: channels before and behind each row of the inputs */
+};
+
+struct conv_data {
+    struct array x, w, bias, add_bc, residual;
+    int oh, ow;
+};
+
+static int side(int in, const struct conv_case *s)
+{
+    int full = s->a.upsample ? 2 * in : in, pad = s->a.pad_end ? 1 : (s->k - 1) / 2 * 2;
+    return (full + pad - s->k) / s->a.stride + 1;
+}
+
+static struct conv_data make_data(struct check *ck, const struct conv_case *s)
+{
+    struct conv_data d = {.oh = side(s->h, s), .ow = side(s->w, s)};
+    d.x = array_random(ck, s->n, s->h, s->w, s->c, 1, 0);
+    d.w = array_random(ck, s->o, s->c, s->k, s->k, 1 / sqrtf((float)(s->c * s->k * s->k)), 0);
+    if (s->bias)
+        d.bias = array_random(ck, s->o, 1, 1, 1, 1, 0);
+    if (s->add_bc)
+        d.add_bc = array_random(ck, s->n, 1, 1, s->o, 1, 0);
+    if (s->residual)
+        d.residual = array_random(ck, s->n, d.oh, d.ow, s->o, 1, 0);
+    return d;
+}
+
+static struct array oracle(struct check *ck, const struct conv_case *s, const struct conv_data *d)
+{
+    struct array y = array_new(ck, s->n, d->oh, d->ow, s->o);
+    struct conv2d_args a = s->a;
+    a.add_bc = array_tensor(d->add_bc);
+    a.residual = array_tensor(d->residual);
+    weight w = pack_weight(ck, ck->ref, WEIGHT_CONV2D, d->w, d->bias, 1);
+    ck->ref->ops.conv2d(ck->ref, array_tensor(y), array_tensor(d->x), &w, &a, &ck->err);
+    weight_free(ck->ref, &w);
+    return y;
+}
+
+/* The sum of magnitudes of everything that is added, times what fp32 may lose; an activation may stretch it
+ * by 1.13, and its exp or erf may be off by some units. */
+static struct array tolerance(struct check *ck, const struct conv_case *s, const struct conv_data *d)
+{
+    struct conv_case plain = *s;
+    plain.a.act = ACT_NONE;
+    struct conv_data m = {.oh = d->oh, .ow = d->ow};
+    m.x = array_abs(ck, d->x);
+    m.w = array_abs(ck, d->w);
+    m.bias = array_abs(ck, d->bias);
+    m.add_bc = array_abs(ck, d->add_bc);
+    m.residual = array_abs(ck, d->residual);
+    struct array bound = oracle(ck, &plain, &m);
+    double factor = sum_bound((double)s->c * s->k * s->k);
+    if (s->a.act != ACT_NONE)
+        factor = factor * 1.2 + 16 * FP32_UNIT;
+    for (size_t i = 0; i < array_count(bound); i++)
+        bound.v[i] = (float)(factor * (double)bound.v[i]);
+    return bound;
+}
+
+static void run_tier(struct check *ck, struct tier *t, const struct conv_case *s, const struct conv_data *d,
+                     struct array want, struct array bound)
+{
+    weight w = pack_weight(ck, t->be, WEIGHT_CONV2D, d->w, d->bias, 1);
+    if (!w.packed)
+        return;
+    struct conv2d_args a = s->a;
+    a.add_bc = place(ck, d->add_bc, ck->type, s->first, s->gap);
+    a.residual = place(ck, d->residual, ck->type, s->first, s->gap);
+    tensor x = place(ck, d->x, ck->type, s->first, s->gap);
+    tensor y = place_output(ck, t, s->n, d->oh, d->ow, s->o, a.f32_out ? DTYPE_F32 : ck->type);
+    int rc = t->be->ops.conv2d(t->be, y, x, &w, &a, &ck->err);
+    verify(ck, t, rc, y, want.v, bound.v);
+    weight_free(t->be, &w);
+}
+
+static void run_case(struct check *ck, struct conv_case s)
+{
+    if (s.a.stride == 0)
+        s.a.stride = 1;
+    case_label(ck, "[%d, %d, %d, %d] -> %d, %dx%d, stride %d%s%s%s%s%s%s, act %d, view %d+%d", s.n, s.h, s.w,
+               s.c, s.o, s.k, s.k, s.a.stride, s.a.upsample ? ", upsample" : "",
+               s.a.pad_end ? ", pad_end" : "", s.bias ? ", bias" : "", s.add_bc ? ", add_bc" : "",
+               s.residual ? ", residual" : "", s.a.f32_out ? ", f32_out" : "", s.a.act, s.first, s.gap);
+    struct conv_data d = make_data(ck, &s);
+    struct array want = oracle(ck, &s, &d), bound = tolerance(ck, &s, &d);
+    for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
+        run_tier(ck, t, &s, &d, want, bound);
+    case_end(ck);
+}
+
+static void cases(struct check *ck)
+{
+    static const struct conv_case list[] = {
+        /* the smallest, and sides of one */
+        {1, 1, 1, 1, 1, 1, {0}, true, false, false, 0, 0},
+        {1, 1, 1, 1, 1, 3, {0}, true, false, false, 0, 0},
+        {1, 1, 7, 5, 3, 3, {0}, true, false, false, 0, 0},
+        {2, 7, 1, 16, 16, 3, {0}, true, false, false, 0, 0},
+        {1, 2, 2, 17, 33, 3, {0}, false, false, false, 0, 0},
+        /* first and last layers: 4 latents or 3 colours */
+        {2, 9, 11, 4, 40, 3, {0}, true, false, false, 0, 0},
+        {1, 9, 11, 64, 3, 3, {.f32_out = true}, true, false, false, 0, 0},
+        {1, 5, 6, 64, 4, 3, {.f32_out = true}, true, false, false, 0, 0},
+        {1, 6, 5, 4, 4, 1, {0}, true, false, false, 0, 0},
+        /* resnet: time embedding, residual, activations, and all together */
+        {3, 6, 5, 48, 32, 3, {0}, true, true, false, 0, 0},
+        {2, 5, 9, 32, 48, 3, {0}, true, false, true, 0, 0},
+        {2, 5, 6, 24, 40, 3, {.act = ACT_SILU}, true, true, true, 0, 0},
+        {1, 4, 4, 32, 32, 1, {.act = ACT_GELU}, true, true, true, 0, 0},
+        {1, 4, 7, 31, 31, 1, {.act = ACT_QUICK_GELU}, false, true, true, 0, 0},
+        {2, 3, 5, 33, 65, 3, {.act = ACT_SILU, .f32_out = true}, true, true, true, 0, 0},
+        /* views */
+        {2, 5, 5, 20, 36, 3, {0}, true, true, true, 3, 5},
+        {2, 5, 5, 32, 32, 1, {0}, true, true, true, 32, 64},
+        {1, 8, 8, 64, 64, 3, {.stride = 2}, true, false, false, 0, 64},
+        /* downsampling, both paddings, odd and even */
+        {1, 8, 6, 32, 32, 3, {.stride = 2}, true, false, false, 0, 0},
+        {2, 7, 9, 20, 24, 3, {.stride = 2}, true, true, true, 0, 0},
+        {1, 8, 8, 16, 48, 3, {.stride = 2, .pad_end = true}, true, false, false, 0, 0},
+        {1, 9, 7, 16, 20, 3, {.stride = 2, .pad_end = true}, true, false, false, 1, 2},
+        {1, 6, 6, 32, 16, 1, {.stride = 2}, true, false, false, 0, 0},
+        /* upsampling */
+        {1, 4, 5, 32, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+        {2, 3, 1, 18, 20, 3, {.upsample = true}, true, true, true, 2, 0},
+        {1, 1, 1, 16, 16, 3, {.upsample = true}, true, false, false, 0, 0},
+        /* larger kernels */
+        {1, 6, 7, 5, 9, 5, {0}, true, false, true, 0, 0},
+        {1, 3, 3, 8, 16, 7, {.act = ACT_SILU}, true, false, false, 0, 0},
+        /* wide rows: more columns than any tile */
+        {1, 3, 67, 16, 32, 3, {0}, true, false, false, 0, 0},
+        {1, 2, 131, 32, 8, 1, {0}, true, false, true, 0, 0},
+        /* the channel counts of SD 1.5 and SD-Turbo, few pixels */
+        {1, 9, 8, 320, 320, 3, {0}, true, true, false, 0, 0},
+        {1, 4, 4, 960, 640, 3, {0}, true, false, false, 0, 0},
+        {2, 2, 2, 1280, 1280, 3, {0}, true, true, false, 0, 0},
+        {1, 3, 3, 2560, 1280, 1, {0}, true, false, true, 0, 0},
+        {1, 9, 9, 512, 256, 3, {0}, true, false, false, 0, 0},
+        {1, 12, 17, 128, 128, 3, {0}, true, false, true, 0, 0},
+        {1, 5, 6, 256, 256, 3, {.upsample = true}, true, false, false, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        run_case(ck, list[i]);
+}
+
+static void round_case(struct check *ck)
+{
+    static const int kernels[] = {1, 3, 3, 3, 5};
+    struct conv_case s = {.n = rng_range(ck, 1, 3), .h = rng_range(ck, 1, 13), .w = rng_range(ck, 1, 19)};
+    s.c = rng_range(ck, 1, 5) * (rng_one_in(ck, 2) ? 16 : rng_range(ck, 1, 19));
+    s.o = rng_range(ck, 1, 5) * (rng_one_in(ck, 2) ? 16 : rng_range(ck, 1, 19));
+    s.k = kernels[rng_range(ck, 0, 4)];
+    s.a.stride = rng_one_in(ck, 4) ? 2 : 1;
+    s.a.upsample = s.a.stride == 1 && rng_one_in(ck, 4);
+    s.a.pad_end = s.k == 3 && s.a.stride == 2 && s.h > 1 && s.w > 1 && rng_one_in(ck, 2);
+    s.a.act = (enum act)(rng_one_in(ck, 2) ? 0 : rng_range(ck, 0, 3));
+    s.a.f32_out = rng_one_in(ck, 4);
+    s.bias = !rng_one_in(ck, 4);
+    s.add_bc = rng_one_in(ck, 2);
+    s.residual = rng_one_in(ck, 2);
+    s.first = rng_one_in(ck, 3) ? rng_range(ck, 0, 33) : 0;
+    s.gap = rng_one_in(ck, 3) ? rng_range(ck, 0, 33) : 0;
+    run_case(ck, s);
+}
+
+/* ints: n h w c o k stride upsample pad_end act; arrays: x, w, bias, add_bc, residual, y. */
+static void golden(struct check *ck, const struct golden_case *g)
+{
+    const int32_t *v = g->ints;
+    struct conv_case s = {.n = v[0], .h = v[1], .w = v[2], .c = v[3], .o = v[4], .k = v[5]};
+    s.a = (struct conv2d_args){.stride = v[6], .upsample = v[7], .pad_end = v[8], .act = (enum act)v[9]};
+    case_label(ck, "[%d, %d, %d, %d] -> %d, %dx%d, stride %d, act %d", s.n, s.h, s.w, s.c, s.o, s.k, s.k,
+               s.a.stride, s.a.act);
+    struct conv_data d = {g->array[0], g->array[1],   g->array[2],  g->array[3],
+                          g->array[4], side(s.h, &s), side(s.w, &s)};
+    verify_golden(ck, 0, array_tensor(oracle(ck, &s, &d)), g->array[5], 4e-6, 4e-6);
+}
+
+struct bench_call {
+    struct backend *be;
+    tensor y, x;
+    const weight *w;
+    struct conv2d_args a;
+    struct error *err;
+};
+
+static void call(void *ctx)
+{
+    struct bench_call *b = ctx;
+    b->be->ops.conv2d(b->be, b->y, b->x, b->w, &b->a, b->err);
+}
+
+static void bench_shape(struct check *ck, const struct tier *t, const struct conv_case *s)
+{
+    struct conv_data d = make_data(ck, s);
+    weight w = pack_weight(ck, t->be, WEIGHT_CONV2D, d.w, d.bias, 1);
+    struct bench_call b = {t->be, {0}, place(ck, d.x, ck->type, 0, 0), &w, s->a, &ck->err};
+    b.y = place_output(ck, t, s->n, d.oh, d.ow, s->o, ck->type);
+    b.a.residual = place(ck, d.residual, ck->type, 0, 0);
+    b.a.add_bc = place(ck, d.add_bc, ck->type, 0, 0);
+    char shape[80];
+    snprintf(shape, sizeof shape, "%dx%dx%d -> %d, %dx%d%s%s", s->h, s->w, s->c, s->o, s->k, s->k,
+             s->a.upsample ? " up" : "", s->residual ? " + res" : "");
+    double flops = 2.0 * (double)tensor_count(b.y) * s->c * s->k * s->k, size = (double)dtype_size(ck->type);
+    double bytes = size * ((double)tensor_count(b.x) + (double)tensor_count(b.y)) + (double)w.bytes;
+    bench_report(ck, t, shape, bench_time(call, &b), flops, bytes);
+    weight_free(t->be, &w);
+}
+
+static void bench(struct check *ck, const struct tier *t)
+{
+    static const struct conv_case list[] = {
+        /* UNet of SD-Turbo at 64x64 latents */
+        {1, 64, 64, 4, 320, 3, {.stride = 1}, true, false, false, 0, 0},
+        {1, 64, 64, 320, 320, 3, {.stride = 1}, true, true, false, 0, 0},
+        {1, 32, 32, 640, 640, 3, {.stride = 1}, true, true, false, 0, 0},
+        {1, 16, 16, 1280, 1280, 3, {.stride = 1}, true, true, false, 0, 0},
+        {1, 8, 8, 1280, 1280, 3, {.stride = 1}, true, false, true, 0, 0},
+        {1, 64, 64, 960, 320, 3, {.stride = 1}, true, true, false, 0, 0},
+        {1, 64, 64, 320, 320, 1, {.stride = 1}, true, false, true, 0, 0},
+        {1, 64, 64, 320, 320, 3, {.stride = 2}, true, false, false, 0, 0},
+        {1, 32, 32, 640, 640, 3, {.stride = 1, .upsample = true}, true, false, false, 0, 0},
+        /* VAE decoder at 512x512 */
+        {1, 64, 64, 512, 512, 3, {.stride = 1}, true, false, true, 0, 0},
+        {1, 128, 128, 512, 512, 3, {.stride = 1}, true, false, false, 0, 0},
+        {1, 256, 256, 256, 256, 3, {.stride = 1}, true, false, true, 0, 0},
+        {1, 256, 256, 256, 256, 3, {.stride = 1, .upsample = true}, true, false, false, 0, 0},
+        {1, 512, 512, 128, 128, 3, {.stride = 1}, true, false, true, 0, 0},
+        {1, 512, 512, 128, 3, 3, {.stride = 1}, true, false, false, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        bench_shape(ck, t, &list[i]);
+}
+
+const struct op_check check_conv2d = {OP_conv2d, cases, round_case, golden, bench};

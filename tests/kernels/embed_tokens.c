@@ -1,0 +1,47 @@
+/* embed_tokens: rows of a table plus rows of positions; first and last id, one token, a whole prompt. */
+#include "check.h"
+
+static void run_tokens(struct check *ck, int n, int tokens, int vocab, int positions, int c)
+{
+    case_label(ck, "%d x %d tokens, vocabulary %d, %d positions, width %d", n, tokens, vocab, positions, c);
+    struct array table = array_random(ck, vocab, c, 1, 1, 1, 0),
+                 place_of = array_random(ck, positions, c, 1, 1, 1, 0);
+    struct array want = array_new(ck, n, 1, tokens, c), none = {0};
+    int32_t *ids = case_alloc(ck, (size_t)n * (size_t)tokens * sizeof *ids);
+    for (int i = 0; i < n * tokens; i++)
+        ids[i] = rng_range(ck, 0, vocab - 1);
+    ids[0] = vocab - 1;
+    ids[n * tokens - 1] = 0;
+    for (size_t i = 0; i < array_count(want); i++) {
+        size_t row = i / (size_t)c, j = i % (size_t)c;
+        want.v[i] =
+            table.v[(size_t)ids[row] * (size_t)c + j] + place_of.v[row % (size_t)tokens * (size_t)c + j];
+    }
+    struct array bound = bound_units(ck, want, 0);
+    for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t)) {
+        weight w = pack_weight(ck, t->be, WEIGHT_EMBEDDING, table, none, 1);
+        weight p = pack_weight(ck, t->be, WEIGHT_EMBEDDING, place_of, none, 1);
+        tensor y = place_output(ck, t, n, 1, tokens, c, ck->type);
+        verify(ck, t, t->be->ops.embed_tokens(t->be, y, &w, &p, ids, &ck->err), y, want.v, bound.v);
+        weight_free(t->be, &w);
+        weight_free(t->be, &p);
+    }
+    case_end(ck);
+}
+
+static void cases(struct check *ck)
+{
+    run_tokens(ck, 1, 1, 1, 1, 1);
+    run_tokens(ck, 1, 77, 1000, 77, 64);
+    run_tokens(ck, 2, 77, 300, 77, 768);
+    run_tokens(ck, 3, 5, 40, 9, 17);
+}
+
+static void round_case(struct check *ck)
+{
+    int tokens = rng_range(ck, 1, 80);
+    run_tokens(ck, rng_range(ck, 1, 3), tokens, rng_range(ck, 1, 500), tokens + rng_range(ck, 0, 5),
+               rng_range(ck, 1, 200));
+}
+
+const struct op_check check_embed_tokens = {OP_embed_tokens, cases, round_case, NULL, NULL};

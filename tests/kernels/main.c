@@ -1,0 +1,258 @@
+/* checkkernels [--isa TIER] [--op NAME] [--seed N] [--rounds N] [--bench]: see check.h. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "../../kernels/cpu/cpu.h"
+#include "internal.h"
+
+static const struct op_check *const ops[] = {
+    &check_conv2d,
+    &check_linear,
+    &check_attention,
+    &check_group_norm,
+    &check_group_norm_silu,
+    &check_layer_norm,
+    &check_silu,
+    &check_add,
+    &check_concat_channels,
+    &check_upsample_nearest,
+    &check_embed_tokens,
+    &check_timestep_embedding,
+    &check_repeat_batch,
+    &check_convert,
+    &check_randn,
+    &check_lincomb,
+    &check_guide,
+    &check_clip,
+    &check_from_host,
+    &check_to_host,
+    &check_to_rgb8,
+};
+enum { OPS = sizeof ops / sizeof ops[0] };
+
+static bool serves(const struct check *ck, const struct tier *t)
+{
+    return t->dtype == ck->type && (t->is_ref || strcmp(t->be->served_by[ck->op->id], "ref") != 0);
+}
+
+struct tier *next_tier(struct check *ck, struct tier *t)
+{
+    for (t = t ? t + 1 : ck->tier; t < ck->tier + ck->tiers; t++)
+        if (serves(ck, t))
+            return t;
+    return NULL;
+}
+
+static double now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+double bench_time(void (*call)(void *), void *ctx)
+{
+    double best = 1e30, start = now();
+    do {
+        double t0 = now();
+        call(ctx);
+        double t = now() - t0;
+        best = t < best ? t : best;
+    } while (now() - start < 0.2);
+    return best;
+}
+
+void bench_report(struct check *ck, const struct tier *t, const char *shape, double seconds, double flops,
+                  double bytes)
+{
+    printf("%-18s %-10s %-44s %10.3f ms %9.1f GFLOP/s %7.1f GB/s", op_names[ck->op->id], t->name, shape,
+           seconds * 1e3, flops / seconds * 1e-9, bytes / seconds * 1e-9);
+    if (t->peak > 0 && flops > 0)
+        printf(" %5.1f %% of peak", 100 * flops / seconds / t->peak);
+    putchar('\n');
+    fflush(stdout);
+    block_free_all(&ck->placed);
+    case_end(ck);
+}
+
+static int open_tier(struct check *ck, const char *name, const char *isa, enum dtype dtype, bool is_ref)
+{
+    struct backend_options opt = {.kind = is_ref ? "ref" : "cpu", .isa = isa};
+    struct error err = {0};
+    if (ck->tiers == TIERS_MAX)
+        return error_set(&ck->err, ERR_INTERNAL, "more than %d tiers", TIERS_MAX);
+    struct tier *t = &ck->tier[ck->tiers];
+    *t = (struct tier){.name = name, .dtype = dtype, .is_ref = is_ref};
+    int rc = backend_open(&t->be, &opt, &err);
+    if (rc == ERR_UNSUPPORTED && !is_ref && !ck->only_isa) {
+        printf("tier %s: not on this machine (%s)\n", name, err.msg);
+        return 0;
+    }
+    if (rc) {
+        fprintf(stderr, "tier %s: %s\n", name, err.msg);
+        return rc;
+    }
+    if (!is_ref)
+        t->dtype = t->be->dtype;
+    ck->tiers++;
+    return 0;
+}
+
+static bool wanted(const char *only, const char *name)
+{
+    return !only || strcmp(only, name) == 0;
+}
+
+/* ref itself runs in all three storage types; the others in the type that they choose. The emulated tiers
+ * compute what the AMX and AVX512-BF16 tiers would, on machines without them. */
+static int open_tiers(struct check *ck)
+{
+    static const char *const stored[] = {"ref", "ref+f16", "ref+bf16"};
+    struct backend_options opt = {.kind = "ref"};
+    int rc = backend_open(&ck->ref, &opt, &ck->err);
+    for (int i = 0; i < 3 && !rc && wanted(ck->only_isa, "ref"); i++)
+        rc = open_tier(ck, stored[i], NULL, (enum dtype)i, true);
+    for (int i = 0; !rc && cpu_tier_name(i); i++)
+        if (wanted(ck->only_isa, cpu_tier_name(i)) && strcmp(cpu_tier_name(i), "ref") != 0)
+            rc = open_tier(ck, cpu_tier_name(i), cpu_tier_name(i), DTYPE_F32, false);
+    return rc;
+}
+
+static void close_tiers(struct check *ck)
+{
+    for (int i = 0; i < ck->tiers; i++)
+        backend_close(&ck->tier[i].be);
+    backend_close(&ck->ref);
+}
+
+/* Prints the score of a tier at the running op and starts it anew. */
+static void report(const struct check *ck, struct tier *t)
+{
+    if (t->cases)
+        printf("%s %-19s %-10s %4d cases, worst error %.2f of its tolerance\n", t->failed ? "FAIL" : "ok  ",
+               op_names[ck->op->id], t->name, t->cases, t->worst);
+    t->cases = t->failed = 0;
+    t->worst = 0;
+}
+
+static void report_op(struct check *ck)
+{
+    report(ck, &ck->golden);
+    for (int i = 0; i < ck->tiers; i++) {
+        ck->skipped += ck->tier[i].cases == 0;
+        report(ck, &ck->tier[i]);
+    }
+    fflush(stdout);
+}
+
+static void check_op(struct check *ck)
+{
+    ck->state = ck->seed * 1000003 + (uint64_t)ck->op->id;
+    if (ck->op->golden && wanted(ck->only_isa, "ref"))
+        run_goldens(ck, ck->op);
+    for (int type = DTYPE_F32; type <= DTYPE_BF16; type++) {
+        ck->type = (enum dtype)type;
+        if (!next_tier(ck, NULL))
+            continue;
+        ck->op->cases(ck);
+        for (int i = 0; i < ck->rounds; i++)
+            ck->op->round(ck);
+    }
+    report_op(ck);
+}
+
+static void bench_op(struct check *ck)
+{
+    for (int i = 0; ck->op->bench && i < ck->tiers; i++) {
+        struct tier *t = &ck->tier[i];
+        ck->type = t->dtype;
+        if (t->is_ref || !serves(ck, t))
+            continue;
+        if (t->peak == 0)
+            t->peak = cpu_peak_flops(t->be);
+        ck->op->bench(ck, t);
+    }
+}
+
+static int usage(void)
+{
+    fprintf(stderr, "checkkernels [--isa TIER] [--op NAME] [--seed N] [--rounds N] [--bench]\n"
+                    "  --isa     only this tier: ref, avx2, avx512, avx512bf16, amx, or an emulated one\n"
+                    "  --op      only this op: conv2d, linear, attention, ...\n"
+                    "  --seed    of the random inputs (default 1)\n"
+                    "  --rounds  random shapes for each op and type (default 8)\n"
+                    "  --bench   times instead of checks, at the shapes of SD-Turbo at 512x512\n");
+    return 2;
+}
+
+static int parse_number(const char *text, uint64_t *number)
+{
+    char *end;
+    errno = 0;
+    unsigned long long v = strtoull(text, &end, 10);
+    *number = v;
+    return errno || end == text || *end ? -1 : 0;
+}
+
+static int parse_args(struct check *ck, int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++) {
+        uint64_t number = 0;
+        const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+        if (strcmp(argv[i], "--bench") == 0) {
+            ck->bench = true;
+            continue;
+        }
+        if (!value)
+            return -1;
+        if (strcmp(argv[i], "--isa") == 0)
+            ck->only_isa = value;
+        else if (strcmp(argv[i], "--op") == 0)
+            ck->only_op = value;
+        else if (parse_number(value, &number))
+            return -1;
+        else if (strcmp(argv[i], "--seed") == 0)
+            ck->seed = number;
+        else if (strcmp(argv[i], "--rounds") == 0)
+            ck->rounds = (int)(number & 0xffffff);
+        else
+            return -1;
+        i++;
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct check ck = {.seed = 1, .rounds = 8, .golden.name = "PyTorch"};
+    int ran = 0;
+    if (parse_args(&ck, argc, argv))
+        return usage();
+    if (open_tiers(&ck)) {
+        fprintf(stderr, "checkkernels: %s\n", ck.err.msg);
+        close_tiers(&ck);
+        return 2;
+    }
+    for (int i = 0; i < OPS && ck.tiers; i++) {
+        ck.op = ops[i];
+        if (!wanted(ck.only_op, op_names[ck.op->id]))
+            continue;
+        ran++;
+        if (ck.bench)
+            bench_op(&ck);
+        else
+            check_op(&ck);
+    }
+    close_tiers(&ck);
+    if (!ran) {
+        fprintf(stderr, "checkkernels: no such op or tier here\n");
+        return 2;
+    }
+    if (!ck.bench)
+        printf("seed %llu; %d pairs of op and tier left to ref\n%d passed, %d failed\n",
+               (unsigned long long)ck.seed, ck.skipped, ck.passed, ck.failed);
+    return ck.failed != 0;
+}
