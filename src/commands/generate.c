@@ -2,7 +2,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "commands.h"
@@ -86,24 +86,36 @@ static void show_progress(void *ctx, enum phase phase, int step, int steps)
     fflush(stderr);
 }
 
-/* Writes PNG to PATH through a file beside it, so that a full disk leaves no half picture under the name. */
+/* Writes and closes F. Returns 0 or an errno. */
+static int write_and_close(FILE *f, const struct buffer *png, bool sync)
+{
+    int why = 0;
+    errno = 0;
+    if (fwrite(png->data, 1, png->len, f) != png->len || fflush(f) != 0 || (sync && fsync(fileno(f)) != 0))
+        why = errno ? errno : EIO;
+    if (fclose(f) != 0 && !why)
+        why = errno ? errno : EIO;
+    return why;
+}
+
+/* Writes PNG to PATH: a regular file through a file beside it, so that a full disk leaves no half picture
+ * under the name; anything else (a pipe, /dev/stdout) as it is. */
 static int write_file(const char *path, const struct buffer *png, struct error *err)
 {
     char tmp[4096];
-    int n = snprintf(tmp, sizeof tmp, "%s.part", path);
+    struct stat st;
+    bool direct = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    int n = snprintf(tmp, sizeof tmp, "%s%s", path, direct ? "" : ".part");
     if (n < 0 || n >= (int)sizeof tmp)
         return error_set(err, ERR_INVALID, "the output path is too long");
     FILE *f = fopen(tmp, "wb");
-    if (!f)
-        return error_set(err, ERR_IO, "%s cannot be written: %s", path, strerror(errno));
-    size_t put = fwrite(png->data, 1, png->len, f);
-    int broken = put != png->len || fflush(f) != 0 || fsync(fileno(f)) != 0;
-    int why = errno;
-    broken |= fclose(f) != 0;
-    if (!broken && rename(tmp, path) == 0)
+    int why = f ? write_and_close(f, png, !direct) : errno;
+    if (!why && !direct && rename(tmp, path) != 0)
+        why = errno;
+    if (!why)
         return 0;
-    why = broken ? why : errno;
-    unlink(tmp);
+    if (f && !direct)
+        unlink(tmp);
     return error_set(err, ERR_IO, "%s cannot be written: %s", path, strerror(why));
 }
 
