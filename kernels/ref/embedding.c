@@ -8,17 +8,12 @@ int ref_embed_tokens(struct backend *be, tensor y, const weight *tokens, const w
                      const int32_t *ids, struct error *err)
 {
     (void)be;
-    if (y.w > positions->out_c)
-        return error_set(err, ERR_INVALID, "embed_tokens: %d tokens, but only %d positions", y.w,
-                         positions->out_c);
+    (void)err;
     const float *table = tokens->packed, *place = positions->packed;
     for (size_t row = 0; row < tensor_rows(y); row++) {
-        int32_t id = ids[row];
-        if (id < 0 || id >= tokens->out_c)
-            return error_set(err, ERR_INVALID, "token id %d is outside of 0..%d", (int)id, tokens->out_c - 1);
-        size_t c = (size_t)y.c, t = row % (size_t)y.w;
+        size_t c = (size_t)y.c, id = (size_t)ids[row], t = row % (size_t)y.w;
         for (size_t i = 0; i < c; i++)
-            half_store(ref_row(y, row), y.dtype, i, table[(size_t)id * c + i] + place[t * c + i]);
+            half_store(ref_row(y, row), y.dtype, i, table[id * c + i] + place[t * c + i]);
     }
     return 0;
 }

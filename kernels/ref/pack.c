@@ -28,16 +28,14 @@ static void pack_lane(weight *w, const struct weight_source *src, int block, int
         return;
     size_t row = part_row(src, o, &part);
     for (int tap = 0; tap < taps; tap++) {
-        float *dst =
-            (float *)w->packed + ((size_t)block * (size_t)taps + (size_t)tap) * (size_t)w->in_c * REF_LANES;
+        float *dst = ref_block(w, block, tap);
         for (int i = 0; i < w->in_c; i++) {
             size_t at = (row * (size_t)w->in_c + (size_t)i) * (size_t)taps + (size_t)tap;
             dst[i * REF_LANES + lane] = half_load(src->w[part].data, src->w[part].dtype, at);
         }
     }
-    float *bias = (float *)w->packed + (ref_bias(w, block) - (const float *)w->packed);
     if (src->bias[part].data)
-        bias[lane] = half_load(src->bias[part].data, src->bias[part].dtype, row);
+        ref_bias(w, block)[lane] = half_load(src->bias[part].data, src->bias[part].dtype, row);
 }
 
 /* Takes the memory, zeroed. The shape fields of W are set already. */

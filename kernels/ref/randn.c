@@ -37,12 +37,16 @@ static void box_muller(uint32_t x, uint32_t y, float out[2])
     out[1] = s * cosf(v);
 }
 
-/* Word OFFSET + i of the stream for i = 0..3: an offset that is no multiple of 4 straddles two blocks. */
+/* Words OFFSET .. OFFSET + 3 of the stream; an offset that is no multiple of 4 straddles two blocks. */
 static void four_normals(uint64_t seed, uint64_t thread, uint64_t offset, float out[4])
 {
+    struct philox block = philox_4x32_10(seed, thread, offset / 4);
     uint32_t word[4];
-    for (uint64_t i = 0; i < 4; i++)
-        word[i] = philox_4x32_10(seed, thread, (offset + i) / 4).v[(offset + i) % 4];
+    for (uint64_t i = 0; i < 4; i++) {
+        if (i > 0 && (offset + i) % 4 == 0)
+            block = philox_4x32_10(seed, thread, (offset + i) / 4);
+        word[i] = block.v[(offset + i) % 4];
+    }
     box_muller(word[0], word[1], out);
     box_muller(word[2], word[3], out + 2);
 }

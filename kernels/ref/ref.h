@@ -40,13 +40,13 @@ static inline int ref_blocks(const weight *w)
 }
 
 /* The weights of output block BLOCK at kernel position TAP: [I][REF_LANES]. */
-static inline const float *ref_block(const weight *w, int block, int tap)
+static inline float *ref_block(const weight *w, int block, int tap)
 {
     size_t taps = (size_t)w->kh * (size_t)w->kw;
-    return (const float *)w->packed + ((size_t)block * taps + (size_t)tap) * (size_t)w->in_c * REF_LANES;
+    return (float *)w->packed + ((size_t)block * taps + (size_t)tap) * (size_t)w->in_c * REF_LANES;
 }
 
-static inline const float *ref_bias(const weight *w, int block)
+static inline float *ref_bias(const weight *w, int block)
 {
     return ref_block(w, ref_blocks(w), 0) + (size_t)block * REF_LANES;
 }

@@ -233,4 +233,4 @@ static void bench(struct check *ck, const struct tier *t)
         bench_shape(ck, t, &list[i]);
 }
 
-const struct op_check check_attention = {OP_attention, cases, round_case, golden, bench};
+const struct op_check check_attention = {OP_attention, cases, round_case, golden, bench, NULL};

@@ -48,13 +48,14 @@ struct check {
     struct error err;
 };
 
-/* One op: how to check it. GOLDEN and BENCH may be NULL. */
+/* One op: how to check it. The last three may be NULL. */
 struct op_check {
     enum op_id id;
     void (*cases)(struct check *ck); /* the fixed shapes, for the tiers of ck->type */
     void (*round)(struct check *ck); /* one random shape */
     void (*golden)(struct check *ck, const struct golden_case *g);
     void (*bench)(struct check *ck, const struct tier *t);
+    void (*published)(struct check *ck); /* ref against numbers that others published */
 };
 
 extern const struct op_check check_conv2d, check_linear, check_attention, check_group_norm,

@@ -40,4 +40,4 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[2], 0, 0);
 }
 
-const struct op_check check_concat_channels = {OP_concat_channels, cases, round_case, golden, NULL};
+const struct op_check check_concat_channels = {OP_concat_channels, cases, round_case, golden, NULL, NULL};

@@ -243,4 +243,4 @@ static void bench(struct check *ck, const struct tier *t)
         bench_shape(ck, t, &list[i]);
 }
 
-const struct op_check check_conv2d = {OP_conv2d, cases, round_case, golden, bench};
+const struct op_check check_conv2d = {OP_conv2d, cases, round_case, golden, bench, NULL};

@@ -58,4 +58,4 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, y, g->array[1], 0, 0);
 }
 
-const struct op_check check_convert = {OP_convert, cases, round_case, golden, NULL};
+const struct op_check check_convert = {OP_convert, cases, round_case, golden, NULL, NULL};

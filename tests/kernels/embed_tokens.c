@@ -44,4 +44,19 @@ static void round_case(struct check *ck)
                rng_range(ck, 1, 200));
 }
 
-const struct op_check check_embed_tokens = {OP_embed_tokens, cases, round_case, NULL, NULL};
+/* arrays: tokens, positions, ids [N, 1, T, 1] as numbers, y. */
+static void golden(struct check *ck, const struct golden_case *g)
+{
+    struct array ids = g->array[2], none = {0}, y = array_new(ck, ids.n, 1, ids.w, g->array[0].h);
+    int32_t *id = case_alloc(ck, array_count(ids) * sizeof *id);
+    for (size_t i = 0; i < array_count(ids); i++)
+        id[i] = (int32_t)ids.v[i];
+    weight w = pack_weight(ck, ck->ref, WEIGHT_EMBEDDING, g->array[0], none, 1);
+    weight p = pack_weight(ck, ck->ref, WEIGHT_EMBEDDING, g->array[1], none, 1);
+    int rc = ck->ref->ops.embed_tokens(ck->ref, array_tensor(y), &w, &p, id, &ck->err);
+    verify_golden(ck, rc, array_tensor(y), g->array[3], 0, 0);
+    weight_free(ck->ref, &w);
+    weight_free(ck->ref, &p);
+}
+
+const struct op_check check_embed_tokens = {OP_embed_tokens, cases, round_case, golden, NULL, NULL};

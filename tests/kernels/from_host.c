@@ -30,4 +30,4 @@ static void round_case(struct check *ck)
     random_shape(ck, run);
 }
 
-const struct op_check check_from_host = {OP_from_host, cases, round_case, NULL, NULL};
+const struct op_check check_from_host = {OP_from_host, cases, round_case, NULL, NULL, NULL};

@@ -32,5 +32,6 @@ static void bench(struct check *ck, const struct tier *t)
         norm_bench(ck, t, list[i]);
 }
 
-const struct op_check check_group_norm = {OP_group_norm, cases, norm_round, norm_golden, bench};
-const struct op_check check_group_norm_silu = {OP_group_norm_silu, cases, norm_round, norm_golden, bench};
+const struct op_check check_group_norm = {OP_group_norm, cases, norm_round, norm_golden, bench, NULL};
+const struct op_check check_group_norm_silu = {OP_group_norm_silu, cases, norm_round,
+                                               norm_golden,        bench, NULL};

@@ -47,4 +47,4 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[1], 0, 2 * FP32_UNIT);
 }
 
-const struct op_check check_guide = {OP_guide, cases, round_case, golden, NULL};
+const struct op_check check_guide = {OP_guide, cases, round_case, golden, NULL, NULL};

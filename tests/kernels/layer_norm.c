@@ -29,4 +29,4 @@ static void bench(struct check *ck, const struct tier *t)
         norm_bench(ck, t, list[i]);
 }
 
-const struct op_check check_layer_norm = {OP_layer_norm, cases, norm_round, norm_golden, bench};
+const struct op_check check_layer_norm = {OP_layer_norm, cases, norm_round, norm_golden, bench, NULL};

@@ -56,4 +56,4 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[LINCOMB_MAX], 1e-6, 4 * FP32_UNIT);
 }
 
-const struct op_check check_lincomb = {OP_lincomb, cases, round_case, golden, NULL};
+const struct op_check check_lincomb = {OP_lincomb, cases, round_case, golden, NULL, NULL};

@@ -210,4 +210,4 @@ static void bench(struct check *ck, const struct tier *t)
         bench_shape(ck, t, &list[i]);
 }
 
-const struct op_check check_linear = {OP_linear, cases, round_case, golden, bench};
+const struct op_check check_linear = {OP_linear, cases, round_case, golden, bench, NULL};

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "check.h"
+#include "noise.h"
 
 static void run_draw(struct check *ck, const struct shape *s, uint64_t seed, uint64_t offset,
                      enum dtype round)
@@ -43,4 +44,118 @@ static void round_case(struct check *ck)
     run_draw(ck, &s, rng_next(ck), rng_next(ck) % 1000 * 4, (enum dtype)rng_range(ck, 0, 2));
 }
 
-const struct op_check check_randn = {OP_randn, cases, round_case, NULL, NULL};
+/* A stretch of numbers that was published for torch.randn([COUNT], device="cuda"), to the last digit printed.
+ */
+struct published {
+    const char *source;
+    uint64_t seed;
+    int count, first; /* of the draw; index of the first number below */
+    int numbers;
+    float v[12];
+    double digit; /* half of the last digit printed, and what single-precision sines may add to it */
+};
+
+static const struct published list[] = {
+    {"AUTOMATIC1111/stable-diffusion-webui modules/rng_philox.py, randn((3, 4))",
+     0,
+     12,
+     0,
+     12,
+     {-0.92466259f, -0.42534415f, -2.6438457f, 0.14518388f, -0.12086647f, -0.57972564f, -0.62285122f,
+      -0.32838709f, -1.07454231f, -0.36314407f, -1.67105067f, 2.26550497f},
+     1e-6},
+    {"pytorch/pytorch#79496, randn(3)", 10, 3, 0, 3, {-0.1029f, 1.6810f, -0.2708f}, 5.2e-5},
+    /* 131072 numbers: more threads than a latent, still one wave */
+    {"pytorch/pytorch#158398, row 0", 42, 131072, 0, 3, {0.1940f, 2.1614f, -0.1721f}, 5.2e-5},
+    {"pytorch/pytorch#158398, row 1",
+     42,
+     131072,
+     2045,
+     6,
+     {1.4540f, -2.7733f, -0.8932f, -0.4574f, 0.8063f, 0.1580f},
+     5.2e-5},
+    {"pytorch/pytorch#158398, row 2",
+     42,
+     131072,
+     4093,
+     6,
+     {0.1124f, 0.2769f, -1.2535f, 1.1346f, -0.6329f, -0.9147f},
+     5.2e-5},
+    {"pytorch/pytorch#158398, row 62",
+     42,
+     131072,
+     126973,
+     6,
+     {-0.7282f, 0.5087f, 0.1318f, 0.7881f, 0.8339f, -1.1424f},
+     5.2e-5},
+    {"pytorch/pytorch#158398, the end", 42, 131072, 131069, 3, {-0.4841f, 1.2850f, -0.0282f}, 5.2e-5},
+    {"pytorch/pytorch#62467, channel 0", 43, 3 * 128 * 128, 0, 1, {1.9983f}, 5.2e-5},
+    {"pytorch/pytorch#62467, channel 1", 43, 3 * 128 * 128, 128 * 128, 1, {0.8704f}, 5.2e-5},
+    {"pytorch/pytorch#62467, channel 2", 43, 3 * 128 * 128, 2 * 128 * 128, 1, {2.1127f}, 5.2e-5},
+    /* an H100: nine turns of its 132 * 2048 threads */
+    {"pytorch/pytorch#143086, the start",
+     1,
+     49 * 12 * 112 * 144,
+     0,
+     3,
+     {-0.2963f, 2.6764f, -0.1408f},
+     5.2e-5},
+    {"pytorch/pytorch#143086, the end on an H100",
+     1,
+     49 * 12 * 112 * 144,
+     49 * 12 * 112 * 144 - 3,
+     3,
+     {-0.6970f, -0.7780f, 0.3267f},
+     5.2e-5},
+};
+
+static void published_stretch(struct check *ck, const struct published *p, struct array draw)
+{
+    struct array want = array_new(ck, 1, 1, 1, p->numbers);
+    for (int i = 0; i < p->numbers; i++)
+        want.v[i] = p->v[i];
+    tensor got = {1, 1, 1, p->numbers, p->numbers, DTYPE_F32, draw.v + p->first};
+    case_label(ck, "%s, seed %llu", p->source, (unsigned long long)p->seed);
+    verify_golden(ck, 0, got, want, p->digit, 0);
+}
+
+/* Printed by torch.rand(1, 5, device="cuda") for seed 42, twice in a row
+ * (being-aerys/Deep_Learning_Marathon_with_PyTorch; mrdbourke/pytorch-deep-learning#759 has 2 u - 1 of both
+ * first ones). It shows how far a draw moves the offset. A uniform number is the first word of its thread,
+ * which Box-Muller turns into a radius: exp(-(a^2 + b^2) / 2) gives it back, where a and b are the thread's
+ * first two normals; in a draw of two waves they lie one wave apart. */
+static void published_second_draw(struct check *ck)
+{
+    static const float uniform[2][5] = {{0.6130f, 0.0101f, 0.3984f, 0.0403f, 0.1563f},
+                                        {0.9877f, 0.1289f, 0.5621f, 0.5221f, 0.7445f}};
+    for (uint64_t draw = 0; draw < 2; draw++) {
+        struct array normal = array_new(ck, 1, 1, 1, 2 * NOISE_WAVE_THREADS), got = array_new(ck, 1, 1, 1, 5);
+        struct array want = array_new(ck, 1, 1, 1, 5);
+        int rc = ck->ref->ops.randn(ck->ref, array_tensor(normal), 42, draw * noise_advance(5), DTYPE_F32,
+                                    &ck->err);
+        for (int i = 0; i < 5; i++) {
+            double a = (double)normal.v[i], b = (double)normal.v[NOISE_WAVE_THREADS + i];
+            got.v[i] = (float)exp(-(a * a + b * b) / 2);
+            want.v[i] = uniform[draw][i];
+        }
+        case_label(ck, "torch.rand(1, 5) with seed 42, draw %d", (int)draw);
+        verify_golden(ck, rc, array_tensor(got), want, 5.2e-5, 0);
+    }
+}
+
+static void published(struct check *ck)
+{
+    struct array draw = {0};
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
+        if (i == 0 || list[i].seed != list[i - 1].seed) {
+            case_end(ck);
+            draw = array_new(ck, 1, 1, 1, list[i].count);
+            ck->ref->ops.randn(ck->ref, array_tensor(draw), list[i].seed, 0, DTYPE_F32, &ck->err);
+        }
+        published_stretch(ck, &list[i], draw);
+    }
+    published_second_draw(ck);
+    case_end(ck);
+}
+
+const struct op_check check_randn = {OP_randn, cases, round_case, NULL, NULL, published};

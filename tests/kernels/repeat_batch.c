@@ -41,4 +41,4 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[1], 0, 0);
 }
 
-const struct op_check check_repeat_batch = {OP_repeat_batch, cases, round_case, golden, NULL};
+const struct op_check check_repeat_batch = {OP_repeat_batch, cases, round_case, golden, NULL, NULL};

@@ -39,4 +39,4 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[1], 1e-30, 8 * FP32_UNIT);
 }
 
-const struct op_check check_silu = {OP_silu, cases, round_case, golden, NULL};
+const struct op_check check_silu = {OP_silu, cases, round_case, golden, NULL, NULL};

@@ -49,4 +49,5 @@ static void golden(struct check *ck, const struct golden_case *g)
                   0); /* one unit of fp32 at an angle of 999, and exp's */
 }
 
-const struct op_check check_timestep_embedding = {OP_timestep_embedding, cases, round_case, golden, NULL};
+const struct op_check check_timestep_embedding = {
+    OP_timestep_embedding, cases, round_case, golden, NULL, NULL};

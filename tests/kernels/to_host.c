@@ -25,4 +25,4 @@ static void round_case(struct check *ck)
     random_shape(ck, run);
 }
 
-const struct op_check check_to_host = {OP_to_host, cases, round_case, NULL, NULL};
+const struct op_check check_to_host = {OP_to_host, cases, round_case, NULL, NULL, NULL};

@@ -49,4 +49,4 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[1], 0, 0);
 }
 
-const struct op_check check_to_rgb8 = {OP_to_rgb8, cases, round_case, golden, NULL};
+const struct op_check check_to_rgb8 = {OP_to_rgb8, cases, round_case, golden, NULL, NULL};

@@ -32,4 +32,4 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[1], 0, 0);
 }
 
-const struct op_check check_upsample_nearest = {OP_upsample_nearest, cases, round_case, golden, NULL};
+const struct op_check check_upsample_nearest = {OP_upsample_nearest, cases, round_case, golden, NULL, NULL};
