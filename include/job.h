@@ -104,8 +104,9 @@ void worker_drain(struct worker *w);
 void worker_cancel_all(struct worker *w, enum cancel_reason reason);
 /* Ends the running job for its owner although the thread still computes; the result is thrown away. */
 void worker_abandon(struct worker *w);
-/* Waits up to SECONDS for the thread to end (it does when drained and idle, or failed) and frees everything;
- * *W is NULL then. False when it still computes. */
-bool worker_stop(struct worker **w, double seconds);
+/* True when the thread has nothing left to do: drained and idle, or failed. */
+bool worker_ended(struct worker *w);
+/* Waits for the thread's end and frees everything; *W is NULL then. */
+void worker_stop(struct worker **w);
 
 #endif

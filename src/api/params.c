@@ -91,8 +91,7 @@ static bool drop_underscores(char *text)
     size_t len = strlen(text);
     char *out = text;
 
-    if (!strchr(text, '_') || text[*text == '-' || *text == '+'] == '_' || text[len - 1] == '_' ||
-        strstr(text, "__"))
+    if (!strchr(text, '_') || text[0] == '_' || text[len - 1] == '_' || strstr(text, "__"))
         return false;
     for (const char *s = text; *s; s++)
         if (*s != '_')
@@ -165,7 +164,8 @@ static const struct fault *integer_from_text(struct json_span value, wide *out)
         if (strlen(text) > JSON_INT_DIGITS_MAX)
             fault = &INT_SIZE;
         else if (!parse_wide(text, out) && !(drop_zeros(text) && parse_wide(text, out)) &&
-                 !(drop_underscores(text) && parse_wide(text, out)))
+                 !(text[*text == '-' || *text == '+'] != '_' && drop_underscores(text) &&
+                   parse_wide(text, out)))
             fault = &INT_PARSING;
     }
     free(text);

@@ -5,8 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Shrinks [*AT, *AT + *LEN), valid UTF-8, to what lies between the white space at both ends: Unicode's White_Space, and for
- * PYTHON also the separators U+001C to U+001F. */
+/* Shrinks [*AT, *AT + *LEN), valid UTF-8, to what lies between the white space at both ends: Unicode's
+ * White_Space, and for PYTHON also the separators U+001C to U+001F. */
 void text_strip(const char **at, size_t *len, bool python);
 
 #endif

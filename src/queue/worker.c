@@ -1,12 +1,10 @@
 /* The worker: one thread that opens the backend, loads the model and runs one job after another. It alone
  * touches the device. Everything that several threads see is behind one mutex, which is never held while a
  * job runs or while a job's finished() is called. See job.h. */
-#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "job.h"
 #include "log.h"
@@ -394,23 +392,20 @@ void worker_abandon(struct worker *w)
         announce(w, job);
 }
 
-bool worker_stop(struct worker **out, double seconds)
+bool worker_ended(struct worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    bool ended = w->ended;
+    pthread_mutex_unlock(&w->lock);
+    return ended;
+}
+
+void worker_stop(struct worker **out)
 {
     struct worker *w = *out;
-    double deadline = clock_now() + seconds;
-    bool ended = false;
 
     if (!w)
-        return true;
-    while (!ended) {
-        pthread_mutex_lock(&w->lock);
-        ended = w->ended;
-        pthread_mutex_unlock(&w->lock);
-        if (!ended && clock_now() > deadline)
-            return false;
-        if (!ended)
-            nanosleep(&(struct timespec){0, 2000000}, NULL);
-    }
+        return;
     pthread_join(w->thread, NULL);
     if (w->model)
         model_close(&w->model);
@@ -420,5 +415,4 @@ bool worker_stop(struct worker **out, double seconds)
     pthread_cond_destroy(&w->wake);
     free(w);
     *out = NULL;
-    return true;
 }

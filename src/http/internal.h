@@ -1,0 +1,151 @@
+/* What the files of src/http share. */
+#ifndef LATENTD_HTTP_INTERNAL_H
+#define LATENTD_HTTP_INTERNAL_H
+
+#include <microhttpd.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "server.h"
+
+enum {
+    HTTP_THREADS = 4,
+    BODY_MAX = 2 << 20,    /* of a JSON body; a prompt of a megabyte fits */
+    BODIES_MAX = 64 << 20, /* of all bodies being received at once */
+    CONNECTIONS_MAX = 4096,
+    CONNECTION_MEMORY = 32 << 10 /* request line and headers of one request */
+};
+
+/* Seconds that a connection may spend in each station, whatever trickles in meanwhile. */
+enum { HEADER_SECONDS = 10, BODY_SECONDS = 25, REPLY_SECONDS = 60, KEEPALIVE_SECONDS = 75 };
+
+/* ---- connections.c: deadlines and departures ---- */
+
+/* One TCP connection, as long as libmicrohttpd has it open. */
+struct connection {
+    struct connections *all;
+    struct connection *next, *before;
+    int fd;
+    double deadline;     /* clock_now(); 0: none */
+    uint64_t serial;     /* never used twice */
+    struct job *waiting; /* what the suspended request waits for, or NULL */
+    bool gone;           /* its client has left meanwhile */
+};
+
+struct connections {
+    pthread_mutex_t lock;
+    struct connection *first;
+    int epoll; /* the sockets of suspended requests */
+    int stop;  /* eventfd that ends the thread */
+    pthread_t thread;
+    struct worker *worker;
+    uint64_t serial;
+    int count;
+    atomic_uint_fast64_t reaped;
+};
+
+int connections_start(struct connections *c, struct worker *worker, struct error *err);
+void connections_stop(struct connections *c);
+/* MHD_NotifyConnectionCallback. */
+void connection_notify(void *ctx, struct MHD_Connection *mhd, void **socket_context,
+                       enum MHD_ConnectionNotificationCode code);
+/* The connection is given SECONDS from now. */
+void connection_deadline(struct connection *c, int seconds);
+/* From now until connection_unwatch, JOB is cancelled when the client closes or half-closes. A half-close
+ * counts as leaving, as it does for nginx and Go: nothing on the wire tells it from a close. */
+void connection_watch(struct connection *c, struct job *job);
+void connection_unwatch(struct connection *c);
+
+/* ---- request.c: one request, from its headers to its reply ---- */
+
+struct route;
+
+struct request {
+    struct server *server;
+    struct MHD_Connection *mhd;
+    struct connection *connection;
+    const struct route *route;
+    const char *method, *path;
+    char id[65];
+    double begun;
+    struct buffer body;
+    size_t received, counted, sent; /* bytes that came; those counted in server->bodies; those of the reply */
+    bool too_large, bodies_full, close;
+    struct job *job;
+    atomic_bool done; /* the job has ended and the connection was resumed */
+    struct reply reply;
+    int status;
+};
+
+/* MHD_AccessHandlerCallback and MHD_RequestCompletedCallback. */
+enum MHD_Result request_handle(void *ctx, struct MHD_Connection *mhd, const char *url, const char *method,
+                               const char *version, const char *data, size_t *size, void **request);
+void request_completed(void *ctx, struct MHD_Connection *mhd, void **request,
+                       enum MHD_RequestTerminationCode how);
+
+/* ---- audit.c ---- */
+
+/* NULL when the headers are sound, else what is wrong with them: whatever two servers in a row could read
+ * differently. */
+const char *audit_headers(struct MHD_Connection *mhd, const char *method, const char *url,
+                          const char *version);
+
+/* ---- routes.c ---- */
+
+enum { ROUTE_STATIC_MAX = 16 };
+
+struct route {
+    const char *path, *method;
+    bool slash; /* also served with a trailing slash, not redirected */
+    void (*answer)(struct server *srv, struct reply *reply);
+    struct job *(*begin)(struct service *s, const struct api_request *request, struct reply *reply);
+    void (*end)(struct job *job, struct reply *reply);
+    void (*describe)(const struct job *job, char *out, size_t size);
+};
+
+extern const struct route routes[];
+extern const int route_count;
+/* The route, or NULL and a reply: 404, 405 or a redirect to the path without its slash. */
+const struct route *route_find(const char *method, const char *path, struct reply *reply);
+
+/* ---- auth.c ---- */
+
+/* HEADER is the Authorization header or NULL, TOKEN the secret or NULL when none is asked for. */
+bool auth_ok(const char *header, const char *token);
+
+/* ---- metrics.c ---- */
+
+enum { CODES_MAX = 12, METHODS_MAX = 3 };
+
+struct http_stats {
+    pthread_mutex_t lock;
+    uint64_t requests[ROUTE_STATIC_MAX + 1][METHODS_MAX]
+                     [CODES_MAX]; /* the last row: paths that are no route */
+    struct histogram duration[ROUTE_STATIC_MAX + 1];
+    uint64_t too_large;
+};
+
+void http_count(struct http_stats *st, const struct route *route, const char *method, int status,
+                double seconds);
+void metrics_reply(struct server *srv, struct reply *reply);
+
+/* ---- listen.c ---- */
+
+/* A listening socket, non-blocking. */
+int listen_open(const char *host, int port, int *fd, int *port_out, struct error *err);
+
+/* ---- server.c ---- */
+
+struct server {
+    struct MHD_Daemon *daemon;
+    struct service *service;
+    struct connections connections;
+    struct http_stats stats;
+    int port, limit;
+    atomic_bool draining;
+    atomic_int active;
+    atomic_size_t bodies; /* bytes of all request bodies in memory */
+    double started;
+};
+
+#endif

@@ -1,0 +1,305 @@
+/* One request, from its headers to its reply. libmicrohttpd calls request_handle() once when the headers are
+ * there, once for every piece of the body, once behind it, and once more after the connection was resumed. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/random.h>
+
+#include "internal.h"
+#include "log.h"
+
+static const char *header(struct MHD_Connection *mhd, const char *name)
+{
+    return MHD_lookup_connection_value(mhd, MHD_HEADER_KIND, name);
+}
+
+/* The client's X-Request-Id where it is harmless, else 16 random hex digits. */
+static void choose_id(struct request *r)
+{
+    const char *given = header(r->mhd, "X-Request-Id");
+    size_t len = given ? strlen(given) : 0;
+    uint64_t random = 0;
+
+    if (len > 0 && len < sizeof(r->id) &&
+        strspn(given, "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_.") == len) {
+        memcpy(r->id, given, len + 1);
+        return;
+    }
+    if (getrandom(&random, sizeof(random), GRND_NONBLOCK) != sizeof(random))
+        random = (uint64_t)(clock_now() * 1e9);
+    snprintf(r->id, sizeof(r->id), "%016llx", (unsigned long long)random);
+}
+
+/* The weight that the Accept header gives to TYPE: the highest q of the entries that name it (or
+ * NULL-terminated ALSO). */
+static double accept_weight(const char *accept, const char *type, const char *also)
+{
+    double best = 0;
+
+    while (accept && *accept) {
+        accept += strspn(accept, " \t,");
+        size_t len = strcspn(accept, ",;");
+        const char *end = accept + strcspn(accept, ",");
+        size_t name = len;
+        while (name > 0 && (accept[name - 1] == ' ' || accept[name - 1] == '\t'))
+            name--;
+        bool ours = (name == strlen(type) && strncasecmp(accept, type, name) == 0) ||
+                    (also && name == strlen(also) && strncasecmp(accept, also, name) == 0);
+        const char *q = strcasestr(accept + len, "q=");
+        double value = q && q < end ? strtod(q + 2, NULL) : 1;
+        if (ours && value > best)
+            best = value;
+        accept = end;
+    }
+    return best;
+}
+
+static bool wants_png(struct MHD_Connection *mhd)
+{
+    const char *accept = header(mhd, "Accept");
+
+    return accept_weight(accept, "image/png", "image/*") > accept_weight(accept, CONTENT_JSON, NULL);
+}
+
+/* ---- The reply ---- */
+
+static void release_body(struct request *r)
+{
+    atomic_fetch_sub(&r->server->bodies, r->counted);
+    r->counted = 0;
+    buffer_free(&r->body);
+}
+
+static enum MHD_Result send_reply(struct request *r)
+{
+    struct reply *reply = &r->reply;
+    struct MHD_Response *response;
+    enum MHD_Result queued;
+
+    reply_settle(reply);
+    r->status = reply->status;
+    r->sent = reply->body.len;
+    /* the response takes the body over and frees it */
+    response = MHD_create_response_from_buffer(reply->body.len, reply->body.len ? reply->body.data : NULL,
+                                               MHD_RESPMEM_MUST_FREE);
+    if (!response)
+        return MHD_NO;
+    if (reply->body.len == 0)
+        buffer_free(&reply->body);
+    memset(&reply->body, 0, sizeof(reply->body));
+    if (reply->content_type)
+        MHD_add_response_header(response, "Content-Type", reply->content_type);
+    MHD_add_response_header(response, "Server", "latentd");
+    MHD_add_response_header(response, "X-Request-Id", r->id);
+    for (int i = 0; i < REPLY_HEADERS_MAX && reply->header[i].name; i++)
+        MHD_add_response_header(response, reply->header[i].name, reply->header[i].value);
+    if (r->close || atomic_load(&r->server->draining))
+        MHD_add_response_header(response, "Connection", "close");
+    /* at least 64 KiB a second must be taken */
+    connection_deadline(r->connection, REPLY_SECONDS + (int)(r->sent >> 16));
+    queued = MHD_queue_response(r->mhd, (unsigned)reply->status, response);
+    MHD_destroy_response(response);
+    return queued;
+}
+
+/* ---- The body ---- */
+
+static enum MHD_Result take_body(struct request *r, const char *data, size_t *size)
+{
+    size_t n = *size;
+
+    *size = 0; /* all of it is taken, also what is thrown away: a client that still writes would not read the
+                  reply */
+    r->received += n;
+    if (!r->route || !r->route->begin || r->too_large || r->bodies_full)
+        return MHD_YES;
+    r->too_large = r->received > BODY_MAX;
+    r->bodies_full = atomic_fetch_add(&r->server->bodies, n) + n > BODIES_MAX;
+    r->counted += n;
+    if (r->too_large || r->bodies_full || buffer_add(&r->body, data, n))
+        release_body(r);
+    return MHD_YES;
+}
+
+/* A body that was announced as too large is refused before it is sent, when the client asks first. */
+static bool expects_refusal(struct request *r)
+{
+    const char *expect = header(r->mhd, "Expect"), *length = header(r->mhd, "Content-Length");
+
+    return expect && strcasecmp(expect, "100-continue") == 0 && length &&
+           strtoull(length, NULL, 10) > BODY_MAX;
+}
+
+static void too_large(struct request *r)
+{
+    reply_error(&r->reply, 400, "The body has more than %d bytes.", BODY_MAX);
+    pthread_mutex_lock(&r->server->stats.lock);
+    r->server->stats.too_large++;
+    pthread_mutex_unlock(&r->server->stats.lock);
+}
+
+/* ---- Jobs ---- */
+
+/* On the worker's thread, or on the one that cancelled. Nothing of the request may be touched after the
+ * resume. */
+static void job_finished(struct job *job)
+{
+    struct request *r = job->owner;
+
+    atomic_store(&r->done, true);
+    MHD_resume_connection(r->mhd);
+}
+
+static enum MHD_Result start_job(struct request *r)
+{
+    struct server *srv = r->server;
+    enum refusal why;
+
+    r->job->finished = job_finished;
+    r->job->owner = r;
+    MHD_suspend_connection(r->mhd);
+    why = worker_submit(srv->service->worker, r->job);
+    if (why == REFUSED_NOT) {
+        /* Not too late: this thread alone goes on with the connection, after we return. */
+        connection_watch(r->connection, r->job);
+        return MHD_YES;
+    }
+    refusal_reply(why, &r->reply);
+    atomic_store(&r->done, true);
+    MHD_resume_connection(r->mhd);
+    return MHD_YES;
+}
+
+static enum MHD_Result finish_job(struct request *r)
+{
+    if (r->reply.status == 0) {
+        connection_unwatch(r->connection);
+        r->route->end(r->job, &r->reply);
+    }
+    return send_reply(r);
+}
+
+/* ---- The stations ---- */
+
+static enum MHD_Result dispatch(struct request *r)
+{
+    struct server *srv = r->server;
+    const char *token = srv->service->config->auth_token;
+
+    if (r->reply.status)
+        return send_reply(r);
+    if (r->too_large) {
+        too_large(r);
+    } else if (r->bodies_full) {
+        reply_error(&r->reply, 500,
+                    "insufficient capacity: too many request bodies at once, try again later");
+    } else if (r->body.failed) {
+        r->reply.body.failed = true;
+    } else if (r->route->answer) {
+        r->route->answer(srv, &r->reply);
+    } else {
+        struct api_request request = {.content_type = header(r->mhd, "Content-Type"),
+                                      .body = r->body.data,
+                                      .len = r->body.len,
+                                      .authorized = auth_ok(header(r->mhd, "Authorization"), token),
+                                      .wants_png = wants_png(r->mhd),
+                                      .id = r->id};
+        r->job = r->route->begin(srv->service, &request, &r->reply);
+    }
+    release_body(r);
+    return r->job ? start_job(r) : send_reply(r);
+}
+
+static struct request *receive(struct server *srv, struct MHD_Connection *mhd, const char *url,
+                               const char *method)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    struct request *r = info && info->socket_context ? calloc(1, sizeof(*r)) : NULL;
+
+    if (!r)
+        return NULL;
+    r->server = srv;
+    r->mhd = mhd;
+    r->connection = info->socket_context;
+    r->method = method;
+    r->path = url;
+    r->begun = clock_now();
+    choose_id(r);
+    atomic_fetch_add(&srv->active, 1);
+    connection_deadline(r->connection, BODY_SECONDS);
+    return r;
+}
+
+enum MHD_Result request_handle(void *ctx, struct MHD_Connection *mhd, const char *url, const char *method,
+                               const char *version, const char *data, size_t *size, void **request)
+{
+    struct request *r = *request;
+    const char *fault;
+
+    if (r && *size)
+        return take_body(r, data, size);
+    if (r)
+        return r->job && atomic_load(&r->done) ? finish_job(r) : dispatch(r);
+    *request = r = receive(ctx, mhd, url, method);
+    if (!r)
+        return MHD_NO;
+    fault = audit_headers(mhd, method, url, version);
+    if (fault) {
+        r->close = true;
+        reply_error(&r->reply, 400, "Bad request: %s.", fault);
+        return send_reply(r);
+    }
+    r->route = route_find(method, url, &r->reply);
+    if (expects_refusal(r)) {
+        r->close = true;
+        if (!r->reply.status)
+            too_large(r);
+        return send_reply(r);
+    }
+    return MHD_YES;
+}
+
+/* ---- The end ---- */
+
+static void log_request(const struct request *r, enum MHD_RequestTerminationCode how)
+{
+    char job[200] = "", what[128];
+    const struct job *j = r->job;
+    bool quiet = r->route ? !r->route->begin : r->status < 400;
+
+    if (j && j->state == JOB_DONE) {
+        r->route->describe(j, what, sizeof(what));
+        double start = j->started_at > 0 ? j->started_at : j->done_at;
+        snprintf(job, sizeof(job), " queue_ms=%.1f gen_ms=%.1f %s%s", 1e3 * (start - j->queued_at),
+                 1e3 * (j->done_at - start), what,
+                 atomic_load(&j->cancelled) == CANCEL_DISCONNECT ? " cancelled=disconnect"
+                 : atomic_load(&j->cancelled)                    ? " cancelled=shutdown"
+                                                                 : "");
+    }
+    log_write(quiet ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO,
+              "request_id=%s method=%.16s route=%.64s status=%d bytes_in=%zu bytes_out=%zu ms=%.1f%s%s",
+              r->id, r->method, r->path, r->status, r->received, r->sent, 1e3 * (clock_now() - r->begun), job,
+              how == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : " incomplete");
+}
+
+void request_completed(void *ctx, struct MHD_Connection *mhd, void **request,
+                       enum MHD_RequestTerminationCode how)
+{
+    struct server *srv = ctx;
+    struct request *r = *request;
+
+    (void)mhd;
+    if (!r)
+        return;
+    *request = NULL;
+    http_count(&srv->stats, r->route, r->method, r->status, clock_now() - r->begun);
+    log_request(r, how);
+    if (r->job)
+        job_put(r->job);
+    release_body(r);
+    buffer_free(&r->reply.body);
+    connection_deadline(r->connection, KEEPALIVE_SECONDS);
+    free(r);
+    atomic_fetch_sub(&srv->active, 1);
+}
