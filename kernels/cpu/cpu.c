@@ -1,4 +1,5 @@
-/* Which tiers there are, which of them this machine and its operating system can run, and which slots they take. */
+/* Which tiers there are, which of them this machine and its operating system can run, and which slots they
+ * take. */
 #include "cpu.h"
 
 #include <cpuid.h>
@@ -101,11 +102,13 @@ static int choose(const char *isa, const struct entry **e, struct error *err)
     *e = isa ? find(isa) : best();
     if (isa && !*e)
         return error_set(err, ERR_UNSUPPORTED,
-                         "CPU tier \"%s\" is unknown; accepted are ref, avx2, avx512, avx512bf16 and amx", isa);
+                         "CPU tier \"%s\" is unknown; accepted are ref, avx2, avx512, avx512bf16 and amx",
+                         isa);
     if (*e && !usable(*e))
-        return error_set(err, ERR_UNSUPPORTED,
-                         "CPU tier %s cannot run here: the processor or the operating system lacks it; the best is %s",
-                         isa, best() ? best()->tier.name : "ref");
+        return error_set(
+            err, ERR_UNSUPPORTED,
+            "CPU tier %s cannot run here: the processor or the operating system lacks it; the best is %s",
+            isa, best() ? best()->tier.name : "ref");
     return 0;
 }
 
@@ -122,6 +125,15 @@ static void serve(struct backend *be, const struct tier *t)
 {
     SERVE(be, conv2d, cpu_conv2d, t->name);
     SERVE(be, linear, cpu_linear, t->name);
+    SERVE(be, attention, cpu_attention, t->name);
+    SERVE(be, group_norm, cpu_group_norm, t->name);
+    SERVE(be, group_norm_silu, cpu_group_norm_silu, t->name);
+    SERVE(be, layer_norm, cpu_layer_norm, t->name);
+    SERVE(be, silu, cpu_silu, t->name);
+    SERVE(be, add, cpu_add, t->name);
+    SERVE(be, concat_channels, cpu_concat_channels, t->name);
+    SERVE(be, upsample_nearest, cpu_upsample_nearest, t->name);
+    SERVE(be, convert, cpu_convert, t->name);
     SERVE(be, pack_conv2d, cpu_pack_matrix, t->name);
     SERVE(be, pack_linear, cpu_pack_matrix, t->name);
 }
@@ -136,7 +148,7 @@ int ops_cpu(struct backend *be, const char *isa, struct error *err)
     if (!st)
         return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
     st->tier = &e->tier;
-    st->partial = aligned_alloc(64, PARTIAL_FLOATS * sizeof(float));
+    st->partial = aligned_alloc(64, PARTIAL_DOUBLES * sizeof(double));
     be->state = st;
     be->close = close_cpu;
     if (!st->partial)

@@ -1,20 +1,22 @@
-/* Convolution and linear layers as one blocked matrix product: y [positions][O] = A [positions][taps * I] * W.
+/* Convolution and linear layers as one blocked matrix product: y [positions][O] = A [positions][taps * I] *
+ * W.
  *
  * A is never laid out in full (no im2col in memory). Depending on the shape it is read
  *   DIRECT  in place: 1x1, where rows of the product are rows of x;
- *   PADDED  from a slab: the block's input rows with their halo, zeros at the edges, converted to the kernel's type,
- *           upsampled if asked; every kernel position is then a constant offset from the output position;
- *   FLAT    from a slab that holds each kernel position apart, so that a row tile may run across picture rows and
- *           pictures: small or odd widths on kernels that want rows in sixteens.
+ *   PADDED  from a slab: the block's input rows with their halo, zeros at the edges, converted to the
+ * kernel's type, upsampled if asked; every kernel position is then a constant offset from the output
+ * position; FLAT    from a slab that holds each kernel position apart, so that a row tile may run across
+ * picture rows and pictures: small or odd widths on kernels that want rows in sixteens.
  *
- * Tiling. A work item is a block of about 256 positions times up to 512 outputs. Its channels are cut into slices whose
- * slab stays in the second-level cache (SLAB_BYTES); in a slice every panel of nr outputs runs over the chunks of the
- * slice, and a chunk (k_block products, 32 KB of fp32 B) stays in the first level while all row tiles of the block pass
- * over it. So per item: x is read 1.3 to 1.6 times (halo), W once, y is written once; at 256 positions a byte of fp32 W
- * feeds 128 FLOPs, 1.4 GB/s a core at 180 GFLOP/s. Sums of unfinished slices wait in the worker's scratch.
+ * Tiling. A work item is a block of about 256 positions times up to 512 outputs. Its channels are cut into
+ * slices whose slab stays in the second-level cache (SLAB_BYTES); in a slice every panel of nr outputs runs
+ * over the chunks of the slice, and a chunk (k_block products, 32 KB of fp32 B) stays in the first level
+ * while all row tiles of the block pass over it. So per item: x is read 1.3 to 1.6 times (halo), W once, y is
+ * written once; at 256 positions a byte of fp32 W feeds 128 FLOPs, 1.4 GB/s a core at 180 GFLOP/s. Sums of
+ * unfinished slices wait in the worker's scratch.
  *
- * The order in which a number is summed depends on the packed layout alone (chunks of channels, then taps), not on blocks,
- * threads or the batch: the same picture gets the same bits however it is computed. */
+ * The order in which a number is summed depends on the packed layout alone (chunks of channels, then taps),
+ * not on blocks, threads or the batch: the same picture gets the same bits however it is computed. */
 #include "gemm.h"
 
 #include <string.h>
@@ -23,8 +25,8 @@
 
 enum {
     BLOCK_ROWS = 256,
-    BLOCK_COLS = 512,      /* outputs of a work item */
-    BLOCK_WIDTH = 64,      /* positions of one picture row in a block */
+    BLOCK_COLS = 512, /* outputs of a work item */
+    BLOCK_WIDTH = 64, /* positions of one picture row in a block */
     SLAB_BYTES = 512 << 10,
     DIRECT_CHANNELS = 512, /* channels of a slice that is read in place */
     TAPS_MAX = 121,
@@ -39,7 +41,8 @@ struct job {
     struct pool *pool;
     const struct gemm_args *a;
     enum mode mode;
-    int kw, taps, pad_y, pad_x, step, shift, ih, iw; /* ih, iw: input as the kernel sees it, after upsampling */
+    int kw, taps, pad_y, pad_x, step, shift, ih,
+        iw; /* ih, iw: input as the kernel sees it, after upsampling */
     int oh, ow;
     size_t positions;        /* n * oh * ow */
     int block_h, block_w;    /* PADDED: output rows and columns of a block */
@@ -52,8 +55,8 @@ struct job {
 
 /* The part of a block that is regular: `segments` runs of `length` output positions. */
 struct block {
-    int n, y, x;             /* PADDED: first output position */
-    size_t first;            /* DIRECT, FLAT: first output position over the whole batch */
+    int n, y, x;  /* PADDED: first output position */
+    size_t first; /* DIRECT, FLAT: first output position over the whole batch */
     int segments, length;
 };
 
@@ -81,8 +84,10 @@ static int round_up(int a, int b)
 
 /* ---- The slab ---- */
 
-/* Fills COUNT positions of the slab from input row IY (of picture N), columns first, first + step, …; zeros outside. */
-static void slab_line(const struct job *job, char *dst, int n, int iy, int first, int step, int count, int c0, int width)
+/* Fills COUNT positions of the slab from input row IY (of picture N), columns first, first + step, …; zeros
+ * outside. */
+static void slab_line(const struct job *job, char *dst, int n, int iy, int first, int step, int count, int c0,
+                      int width)
 {
     tensor x = job->a->x;
     size_t es = dtype_size(job->g->dtype), bytes = (size_t)width * es;
@@ -170,9 +175,10 @@ static void set_taps(const struct job *job, struct worker_memory *m)
 
 /* ---- The product ---- */
 
-/* Runs the tiles of one segment; *index counts tiles for the prefetch, which spreads the next B over the first tiles. */
-static void run_segment(const struct gemm_kernel *g, struct gemm_tile *t, int length, const char *next, size_t next_bytes,
-                        size_t *ahead)
+/* Runs the tiles of one segment; *index counts tiles for the prefetch, which spreads the next B over the
+ * first tiles. */
+static void run_segment(const struct gemm_kernel *g, struct gemm_tile *t, int length, const char *next,
+                        size_t next_bytes, size_t *ahead)
 {
     size_t lines = (size_t)t->taps * (size_t)t->k * 64 / (g->dtype == DTYPE_BF16 ? 2 : 1);
     int tiles = div_up(length, g->mr);
@@ -188,8 +194,8 @@ static void run_segment(const struct gemm_kernel *g, struct gemm_tile *t, int le
 }
 
 /* c [positions of the block][nr] (+)= one chunk of the panel P. */
-static void run_chunk(const struct job *job, const struct block *b, struct worker_memory *m, int slice, int chunk, int p,
-                      float *c)
+static void run_chunk(const struct job *job, const struct block *b, struct worker_memory *m, int slice,
+                      int chunk, int p, float *c)
 {
     const struct gemm_kernel *g = job->g;
     const struct cpu_weight *w = job->w;
@@ -358,7 +364,8 @@ static void choose_block(struct job *job)
         return;
     }
     size_t blocks = (job->positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
-    job->block_rows = round_up((int)((job->positions + blocks - 1) / blocks), job->g->m_align > 1 ? job->g->mr : 1);
+    job->block_rows =
+        round_up((int)((job->positions + blocks - 1) / blocks), job->g->m_align > 1 ? job->g->mr : 1);
     job->blocks = (int)((job->positions + (size_t)job->block_rows - 1) / (size_t)job->block_rows);
     job->slab_w = job->block_rows;
     job->slab_h = job->taps;
@@ -407,8 +414,8 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
         .positions = tensor_rows(a->y),
     };
     if (taps > TAPS_MAX)
-        return error_set(err, ERR_UNSUPPORTED, "a %dx%d kernel has more than %d positions", a->w->kh, a->w->kw,
-                         TAPS_MAX);
+        return error_set(err, ERR_UNSUPPORTED, "a %dx%d kernel has more than %d positions", a->w->kh,
+                         a->w->kw, TAPS_MAX);
     if (job.positions == 0)
         return 0;
     job.mode = choose_mode(&job);
@@ -419,7 +426,8 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     return 0;
 }
 
-int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const struct conv2d_args *a, struct error *err)
+int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const struct conv2d_args *a,
+               struct error *err)
 {
     struct gemm_args g = {
         .y = y,
@@ -435,7 +443,8 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
     return gemm_run(be, &g, err);
 }
 
-int cpu_linear(struct backend *be, tensor y, tensor x, const weight *w, const struct linear_args *a, struct error *err)
+int cpu_linear(struct backend *be, tensor y, tensor x, const weight *w, const struct linear_args *a,
+               struct error *err)
 {
     struct gemm_args g = {
         .y = y,

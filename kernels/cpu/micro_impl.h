@@ -1,13 +1,14 @@
-/* The matrix micro-kernel of the tiers that have vector multiply-adds: rows x 2 vectors of outputs held in registers, one
- * broadcast of A and two loads of B a step. Included by one file a tier, which defines beforehand:
- *   MICRO_ROWS           most rows: 2 * MICRO_ROWS accumulators + 2 vectors of B + a broadcast fit the register file
- *   micro_b              vector type of B;  micro_load(p), micro_broadcast(p)  32-bit lanes
+/* The matrix micro-kernel of the tiers that have vector multiply-adds: rows x 2 vectors of outputs held in
+ * registers, one broadcast of A and two loads of B a step. Included by one file a tier, which defines
+ * beforehand: MICRO_ROWS           most rows: 2 * MICRO_ROWS accumulators + 2 vectors of B + a broadcast fit
+ * the register file micro_b              vector type of B;  micro_load(p), micro_broadcast(p)  32-bit lanes
  *   micro_fma(a, b, c)   c + a * b, for bf16 over the two products of a lane
  *   MICRO_STEP           channels in a lane: 1 (F32) or 2 (BF16 pairs)
  *
- * Bytes and FLOPs: a step of 14 x 32 on AVX-512 makes 28 multiply-adds (14 cycles on two ports) and 16 loads (8 cycles),
- * so it is bound by arithmetic as long as A and B come from the first-level cache; B (k_block x nr) stays there for all
- * row tiles of a block, A (rows x k_block) streams from the second level at 4 bytes a cycle. */
+ * Bytes and FLOPs: a step of 14 x 32 on AVX-512 makes 28 multiply-adds (14 cycles on two ports) and 16 loads
+ * (8 cycles), so it is bound by arithmetic as long as A and B come from the first-level cache; B (k_block x
+ * nr) stays there for all row tiles of a block, A (rows x k_block) streams from the second level at 4 bytes a
+ * cycle. */
 #include <time.h>
 
 #include "tier.h"
@@ -21,7 +22,8 @@ VEC void micro_run(const int rows, const struct gemm_tile *t)
     for (int i = 0; i < rows; i++)
         acc[i][0] = acc[i][1] = v_zero();
     for (int tap = 0; tap < t->taps; tap++) {
-        /* Rows are addressed as three strides from every third pointer: there are not enough registers for all. */
+        /* Rows are addressed as three strides from every third pointer: there are not enough registers for
+         * all. */
         const char *a[(MICRO_ROWS + 2) / 3];
 #pragma GCC unroll 16
         for (int i = 0; i < (rows + 2) / 3; i++)
@@ -92,8 +94,10 @@ static double peak(void)
     const int loops = 1000000;
     clock_gettime(CLOCK_MONOTONIC, &t0);
     for (int i = 0; i < loops; i++) {
-        a0 = micro_fma(x, y, a0), a1 = micro_fma(x, y, a1), a2 = micro_fma(x, y, a2), a3 = micro_fma(x, y, a3);
-        a4 = micro_fma(x, y, a4), a5 = micro_fma(x, y, a5), a6 = micro_fma(x, y, a6), a7 = micro_fma(x, y, a7);
+        a0 = micro_fma(x, y, a0), a1 = micro_fma(x, y, a1), a2 = micro_fma(x, y, a2),
+        a3 = micro_fma(x, y, a3);
+        a4 = micro_fma(x, y, a4), a5 = micro_fma(x, y, a5), a6 = micro_fma(x, y, a6),
+        a7 = micro_fma(x, y, a7);
         a8 = micro_fma(x, y, a8), a9 = micro_fma(x, y, a9);
         __asm__ volatile("" : "+x"(a0), "+x"(a1), "+x"(a2), "+x"(a3), "+x"(a4), "+x"(a5), "+x"(a6), "+x"(a7));
         __asm__ volatile("" : "+x"(a8), "+x"(a9));

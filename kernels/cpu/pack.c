@@ -1,5 +1,5 @@
-/* Weights into the layout of struct cpu_weight, once at load, on all threads. The source is as the file has it: fp32, fp16
- * or bf16, possibly unaligned, [O][I][taps] for convolutions and [O][I] for linear layers. */
+/* Weights into the layout of struct cpu_weight, once at load, on all threads. The source is as the file has
+ * it: fp32, fp16 or bf16, possibly unaligned, [O][I][taps] for convolutions and [O][I] for linear layers. */
 #include <string.h>
 
 #include "thread_pool.h"
@@ -86,7 +86,8 @@ static void scatter_pairs(uint16_t *dst, const uint16_t *src, int channels, int 
 }
 
 /* Chunk [first, first + channels) of all columns of a panel; DST is its place, `padded` channels wide. */
-static void pack_chunk(const struct pack_job *job, int p, int first, int channels, int padded, char *dst, char *row)
+static void pack_chunk(const struct pack_job *job, int p, int first, int channels, int padded, char *dst,
+                       char *row)
 {
     const struct weight_source *src = job->src;
     int nr = job->tier->gemm->nr, taps = job->w->taps, part_c = src->out_c / src->parts;
@@ -98,7 +99,8 @@ static void pack_chunk(const struct pack_job *job, int p, int first, int channel
             continue;
         const struct host_array *a = &src->w[o / part_c];
         size_t at = ((size_t)(o % part_c) * (size_t)src->in_c + (size_t)first) * (size_t)taps;
-        job->tier->rows->convert(row, type, (const char *)a->data + at * dtype_size(a->dtype), a->dtype, count);
+        job->tier->rows->convert(row, type, (const char *)a->data + at * dtype_size(a->dtype), a->dtype,
+                                 count);
         if (job->tier->gemm->dtype == DTYPE_BF16)
             scatter_pairs((uint16_t *)dst + 2 * j, (uint16_t *)row, channels, taps, tap_step, nr);
         else if (type == DTYPE_F32)
@@ -131,7 +133,8 @@ static void pack_panel(void *ctx, int p, int worker)
         bias[j] = 0;
         if (a && a->data)
             job->tier->rows->convert(&bias[j], DTYPE_F32,
-                                     (const char *)a->data + (size_t)(o % part_c) * dtype_size(a->dtype), a->dtype, 1);
+                                     (const char *)a->data + (size_t)(o % part_c) * dtype_size(a->dtype),
+                                     a->dtype, 1);
     }
 }
 

@@ -1,7 +1,8 @@
-/* Row functions of a tier: everything that is not a matrix product, written in the vocabulary of vec_*.h and compiled once
- * for each vector width. Each handles any length; tails are masked.
+/* Row functions of a tier: everything that is not a matrix product, written in the vocabulary of vec_*.h and
+ * compiled once for each vector width. Each handles any length; tails are masked.
  *
- * Accuracy (fp32, against double): exponential 2e-7 relative, sigmoid and SiLU 3e-7, GELU 4e-7 of max(|x|, 1). */
+ * Accuracy (fp32, against double): exponential 2e-7 relative, sigmoid and SiLU 3e-7, GELU 4e-7 of max(|x|,
+ * 1). */
 #include <string.h>
 
 #include "tier.h"
@@ -43,7 +44,7 @@ VEC void store_n(enum dtype type, char *p, int i, int n, vf x)
 /* exp(x): x = n ln 2 + r, |r| <= ln 2 / 2, polynomial of degree 6 in r (Cephes expf), times 2^n. */
 VEC vf v_exp(vf x)
 {
-    vf c = v_min(v_set1(88.722f), v_max(v_exp_lowest(), x));
+    vf lowest = v_set1(-104.0f), c = v_min(v_set1(88.722f), v_max(lowest, x));
     vf n = v_round(v_mul(c, v_set1(1.44269504f)));
     vf r = v_fnma(n, v_set1(0.693359375f), c);
     r = v_fma(n, v_set1(2.12194440e-4f), r);
@@ -54,7 +55,7 @@ VEC vf v_exp(vf x)
     p = v_fma(p, r, v_set1(1.6666665459e-1f));
     p = v_fma(p, r, v_set1(5.0000001201e-1f));
     p = v_fma(p, v_mul(r, r), v_add(r, v_set1(1.0f)));
-    return v_scale_pow2(p, n, x);
+    return v_scale_pow2(p, n, x, lowest);
 }
 
 /* x / (1 + exp(-k x)): SiLU for k = 1, CLIP's quick_gelu for k = 1.702. */
@@ -63,8 +64,8 @@ VEC vf v_sigmoid_times(vf x, float k)
     return v_div(x, v_add(v_set1(1.0f), v_exp(v_mul(x, v_set1(-k)))));
 }
 
-/* x times the normal distribution function: the exact GELU. erfc by the Chebyshev fit of Numerical Recipes (erfcc), whose
- * relative error is below 1.2e-7 everywhere. */
+/* x times the normal distribution function: the exact GELU. erfc by the Chebyshev fit of Numerical Recipes
+ * (erfcc), whose relative error is below 1.2e-7 everywhere. */
 VEC vf v_gelu(vf x)
 {
     vf z = v_mul(v_abs(x), v_set1(0.70710678f));
@@ -106,14 +107,16 @@ VEC vf finish_value(enum act act, bool geglu, const struct finish *f, const floa
     return v_mul(v, v_gelu(v_add(v_load(c + g), v_load(f->bias + g))));
 }
 
-/* In steps of a vector; where half a panel is less than a vector (GEGLU on no tier today) this would not hold. */
+/* In steps of a vector; where half a panel is less than a vector (GEGLU on no tier today) this would not
+ * hold. */
 VEC void finish_rows(enum dtype y_type, enum act act, bool geglu, const struct finish *f)
 {
     for (int j = 0; j < f->cols; j += VL) {
         int n = f->cols - j;
         vf add = v_zero();
         if (f->add)
-            add = f->add_type == DTYPE_F32 ? load_n(DTYPE_F32, f->add, j, n) : load_n(DTYPE_BF16, f->add, j, n);
+            add =
+                f->add_type == DTYPE_F32 ? load_n(DTYPE_F32, f->add, j, n) : load_n(DTYPE_BF16, f->add, j, n);
         const float *c = f->c;
         char *y = f->y;
         const char *res = f->residual;
@@ -202,57 +205,58 @@ static void row_transpose(uint32_t *dst, int nr, const char *src, size_t stride,
         const char *s = src + (size_t)j * stride;
         for (int i = 0; i < words; i++)
             for (int q = 0; q < n; q++)
-                memcpy(&dst[(size_t)i * (size_t)nr + (size_t)(j + q)], s + (size_t)q * stride + (size_t)i * 4, 4);
+                memcpy(&dst[(size_t)i * (size_t)nr + (size_t)(j + q)], s + (size_t)q * stride + (size_t)i * 4,
+                       4);
+    }
+}
+
+static void row_interleave(uint16_t *dst, const uint16_t *a, const uint16_t *b, int n)
+{
+    for (int i = 0; i < n; i++) {
+        dst[2 * i] = a[i];
+        dst[2 * i + 1] = b[i];
     }
 }
 
 /* ---- Norms ---- */
 
-VEC void channel_sums_as(enum dtype type, const char *x, size_t stride, int rows, int c, const float *pivot, float *sum,
-                         float *square)
+/* In double: a difference of large sums must not cost the variance its digits. Loads bound it, not the
+ * conversions. */
+VEC void channel_sums_as(enum dtype type, const char *x, size_t stride, int rows, int c, double *sum,
+                         double *square)
 {
     for (int j = 0; j < c; j += VL) {
-        int n = c - j;
-        vf p = n >= VL ? v_load(pivot + j) : v_load_n(pivot + j, n);
-        vf s0 = v_zero(), q0 = v_zero(), s1 = v_zero(), q1 = v_zero();
+        int n = c - j < VL ? c - j : VL;
+        vd s = vd_load_n(sum + j, n), q = vd_load_n(square + j, n);
         const char *row = x;
-        int r = 0;
-        for (; r + 2 <= rows; r += 2, row += 2 * stride) {
-            vf d0 = v_sub(load_n(type, row, j, n), p), d1 = v_sub(load_n(type, row + stride, j, n), p);
-            s0 = v_add(s0, d0), q0 = v_fma(d0, d0, q0);
-            s1 = v_add(s1, d1), q1 = v_fma(d1, d1, q1);
-        }
-        if (r < rows) {
-            vf d0 = v_sub(load_n(type, row, j, n), p);
-            s0 = v_add(s0, d0), q0 = v_fma(d0, d0, q0);
-        }
-        s0 = v_add(s0, s1), q0 = v_add(q0, q1);
-        int m = n < VL ? n : VL;
-        v_store_n(sum + j, v_add(v_load_n(sum + j, m), s0), m);
-        v_store_n(square + j, v_add(v_load_n(square + j, m), q0), m);
+        for (int r = 0; r < rows; r++, row += stride)
+            vd_moments(&s, &q, load_n(type, row, j, n));
+        vd_store_n(sum + j, s, n);
+        vd_store_n(square + j, q, n);
     }
 }
 
-static void row_channel_sums(const char *x, enum dtype type, size_t stride, int rows, int c, const float *pivot, float *sum,
-                         float *square)
+static void row_channel_sums(const char *x, enum dtype type, size_t stride, int rows, int c, double *sum,
+                             double *square)
 {
-    BY_TYPE(type, channel_sums_as, x, stride, rows, c, pivot, sum, square);
+    BY_TYPE(type, channel_sums_as, x, stride, rows, c, sum, square);
 }
 
-VEC void affine_as(enum dtype x_type, enum dtype y_type, bool act, char *y, const char *x, int c, const float *scale,
-                   const float *shift)
+VEC void affine_as(enum dtype x_type, enum dtype y_type, bool act, char *y, const char *x, int c,
+                   const float *scale, const float *shift)
 {
     for (int j = 0; j < c; j += VL) {
         int n = c - j;
         vf v = load_n(x_type, x, j, n);
         if (scale)
-            v = v_fma(v, load_n(DTYPE_F32, (const char *)scale, j, n), load_n(DTYPE_F32, (const char *)shift, j, n));
+            v = v_fma(v, load_n(DTYPE_F32, (const char *)scale, j, n),
+                      load_n(DTYPE_F32, (const char *)shift, j, n));
         store_n(y_type, y, j, n, act ? v_sigmoid_times(v, 1.0f) : v);
     }
 }
 
-static void row_affine(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *scale,
-                   const float *shift, bool act)
+static void row_affine(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c,
+                       const float *scale, const float *shift, bool act)
 {
     if (y_type == DTYPE_F32 && act)
         BY_TYPE(x_type, affine_as, DTYPE_F32, true, y, x, c, scale, shift);
@@ -264,11 +268,12 @@ static void row_affine(void *y, enum dtype y_type, const void *x, enum dtype x_t
         BY_TYPE(x_type, affine_as, DTYPE_BF16, false, y, x, c, scale, shift);
 }
 
-/* Mean first, then the mean square of the differences: no cancellation. */
-VEC void layer_norm_as(enum dtype x_type, enum dtype y_type, char *y, const char *x, int c, const float *gamma,
-                       const float *beta, float eps)
+/* Mean first, then the mean square of the differences: no cancellation. What the rounded mean is off by is
+ * the mean of the differences, and goes into both. */
+VEC void layer_norm_as(enum dtype x_type, enum dtype y_type, char *y, const char *x, int c,
+                       const float *gamma, const float *beta, float eps)
 {
-    vf sum = v_zero(), square = v_zero();
+    vf sum = v_zero(), square = v_zero(), off = v_zero();
     for (int j = 0; j < c; j += VL)
         sum = v_add(sum, load_n(x_type, x, j, c - j));
     vf mean = v_set1(v_sum(sum) / (float)c);
@@ -276,20 +281,24 @@ VEC void layer_norm_as(enum dtype x_type, enum dtype y_type, char *y, const char
         vf d = v_sub(load_n(x_type, x, j, c - j), mean);
         if (c - j < VL)
             d = v_fill_tail(d, c - j, v_zero());
+        off = v_add(off, d);
         square = v_fma(d, d, square);
     }
-    float variance = v_sum(square) / (float)c + eps;
+    float shift = v_sum(off) / (float)c;
+    float variance = v_sum(square) / (float)c - shift * shift + eps;
     vf scale = v_set1(1.0f / __builtin_sqrtf(variance));
+    mean = v_add(mean, v_set1(shift));
     for (int j = 0; j < c; j += VL) {
         int n = c - j;
         vf v = v_mul(v_sub(load_n(x_type, x, j, n), mean), scale);
-        v = v_fma(v, load_n(DTYPE_F32, (const char *)gamma, j, n), load_n(DTYPE_F32, (const char *)beta, j, n));
+        v = v_fma(v, load_n(DTYPE_F32, (const char *)gamma, j, n),
+                  load_n(DTYPE_F32, (const char *)beta, j, n));
         store_n(y_type, y, j, n, v);
     }
 }
 
-static void row_layer_norm(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *gamma,
-                       const float *beta, float eps)
+static void row_layer_norm(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c,
+                           const float *gamma, const float *beta, float eps)
 {
     if (y_type == DTYPE_F32)
         BY_TYPE(x_type, layer_norm_as, DTYPE_F32, y, x, c, gamma, beta, eps);
@@ -297,7 +306,8 @@ static void row_layer_norm(void *y, enum dtype y_type, const void *x, enum dtype
         BY_TYPE(x_type, layer_norm_as, DTYPE_BF16, y, x, c, gamma, beta, eps);
 }
 
-VEC void add_as(enum dtype b_type, enum dtype a_type, enum dtype y_type, char *y, const char *a, const char *b, size_t n)
+VEC void add_as(enum dtype b_type, enum dtype a_type, enum dtype y_type, char *y, const char *a,
+                const char *b, size_t n)
 {
     size_t sa = dtype_size(a_type), sb = dtype_size(b_type), sy = dtype_size(y_type);
     for (size_t j = 0; j < n; j += (size_t)VL) {
@@ -307,7 +317,8 @@ VEC void add_as(enum dtype b_type, enum dtype a_type, enum dtype y_type, char *y
     }
 }
 
-static void row_add(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b, enum dtype b_type, size_t n)
+static void row_add(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b,
+                    enum dtype b_type, size_t n)
 {
     if (y_type == DTYPE_F32 && a_type == DTYPE_F32)
         BY_TYPE(b_type, add_as, DTYPE_F32, DTYPE_F32, y, a, b, n);
@@ -396,7 +407,8 @@ static void row_output(void *y, enum dtype y_type, const float *o, size_t panel,
 
 #define ROW_OPS                                                                                              \
     {                                                                                                        \
-        .finish = row_finish, .gather = row_gather, .convert = row_convert, .channel_sums = row_channel_sums,                \
-        .affine = row_affine, .layer_norm = row_layer_norm, .add = row_add, .softmax = row_softmax, .output = row_output,        \
-        .transpose = row_transpose                                                                               \
+        .finish = row_finish, .gather = row_gather, .convert = row_convert,                                  \
+        .channel_sums = row_channel_sums, .affine = row_affine, .layer_norm = row_layer_norm,                \
+        .add = row_add, .softmax = row_softmax, .output = row_output, .transpose = row_transpose,            \
+        .interleave = row_interleave                                                                         \
     }

@@ -1,7 +1,7 @@
 /* What a CPU tier consists of, and the packed weights that all tiers share.
  *
- * Everything above this header (gemm.c, attention.c, norm.c …) is written once and knows no instruction set; a tier is a
- * matrix micro-kernel (struct gemm_kernel) and a set of row functions (struct row_ops). */
+ * Everything above this header (gemm.c, attention.c, norm.c …) is written once and knows no instruction set;
+ * a tier is a matrix micro-kernel (struct gemm_kernel) and a set of row functions (struct row_ops). */
 #ifndef LATENTD_CPU_TIER_H
 #define LATENTD_CPU_TIER_H
 
@@ -30,7 +30,8 @@ struct gemm_kernel {
     void (*run)(int rows, const struct gemm_tile *t);
     void (*begin)(void); /* around the calls of one work item on a thread; may be NULL */
     void (*end)(void);
-    double (*peak)(void); /* runs multiply-adds for a few milliseconds; returns FLOPs per second of one thread */
+    double (*peak)(
+        void); /* runs multiply-adds for a few milliseconds; returns FLOPs per second of one thread */
 };
 
 /* The end of a matrix product: c [rows][nr] -> y, `cols` outputs a row.
@@ -64,11 +65,11 @@ struct gather {
 
 /* One block of the online softmax: s and p are [panels][rows][nr]; state is per row. */
 struct softmax_block {
-    float *s;        /* scores in */
-    void *p;         /* exp(scale * s - max) out, p_type; may be s itself */
+    float *s; /* scores in */
+    void *p;  /* exp(scale * s - max) out, p_type; may be s itself */
     enum dtype p_type;
     int rows, keys, nr;
-    int panel_rows;  /* rows between two panels of s and p */
+    int panel_rows; /* rows between two panels of s and p */
     float scale;
     int causal_first; /* row r sees keys 0 .. causal_first + r of this block; keys - 1 or more: all */
     float *max, *sum; /* [rows] running maximum (of scale * s) and sum */
@@ -81,20 +82,23 @@ struct row_ops {
     void (*gather)(const struct gather *g);
     /* n numbers from one type to another, any alignment */
     void (*convert)(void *dst, enum dtype dst_type, const void *src, enum dtype src_type, size_t n);
-    /* sum[c] += x - pivot[c], square[c] += (x - pivot[c])^2 over `rows` rows that are `stride` bytes apart */
-    void (*channel_sums)(const char *x, enum dtype type, size_t stride, int rows, int c, const float *pivot, float *sum,
-                         float *square);
+    /* sum[c] += x, square[c] += x^2 over `rows` rows that are `stride` bytes apart */
+    void (*channel_sums)(const char *x, enum dtype type, size_t stride, int rows, int c, double *sum,
+                         double *square);
     /* y = x * scale[c] + shift[c], then SiLU if asked; scale NULL: y = x */
     void (*affine)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *scale,
                    const float *shift, bool silu);
-    void (*layer_norm)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *gamma,
-                       const float *beta, float eps);
-    void (*add)(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b, enum dtype b_type, size_t n);
+    void (*layer_norm)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c,
+                       const float *gamma, const float *beta, float eps);
+    void (*add)(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b,
+                enum dtype b_type, size_t n);
     void (*softmax)(const struct softmax_block *b);
     /* y[j] = o[j / nr][0][j % nr] * factor for j < c; panels of o are `panel` floats apart */
     void (*output)(void *y, enum dtype y_type, const float *o, size_t panel, int nr, int c, float factor);
     /* dst[i][j] = src row j, element i, as 32-bit words: i < words, j < rows <= nr; other columns become 0 */
     void (*transpose)(uint32_t *dst, int nr, const char *src, size_t stride, int rows, int words);
+    /* dst = a[0], b[0], a[1], b[1], … for n numbers each */
+    void (*interleave)(uint16_t *dst, const uint16_t *a, const uint16_t *b, int n);
 };
 
 struct tier {
@@ -106,20 +110,21 @@ struct tier {
 /* be->state of the CPU backend. */
 struct cpu_state {
     const struct tier *tier;
-    float *partial; /* [PARTIAL_FLOATS] group norm's sums by row chunk */
+    double *partial; /* [PARTIAL_DOUBLES] group norm's sums by row chunk */
 };
 
-enum { PARTIAL_FLOATS = 1 << 20 };
+enum { PARTIAL_DOUBLES = 1 << 20 };
 
 static inline const struct tier *cpu_tier(const struct backend *be)
 {
     return ((const struct cpu_state *)be->state)->tier;
 }
 
-/* A packed convolution or linear layer: this header, then bias, then data, in one block of memory. The outputs are cut
- * into panels of nr; a panel is [channel chunk][tap][channel of the chunk][nr], so that one chunk of all taps is one
- * contiguous B of the micro-kernel. fp32 tiers keep the file's 16-bit numbers, which is exact and halves the memory, and
- * widen one chunk at a time into the cache. A GEGLU panel holds nr/2 values, then their nr/2 gates. */
+/* A packed convolution or linear layer: this header, then bias, then data, in one block of memory. The
+ * outputs are cut into panels of nr; a panel is [channel chunk][tap][channel of the chunk][nr], so that one
+ * chunk of all taps is one contiguous B of the micro-kernel. fp32 tiers keep the file's 16-bit numbers, which
+ * is exact and halves the memory, and widen one chunk at a time into the cache. A GEGLU panel holds nr/2
+ * values, then their nr/2 gates. */
 struct cpu_weight {
     enum dtype dtype;       /* of data */
     int taps;               /* kernel positions */
@@ -145,19 +150,24 @@ extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_av
 extern const struct row_ops rows_avx2, rows_avx512;
 
 /* The slots, in the files named after them. */
-int cpu_conv2d(struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a, struct error *);
-int cpu_linear(struct backend *, tensor y, tensor x, const weight *w, const struct linear_args *a, struct error *);
+int cpu_conv2d(struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a,
+               struct error *);
+int cpu_linear(struct backend *, tensor y, tensor x, const weight *w, const struct linear_args *a,
+               struct error *);
 int cpu_attention(struct backend *, tensor y, tensor q, tensor k, tensor v, const struct attention_args *a,
                   struct error *);
-int cpu_group_norm(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps, struct error *);
-int cpu_group_norm_silu(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps, struct error *);
+int cpu_group_norm(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps,
+                   struct error *);
+int cpu_group_norm_silu(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps,
+                        struct error *);
 int cpu_layer_norm(struct backend *, tensor y, tensor x, const weight *w, float eps, struct error *);
 int cpu_silu(struct backend *, tensor y, tensor x, struct error *);
 int cpu_add(struct backend *, tensor y, tensor a, tensor b, struct error *);
 int cpu_concat_channels(struct backend *, tensor y, tensor a, tensor b, struct error *);
 int cpu_upsample_nearest(struct backend *, tensor y, tensor x, struct error *);
 int cpu_convert(struct backend *, tensor y, tensor x, struct error *);
-/* Convolutions and linear layers. Norms and embeddings stay as ref packs them: gamma [O], beta [O]; table [rows][C]. */
+/* Convolutions and linear layers. Norms and embeddings stay as ref packs them: gamma [O], beta [O]; table
+ * [rows][C]. */
 int cpu_pack_matrix(struct backend *, weight *w, const struct weight_source *src, struct error *);
 
 #endif

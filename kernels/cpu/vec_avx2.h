@@ -87,19 +87,16 @@ VEC vf v_where_negative(vf x, vf a, vf b)
 {
     return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_LT_OQ));
 }
-/* The smallest argument of the exponential that is not cut off: below it exp is 0. */
-VEC vf v_exp_lowest(void)
+/* p * 2^n for integral n, gradual underflow included; exactly 0 where x < lowest. 2^n in two halves, since
+ * neither 2^128 nor 2^-150 is a normal number; lanes far out are scaled by 1, so that they do not cost an
+ * underflow assist. */
+VEC vf v_scale_pow2(vf p, vf n, vf x, vf lowest)
 {
-    return _mm256_set1_ps(-87.33f);
-}
-/* p * 2^n for integral n >= -126; 0 where x is below v_exp_lowest. 2^n in two halves, since 2^128 does not exist. */
-VEC vf v_scale_pow2(vf p, vf n, vf x)
-{
-    __m256i i = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(i, 1), bias = _mm256_set1_epi32(127);
-    __m256i rest = _mm256_sub_epi32(i, half);
+    vf cut = _mm256_cmp_ps(x, lowest, _CMP_LT_OQ);
+    __m256i i = _mm256_cvtps_epi32(_mm256_andnot_ps(cut, n)), half = _mm256_srai_epi32(i, 1);
+    __m256i rest = _mm256_sub_epi32(i, half), bias = _mm256_set1_epi32(127);
     vf a = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
     vf b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
-    vf cut = _mm256_cmp_ps(x, v_exp_lowest(), _CMP_LT_OQ);
     return _mm256_andnot_ps(cut, _mm256_mul_ps(_mm256_mul_ps(p, a), b));
 }
 VEC __m128 v_low(vf a)
@@ -111,6 +108,31 @@ VEC float v_sum(vf a)
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+/* sum += x, square += x^2 for two halves of doubles */
+typedef struct {
+    __m256d lo, hi;
+} vd;
+VEC vd vd_load_n(const double *p, int n)
+{
+    double v[8] = {0};
+    memcpy(v, p, (size_t)n * sizeof *p);
+    vd r = {_mm256_loadu_pd(v), _mm256_loadu_pd(v + 4)};
+    return r;
+}
+VEC void vd_store_n(double *p, vd x, int n)
+{
+    double v[8];
+    _mm256_storeu_pd(v, x.lo);
+    _mm256_storeu_pd(v + 4, x.hi);
+    memcpy(p, v, (size_t)n * sizeof *p);
+}
+VEC void vd_moments(vd *sum, vd *square, vf x)
+{
+    __m256d lo = _mm256_cvtps_pd(_mm256_castps256_ps128(x)),
+            hi = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    sum->lo = _mm256_add_pd(sum->lo, lo), sum->hi = _mm256_add_pd(sum->hi, hi);
+    square->lo = _mm256_fmadd_pd(lo, lo, square->lo), square->hi = _mm256_fmadd_pd(hi, hi, square->hi);
 }
 VEC float v_highest(vf a)
 {

@@ -86,16 +86,11 @@ VEC vf v_where_negative(vf x, vf a, vf b)
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), b, a);
 }
-/* The smallest argument of the exponential that is not cut off: below it exp is 0. */
-VEC vf v_exp_lowest(void)
+/* p * 2^n for integral n, gradual underflow included; exactly 0 where x < lowest. Lanes far out are masked
+ * instead of left to underflow, which would cost a microcode assist each. */
+VEC vf v_scale_pow2(vf p, vf n, vf x, vf lowest)
 {
-    return _mm512_set1_ps(-104.0f);
-}
-/* p * 2^n for integral n; 0 where x was below v_exp_lowest (p * 2^n underflows to 0 by itself) */
-VEC vf v_scale_pow2(vf p, vf n, vf x)
-{
-    (void)x;
-    return _mm512_scalef_ps(p, n);
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, lowest, _CMP_NLT_UQ), p, n);
 }
 VEC __m128 v_low(vf a)
 {
@@ -104,6 +99,28 @@ VEC __m128 v_low(vf a)
 VEC float v_sum(vf a)
 {
     return _mm512_reduce_add_ps(a);
+}
+/* sum += x, square += x^2 for two halves of doubles */
+typedef struct {
+    __m512d lo, hi;
+} vd;
+VEC vd vd_load_n(const double *p, int n)
+{
+    vd r = {_mm512_maskz_loadu_pd((__mmask8)v_tail(n), p),
+            _mm512_maskz_loadu_pd((__mmask8)(v_tail(n) >> 8), p + 8)};
+    return r;
+}
+VEC void vd_store_n(double *p, vd x, int n)
+{
+    _mm512_mask_storeu_pd(p, (__mmask8)v_tail(n), x.lo);
+    _mm512_mask_storeu_pd(p + 8, (__mmask8)(v_tail(n) >> 8), x.hi);
+}
+VEC void vd_moments(vd *sum, vd *square, vf x)
+{
+    __m512d lo = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    __m512d hi = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    sum->lo = _mm512_add_pd(sum->lo, lo), sum->hi = _mm512_add_pd(sum->hi, hi);
+    square->lo = _mm512_fmadd_pd(lo, lo, square->lo), square->hi = _mm512_fmadd_pd(hi, hi, square->hi);
 }
 VEC float v_highest(vf a)
 {

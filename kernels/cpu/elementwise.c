@@ -1,0 +1,99 @@
+/* Ops that move or map numbers one by one: bound by memory, a few rows an item on all threads. */
+#include "thread_pool.h"
+#include "tier.h"
+
+enum { ITEM_BYTES = 64 << 10 };
+
+struct job {
+    const struct row_ops *rows;
+    tensor y, a, b;
+    size_t item_rows, count; /* rows of an item, of y in all */
+    void (*row)(const struct job *job, size_t row);
+};
+
+static char *row_of(tensor x, size_t row)
+{
+    return (char *)x.data + row * (size_t)x.ld * dtype_size(x.dtype);
+}
+
+static void run_item(void *ctx, int item, int worker)
+{
+    (void)worker;
+    const struct job *job = ctx;
+    size_t first = (size_t)item * job->item_rows, end = first + job->item_rows;
+    for (size_t r = first; r < end && r < job->count; r++)
+        job->row(job, r);
+}
+
+static int run(struct backend *be, tensor y, tensor a, tensor b, void (*row)(const struct job *, size_t))
+{
+    size_t bytes = (size_t)y.c * dtype_size(y.dtype);
+    struct job job = {
+        .rows = cpu_tier(be)->rows, .y = y, .a = a, .b = b, .count = tensor_rows(y), .row = row};
+    job.item_rows = bytes && bytes < ITEM_BYTES ? ITEM_BYTES / bytes : 1;
+    pool_run(be->pool, (int)((job.count + job.item_rows - 1) / job.item_rows), run_item, &job);
+    return 0;
+}
+
+static void silu_row(const struct job *job, size_t r)
+{
+    job->rows->affine(row_of(job->y, r), job->y.dtype, row_of(job->a, r), job->a.dtype, job->y.c, NULL, NULL,
+                      true);
+}
+
+static void add_row(const struct job *job, size_t r)
+{
+    job->rows->add(row_of(job->y, r), job->y.dtype, row_of(job->a, r), job->a.dtype, row_of(job->b, r),
+                   job->b.dtype, (size_t)job->y.c);
+}
+
+static void copy_row(const struct job *job, size_t r)
+{
+    job->rows->convert(row_of(job->y, r), job->y.dtype, row_of(job->a, r), job->a.dtype, (size_t)job->y.c);
+}
+
+static void concat_row(const struct job *job, size_t r)
+{
+    char *y = row_of(job->y, r);
+    job->rows->convert(y, job->y.dtype, row_of(job->a, r), job->a.dtype, (size_t)job->a.c);
+    job->rows->convert(y + (size_t)job->a.c * dtype_size(job->y.dtype), job->y.dtype, row_of(job->b, r),
+                       job->b.dtype, (size_t)job->b.c);
+}
+
+static void upsample_row(const struct job *job, size_t r)
+{
+    size_t w = (size_t)job->y.w, x = r % w,
+           line = r / w; /* line = n * H + y; H is even, so halving keeps pictures apart */
+    size_t src = line / 2 * (size_t)job->a.w + x / 2;
+    job->rows->convert(row_of(job->y, r), job->y.dtype, row_of(job->a, src), job->a.dtype, (size_t)job->y.c);
+}
+
+int cpu_silu(struct backend *be, tensor y, tensor x, struct error *err)
+{
+    (void)err;
+    return run(be, y, x, x, silu_row);
+}
+
+int cpu_add(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
+{
+    (void)err;
+    return run(be, y, a, b, add_row);
+}
+
+int cpu_concat_channels(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
+{
+    (void)err;
+    return run(be, y, a, b, concat_row);
+}
+
+int cpu_upsample_nearest(struct backend *be, tensor y, tensor x, struct error *err)
+{
+    (void)err;
+    return run(be, y, x, x, upsample_row);
+}
+
+int cpu_convert(struct backend *be, tensor y, tensor x, struct error *err)
+{
+    (void)err;
+    return run(be, y, x, x, copy_row);
+}
