@@ -1,0 +1,84 @@
+/* The tile instructions that the AMX kernel uses, under one name each: the real ones, or (with
+ * LATENTD_EMULATE) the same arithmetic in AVX-512F on a register file in memory, so that the kernel around
+ * them can be tested anywhere. */
+#ifndef LATENTD_CPU_TILE_AMX_H
+#define LATENTD_CPU_TILE_AMX_H
+
+#include "vec_bf16.h"
+
+/* Intel SDM, LDTILECFG: palette 1 has eight tiles of up to 16 rows of 64 bytes. */
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} __attribute__((packed));
+
+#ifdef LATENTD_EMULATE
+
+struct tile_file {
+    struct tile_config config;
+    _Alignas(64) uint32_t tile[8][16][16];
+};
+
+static _Thread_local struct tile_file tile_file;
+
+static void tile_configure(const struct tile_config *c)
+{
+    __builtin_memset(&tile_file, 0, sizeof tile_file);
+    tile_file.config = *c;
+}
+static void tile_done(void)
+{
+    __builtin_memset(&tile_file, 0, sizeof tile_file);
+}
+static void tile_zero_emulated(int t)
+{
+    __builtin_memset(tile_file.tile[t], 0, sizeof tile_file.tile[t]);
+}
+static void tile_load_emulated(int t, const void *p, size_t stride)
+{
+    tile_zero_emulated(t);
+    for (int r = 0; r < tile_file.config.rows[t]; r++)
+        __builtin_memcpy(tile_file.tile[t][r], (const char *)p + (size_t)r * stride,
+                         tile_file.config.row_bytes[t]);
+}
+static void tile_store_emulated(int t, void *p, size_t stride)
+{
+    for (int r = 0; r < tile_file.config.rows[t]; r++)
+        __builtin_memcpy((char *)p + (size_t)r * stride, tile_file.tile[t][r], tile_file.config.row_bytes[t]);
+}
+/* TDPBF16PS: for each row, the products of even and of odd positions are summed apart over the tile's 16
+ * pairs, then added together, then to the accumulator. */
+static void tile_dot_emulated(int c, int a, int b)
+{
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+    for (int m = 0; m < tile_file.config.rows[c]; m++) {
+        vf even = v_zero(), odd = v_zero();
+        for (int k = 0; k < tile_file.config.row_bytes[a] / 4; k++) {
+            vb x = _mm512_set1_epi32((int)tile_file.tile[a][m][k]), y = vb_load(tile_file.tile[b][k]);
+            even = v_fma(_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)),
+                         _mm512_castsi512_ps(_mm512_slli_epi32(y, 16)), even);
+            odd = v_fma(_mm512_castsi512_ps(_mm512_and_si512(x, high)),
+                        _mm512_castsi512_ps(_mm512_and_si512(y, high)), odd);
+        }
+        float *acc = (float *)tile_file.tile[c][m];
+        v_store(acc, v_add(v_load(acc), v_add(even, odd)));
+    }
+}
+#define tile_zero(t)             tile_zero_emulated(t)
+#define tile_load(t, p, stride)  tile_load_emulated(t, p, stride)
+#define tile_store(t, p, stride) tile_store_emulated(t, p, stride)
+#define tile_dot(c, a, b)        tile_dot_emulated(c, a, b)
+
+#else
+
+#define tile_configure(c)        _tile_loadconfig(c)
+#define tile_done()              _tile_release()
+#define tile_zero(t)             _tile_zero(t)
+#define tile_load(t, p, stride)  _tile_loadd(t, p, stride)
+#define tile_store(t, p, stride) _tile_stored(t, p, stride)
+#define tile_dot(c, a, b)        _tile_dpbf16ps(c, a, b)
+
+#endif
+
+#endif

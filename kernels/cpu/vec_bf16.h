@@ -1,0 +1,41 @@
+/* The two instructions of the bf16 tiers that older processors lack, under one name each: the real ones, or
+ * (with LATENTD_EMULATE) the same arithmetic in AVX-512F, so that the kernels around them can be tested
+ * anywhere. */
+#ifndef LATENTD_CPU_VEC_BF16_H
+#define LATENTD_CPU_VEC_BF16_H
+
+#include "vec_avx512.h"
+
+typedef __m512i vb; /* 16 pairs of bf16 */
+
+VEC vb vb_load(const void *p)
+{
+    return _mm512_loadu_si512(p);
+}
+VEC vb vb_broadcast(const void *p)
+{
+    return _mm512_set1_epi32(*(const int *)p);
+}
+
+/* c + a.odd * b.odd, then + a.even * b.even, as VDPBF16PS is defined: products of bf16 are exact in fp32, so
+ * the fused form rounds as the instruction does. The instruction also flushes denormals; the emulation does
+ * not. */
+VEC vf vb_dot_emulated(vb a, vb b, vf c)
+{
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+    vf a1 = _mm512_castsi512_ps(_mm512_and_si512(a, high)),
+       b1 = _mm512_castsi512_ps(_mm512_and_si512(b, high));
+    vf a0 = _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), b0 = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
+    return v_fma(a0, b0, v_fma(a1, b1, c));
+}
+
+#ifdef LATENTD_EMULATE
+#define vb_dot vb_dot_emulated
+#else
+VEC vf vb_dot(vb a, vb b, vf c)
+{
+    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+}
+#endif
+
+#endif
