@@ -1,0 +1,127 @@
+/* Break it on purpose: the k-th allocation of the process fails, for every k in turn, while a model is loaded
+ * and a picture is made. Each time the answer must be an error with words, or the right picture; never a
+ * crash, never a wrong picture, and afterwards the same request must give the same bytes as before. The
+ * allocator is replaced here through glibc's own __libc_* names, so this file does not run under ASan. */
+#include "test.h"
+
+#include <errno.h>
+#include <stdint.h>
+
+#include "log.h"
+#include "pipeline.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+
+TEST(needs_the_plain_allocator)
+{
+    CHECK(1);
+}
+
+#else
+
+/* The allocator's own names in glibc: malloc and the others below stand in front of them. */
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t n, size_t size);
+void *__libc_realloc(void *p, size_t size);
+void *__libc_memalign(size_t align, size_t size);
+void *aligned_alloc(size_t align, size_t size);
+
+static _Atomic long allocations; /* since counting began */
+static _Atomic long fail_at;     /* 0: none fails */
+static _Atomic int failed_once;
+
+static int fails_now(void)
+{
+    if (++allocations != fail_at)
+        return 0;
+    failed_once = 1;
+    errno = ENOMEM;
+    return 1;
+}
+
+void *malloc(size_t size)
+{
+    return fails_now() ? NULL : __libc_malloc(size);
+}
+
+void *calloc(size_t n, size_t size)
+{
+    return fails_now() ? NULL : __libc_calloc(n, size);
+}
+
+void *realloc(void *p, size_t size)
+{
+    return fails_now() ? NULL : __libc_realloc(p, size);
+}
+
+void *aligned_alloc(size_t align, size_t size)
+{
+    return fails_now() ? NULL : __libc_memalign(align, size);
+}
+
+int posix_memalign(void **p, size_t align, size_t size)
+{
+    *p = fails_now() ? NULL : __libc_memalign(align, size);
+    return *p ? 0 : ENOMEM;
+}
+
+static const struct text_to_image_params request = {
+    .prompt = "a b", .width = 16, .height = 16, .guidance_scale = 2, .steps = 2, .seed = 3};
+
+/* Loads the tiny model on one thread and makes the picture. */
+static int whole_way(struct image *im, struct error *err)
+{
+    struct backend *be = NULL;
+    struct model *m = NULL;
+    struct model_options opt = {.dir = "tests/api/data", .id = "latentd/tiny"};
+    int rc = backend_open(&be, &(struct backend_options){.kind = "cpu", .threads = 1}, err);
+    if (!rc)
+        rc = model_load(&m, be, &opt, err);
+    if (!rc)
+        rc = text_to_image(m, &request, NULL, im, err);
+    model_close(&m);
+    backend_close(&be);
+    return rc;
+}
+
+TEST(every_allocation_fails_in_turn)
+{
+    struct image want = {0};
+    struct error err = {0};
+    log_set_level(LOG_LEVEL_ERROR);
+    allocations = 0;
+    if (!CHECK(whole_way(&want, &err) == 0, "%s", err.msg))
+        return;
+    long total = allocations;
+    size_t bytes = 3 * (size_t)want.width * (size_t)want.height;
+    int errors = 0, pictures = 0;
+    for (long k = 1; k <= total; k++) {
+        struct image im = {0};
+        err = (struct error){0};
+        failed_once = 0;
+        allocations = 0;
+        fail_at = k;
+        int rc = whole_way(&im, &err);
+        fail_at = 0;
+        if (rc) {
+            errors++;
+            CHECK(rc < 0 && err.code == rc && err.msg[0], "allocation %ld: code %d without words", k, rc);
+            CHECK(im.rgb == NULL, "allocation %ld: an error and a picture", k);
+        } else {
+            pictures++;
+            CHECK(memcmp(im.rgb, want.rgb, bytes) == 0, "allocation %ld: a wrong picture", k);
+        }
+        image_free(&im);
+    }
+    printf("  %ld allocations: %d gave an error, %d were survived\n", total, errors, pictures);
+    CHECK(errors > 20, "the faults never reached the program");
+    struct image again = {0};
+    err = (struct error){0};
+    CHECK(whole_way(&again, &err) == 0 && memcmp(again.rgb, want.rgb, bytes) == 0, "%s", err.msg);
+    image_free(&again);
+    image_free(&want);
+}
+
+#endif
+
+TEST_MAIN()
