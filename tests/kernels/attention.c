@@ -39,7 +39,7 @@ static struct array oracle(struct check *ck, const struct attention_case *s, con
     return y;
 }
 
-/* Greatest sum of magnitudes that a score of query row T has: scale * sum |q k|, over all keys. */
+/* Greatest root of the sum of squares that a score of query row T has: scale * |q k|, over all keys. */
 static double score_size(const struct attention_case *s, const struct attention_data *d, int n, int t,
                          int head)
 {
@@ -50,10 +50,10 @@ static double score_size(const struct attention_case *s, const struct attention_
         const float *k = d->k.v + ((s->shared ? 0 : (size_t)n) * (size_t)s->s + j) * c + at;
         double sum = 0;
         for (int i = 0; i < s->size; i++)
-            sum += fabs((double)(q[i] * k[i]));
+            sum += (double)(q[i] * k[i]) * (double)(q[i] * k[i]);
         greatest = fmax(greatest, sum);
     }
-    return greatest * (double)args(s).scale;
+    return sqrt(greatest) * (double)args(s).scale;
 }
 
 /* y is a weighted mean of v. An error e in a score changes its weight by the factor 1 + e, so the mean by at
@@ -69,11 +69,11 @@ static struct array tolerance(struct check *ck, const struct attention_case *s,
     for (int row = 0; row < s->n * s->t; row++) {
         for (int head = 0; head < s->heads; head++) {
             double score = score_size(s, d, row / s->t, row % s->t, head) * sum_bound(s->size);
-            double factor = 2 * score + 2 * sum_bound(s->s) + 32 * FP32_UNIT;
+            double factor = 2 * score + sum_bound(s->s) + 32 * FP32_UNIT;
             if (ck->type != DTYPE_F32)
                 factor += ck->type == DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
             for (int j = 0; j < s->size; j++, i++)
-                bound.v[i] = (float)(factor * (double)bound.v[i]);
+                bound.v[i] = (float)(factor * (double)bound.v[i] + 1e-30);
         }
     }
     return bound;

@@ -82,6 +82,7 @@ struct array array_new(struct check *ck, int n, int h, int w, int c);
 /* mean + scale * normal, with one number in 32 an edge (0, -0, +-1, +-16, tiny), rounded to ck->type. */
 struct array array_random(struct check *ck, int n, int h, int w, int c, float scale, float mean);
 struct array array_abs(struct check *ck, struct array a);
+struct array array_square(struct check *ck, struct array a);
 size_t array_count(struct array a);
 /* The same numbers as a contiguous F32 tensor, for the oracle. Of an absent array: no tensor. */
 tensor array_tensor(struct array a);
@@ -124,9 +125,10 @@ void verify_bytes(struct check *ck, struct tier *t, int rc, const void *got, con
 /* Half a unit in the last place of fp32. */
 #define FP32_UNIT 0x1p-24
 
-/* What n products may lose in any order of fp32 sums, as a multiple of the sum of their magnitudes. Higham's
- * bound is n units; rounding errors do not conspire, so the square root of that is generous. A wrong, missing
- * or 16-bit product is far outside of it. */
+/* What a sum of n products of random signs may lose in any order of fp32 sums, as a multiple of the root of
+ * the sum of their squares. Every step loses at most one unit of the partial sum, which is a random walk
+ * about as long as that root, and so is the sum of the losses: three times the root of n is where one in a
+ * thousand million would be. A wrong, missing or 16-bit product is far outside of it. */
 double sum_bound(double n);
 /* UNITS of fp32 of each number of WANT; 0 where the numbers only move. */
 struct array bound_units(struct check *ck, struct array want, double units);

@@ -97,6 +97,16 @@ struct array array_abs(struct check *ck, struct array a)
     return b;
 }
 
+struct array array_square(struct check *ck, struct array a)
+{
+    if (!a.v)
+        return a;
+    struct array b = array_new(ck, a.n, a.h, a.w, a.c);
+    for (size_t i = 0; i < array_count(a); i++)
+        b.v[i] = a.v[i] * a.v[i];
+    return b;
+}
+
 tensor array_tensor(struct array a)
 {
     return (tensor){a.n, a.h, a.w, a.c, a.c, DTYPE_F32, a.v};

@@ -49,25 +49,26 @@ static struct array oracle(struct check *ck, const struct linear_case *s, const 
     return y;
 }
 
-/* As for conv2d: the sum of magnitudes times what fp32 may lose. The gate multiplies: each factor's loss
- * counts with the other's size. */
+/* As for conv2d: the root of the sum of squares times what fp32 may lose. The gate multiplies: each factor's
+ * loss counts with the other's size, which is seldom above four roots. */
 static struct array tolerance(struct check *ck, const struct linear_case *s, const struct linear_data *d)
 {
-    struct linear_case plain = *s;
-    plain.geglu = false;
-    plain.a.act = ACT_NONE;
-    struct linear_data m = {array_abs(ck, d->x), array_abs(ck, d->w), array_abs(ck, d->bias), {0}};
-    if (!s->geglu)
-        m.residual = array_abs(ck, d->residual);
-    plain.residual = false;
-    struct array sum = oracle(ck, &plain, &m), bound = array_new(ck, s->n, s->h, s->w, width(s));
-    double factor = sum_bound(s->c) * 1.2 + (s->a.act || s->geglu ? 16 * FP32_UNIT : 0);
+    struct linear_case plain = {s->n, s->h, s->w, s->c, s->o, 1, false, {0}, s->bias, false, 0, 0};
+    struct linear_data squares = {
+        array_square(ck, d->x), array_square(ck, d->w), array_square(ck, d->bias), {0}};
+    enum dtype type = ck->type;
+    ck->type = DTYPE_F32; /* the squared weights are no 16-bit numbers */
+    struct array sum = oracle(ck, &plain, &squares);
+    ck->type = type;
+    struct array bound = array_new(ck, s->n, s->h, s->w, width(s));
+    double factor = 1.2 * sum_bound(s->c) + (s->a.act || s->geglu ? 16 * FP32_UNIT : 0);
     for (size_t i = 0; i < array_count(bound); i++) {
         size_t row = i / (size_t)width(s), c = i % (size_t)width(s);
         const float *p = sum.v + row * (size_t)s->o + c;
-        double r = d->residual.v ? fabs((double)d->residual.v[i]) : 0;
-        double size = s->geglu ? 2 * (double)p[0] * (double)p[s->o / 2] : (double)p[0];
-        bound.v[i] = (float)(factor * size + 2 * FP32_UNIT * r);
+        double r = d->residual.v ? fabs((double)d->residual.v[i]) : 0, size = sqrt((double)p[0]);
+        if (s->geglu)
+            size *= 8 * sqrt((double)p[s->o / 2]);
+        bound.v[i] = (float)(factor * (size + r));
     }
     return bound;
 }

@@ -68,7 +68,7 @@ double bench_time(void (*call)(void *), void *ctx)
 void bench_report(struct check *ck, const struct tier *t, const char *shape, double seconds, double flops,
                   double bytes)
 {
-    printf("%-18s %-10s %-44s %10.3f ms %9.1f GFLOP/s %7.1f GB/s", op_names[ck->op->id], t->name, shape,
+    printf("%-18s %-19s %-34s %10.3f ms %9.1f GFLOP/s %7.1f GB/s", op_names[ck->op->id], t->name, shape,
            seconds * 1e3, flops / seconds * 1e-9, bytes / seconds * 1e-9);
     if (t->peak > 0 && flops > 0)
         printf(" %5.1f %% of peak", 100 * flops / seconds / t->peak);
@@ -132,7 +132,7 @@ static void close_tiers(struct check *ck)
 static void report(const struct check *ck, struct tier *t)
 {
     if (t->cases)
-        printf("%s %-19s %-10s %4d cases, worst error %.2f of its tolerance\n", t->failed ? "FAIL" : "ok  ",
+        printf("%s %-19s %-19s %4d cases, worst error %.2f of its tolerance\n", t->failed ? "FAIL" : "ok  ",
                op_names[ck->op->id], t->name, t->cases, t->worst);
     t->cases = t->failed = 0;
     t->worst = 0;

@@ -27,7 +27,7 @@ static struct array oracle(struct check *ck, const struct norm_case *s, const st
     return y;
 }
 
-/* Mean and 1/sqrt(variance + eps) of the numbers that element I is normalised with. */
+/* Mean and 1/sqrt(variance + eps) of channels first .. first + count of some rows. */
 static void statistics(const struct norm_case *s, const struct norm_data *d, size_t row0, size_t rows,
                        int first, int count, double *mean, double *rstd)
 {
@@ -45,28 +45,29 @@ static void statistics(const struct norm_case *s, const struct norm_data *d, siz
     *rstd = 1 / sqrt(squares / total + (double)s->eps);
 }
 
-/* An element is gamma * (x - mean) * rstd + beta. Each factor may lose a few units of fp32, of the size the
- * numbers have before the mean is taken off; SiLU stretches by at most 1.1. A variance that cancels is far
- * outside of it. */
+/* An element is gamma * (x - mean) * rstd + beta. Mean and variance lose what fp32 sums over the set may
+ * lose, of the size the numbers have before the mean is taken off; the rest loses a few units; SiLU stretches
+ * by at most 1.1. A variance that cancels is far outside of it. */
+static double element_bound(double x, double mean, double rstd, double gamma, double beta, double count)
+{
+    double size = ((fabs(x) + fabs(mean)) * rstd + 1) * fabs(gamma) + fabs(beta);
+    return 1.1 * (8 * FP32_UNIT + sum_bound(count) * 2 / 3) * (1 + fabs(mean) * rstd) * size;
+}
+
 static struct array tolerance(struct check *ck, const struct norm_case *s, const struct norm_data *d)
 {
     struct array bound = array_new(ck, s->n, s->h, s->w, s->c);
-    size_t positions = (size_t)s->h * (size_t)s->w;
-    size_t rows = s->groups ? positions : 1, sets = tensor_rows(array_tensor(d->x)) / rows;
+    size_t rows = s->groups ? (size_t)s->h * (size_t)s->w : 1, sets = tensor_rows(array_tensor(d->x)) / rows;
     int count = s->groups ? s->c / s->groups : s->c;
     for (size_t set = 0; set < sets; set++) {
         for (int first = 0; first < s->c; first += count) {
             double mean, rstd;
             statistics(s, d, set * rows, rows, first, count, &mean, &rstd);
-            for (size_t row = set * rows; row < (set + 1) * rows; row++) {
-                for (int i = first; i < first + count; i++) {
-                    size_t at = row * (size_t)s->c + (size_t)i;
-                    double size =
-                        (fabs((double)d->x.v[at]) + fabs(mean)) * rstd * fabs((double)d->gamma.v[i]);
-                    double offset = 1 + fabs(mean) * rstd;
-                    bound.v[at] =
-                        (float)(1.1 * 16 * FP32_UNIT * offset * (size + fabs((double)d->beta.v[i]) + 1e-3));
-                }
+            for (size_t at = set * rows * (size_t)s->c; at < (set + 1) * rows * (size_t)s->c; at++) {
+                int i = (int)(at % (size_t)s->c);
+                if (i >= first && i < first + count)
+                    bound.v[at] = (float)element_bound((double)d->x.v[at], mean, rstd, (double)d->gamma.v[i],
+                                                       (double)d->beta.v[i], (double)rows * count);
             }
         }
     }

@@ -7,7 +7,7 @@
 
 double sum_bound(double n)
 {
-    return (8 + sqrt(n) / 8) * FP32_UNIT;
+    return (8 + 3 * sqrt(n)) * FP32_UNIT;
 }
 
 struct array bound_units(struct check *ck, struct array want, double units)
