@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from make_random_model import randomize
 
@@ -51,10 +51,12 @@ def relative(a, b):
     return np.float32((torch.linalg.vector_norm(a.double() - b.double()) / torch.linalg.vector_norm(b.double())).item())
 
 
-def both(model, run):
-    """run(model, dtype) in fp32 and bf16 -> the fp32 output and the error of bf16."""
+def both(model, run, bf16=True):
+    """run(model, dtype) in fp32 and bf16 -> the fp32 output and the error of bf16 (0 when not asked for)."""
     with torch.no_grad():
         want = run(model, torch.float32)
+        if not bf16:
+            return want, np.float32(0)
         rough = run(copy.deepcopy(model).bfloat16(), torch.bfloat16)
     return want, relative(rough.float(), want)
 
@@ -170,6 +172,41 @@ def vae_case(folder, seed, dtype, sizes, old=False, variant="", **config):
     return out
 
 
+# ---- a whole model folder ----
+
+def component(cls, folder, name, has_fp16):
+    """One component in fp32, from the files as they are stored."""
+    kw = {"variant": "fp16"} if has_fp16 else {}
+    return cls.from_pretrained(f"{folder}/{name}", **kw).float().eval()
+
+
+def model_case(folder, prompts, height, width, timestep, bf16=True):
+    """Token ids, text states, one UNet call on them, and the decoded picture of the model in FOLDER."""
+    has_fp16 = any(".fp16." in f for f in os.listdir(f"{folder}/unet"))
+    out, n, scale = {}, len(prompts), 8
+    tokenizer = CLIPTokenizer.from_pretrained(f"{folder}/tokenizer")
+    text = component(CLIPTextModel, folder, "text_encoder", has_fp16)
+    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt",
+                    max_length=text.config.max_position_embeddings).input_ids
+    states, error = both(text, lambda m, t: m(input_ids=ids).last_hidden_state, bf16)
+    out.update({"ids": ids.int(), "states": states, "states.bf16_error": error})
+    del text
+    unet = component(UNet2DConditionModel, folder, "unet", has_fp16)
+    with open(f"{folder}/vae/config.json", encoding="utf-8") as f:
+        scale = 2 ** (len(json.load(f)["block_out_channels"]) - 1)
+    x = normal(1, n, unet.config.in_channels, height // scale, width // scale)
+    want, error = both(unet, lambda m, t: m(x.to(t), torch.tensor(timestep), states.to(t)).sample, bf16)
+    out.update({"x": nhwc(x), "t": np.array([timestep], np.float32), "noise": nhwc(want), "noise.bf16_error": error})
+    del unet
+    vae = component(AutoencoderKL, folder, "vae", has_fp16)
+    z = normal(2, 1, vae.config.latent_channels, height // scale, width // scale) / vae.config.scaling_factor
+    want, error = both(vae, lambda m, t: m.decode(z.to(t)).sample, bf16)
+    out.update({"z": nhwc(z), "picture": nhwc(want), "picture.bf16_error": error})
+    return out
+
+
+EMOJI = os.path.join(HERE, "..", "models", "latentd", "emoji")
+
 BLOCKS = {"x": "CrossAttn", "-": ""}
 
 
@@ -220,6 +257,8 @@ CASES = {
         d, 8, torch.float16, [(1, 3, 3)], block_out_channels=(8, 8, 12), latent_channels=3, layers_per_block=2,
         norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         use_post_quant_conv=False, mid_block_add_attention=False, scaling_factor=0.5, shift_factor=0.25, sample_size=16),
+    # the shipped model; its own files are in models/
+    "emoji": lambda d: model_case(EMOJI, ["", "a mountain lion"], 128, 128, 501),
 }
 
 

@@ -23,7 +23,8 @@ struct golden {
     int count;
 };
 
-enum { MEMORY = 64 << 20 };
+/* Job memory of a stage. A program that runs larger models raises it. */
+static size_t golden_memory = 64 << 20;
 
 static bool read_array(FILE *f, struct golden_array *a)
 {
@@ -108,26 +109,31 @@ HELPER void stage_reset(struct stage *s)
     s->err = (struct error){0};
 }
 
-/* Calls FN once for each backend tier this machine has; prints the tiers it lacks. */
+/* Calls FN once for each backend tier this machine has, and for those that emulate what it lacks; prints the
+ * tiers it cannot run. With GOLDEN_TIER set in the environment: for that tier alone. */
 HELPER void golden_each_tier(void (*fn)(struct stage *s, const char *folder), const char *folder)
 {
-    static const char *const tiers[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
+    static const char *const tiers[] = {"ref",          "avx2",       "avx512", "avx512bf16-emulated",
+                                        "amx-emulated", "avx512bf16", "amx"};
+    const char *only = getenv("GOLDEN_TIER");
     static struct stage s; /* a region's table of blocks is too large for the stack */
     for (size_t i = 0; i < sizeof(tiers) / sizeof(*tiers); i++) {
         struct backend_options opt = {.kind = i ? "cpu" : "ref", .isa = i ? tiers[i] : NULL, .threads = 2};
         void *memory = NULL;
+        if (only && strcmp(only, tiers[i]) != 0)
+            continue;
         s = (struct stage){.name = tiers[i]};
         if (backend_open(&s.be, &opt, &s.err) < 0) {
             printf("  %s: not on this machine (%s)\n", tiers[i], s.err.msg);
             CHECK(s.err.code == ERR_UNSUPPORTED, "%s", s.err.msg);
             continue;
         }
-        if (CHECK(s.be->mem_alloc(s.be, MEMORY, &memory, &s.err) == 0, "%s", s.err.msg)) {
-            memset(memory, 0xff, MEMORY); /* NaN: nothing may be read before it is written */
-            region_init(&s.mem, memory, MEMORY);
+        if (CHECK(s.be->mem_alloc(s.be, golden_memory, &memory, &s.err) == 0, "%s", s.err.msg)) {
+            memset(memory, 0xff, golden_memory); /* NaN: nothing may be read before it is written */
+            region_init(&s.mem, memory, golden_memory);
             s.p = (pass){.be = s.be, .mem = &s.mem, .err = &s.err};
             fn(&s, folder);
-            s.be->mem_free(s.be, memory, MEMORY);
+            s.be->mem_free(s.be, memory, golden_memory);
         }
         backend_close(&s.be);
     }
@@ -155,7 +161,7 @@ HELPER void golden_compare(struct stage *s, const char *what, tensor x, const st
     }
     double distance = sqrt(difference / size),
            limit = s->be->dtype == DTYPE_F32 ? 1e-4 : 1.5 * (double)bf16_error;
-    printf("  %-10s %-32s relative L2 %.2e, allowed %.2e\n", s->name, what, distance, limit);
+    printf("  %-19s %-24s relative L2 %.2e, allowed %.2e\n", s->name, what, distance, limit);
     CHECK(distance <= limit, "%s on %s: relative L2 %.3e, allowed %.3e", what, s->name, distance, limit);
     free(got);
 }

@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Compares latentd with diffusers on models of full size, stage by stage and as a whole, and prints a table.
+
+    parity.py MODELS_DIR {sd15,sd-turbo} ... [--tier avx512] [--size 512] [--build build] [--bf16]
+
+MODELS_DIR is what make_random_model.py wrote. Each stage of latentd (build/tests/golden/test_model) is fed with the
+reference's own inputs; the last row runs `latentd generate` against StableDiffusionPipeline with the same noise. The
+reference is fp32 on the CPU from the fp16 files, as latentd reads them. Prints GitHub-flavoured Markdown.
+"""
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from export_goldens import model_case, write_golden
+from export_scheduler_goldens import cuda_randn
+
+RUNS = {
+    "sd15": dict(id="runwayml/stable-diffusion-v1-5", prompts=["", "a photo of an astronaut riding a horse on mars"],
+                 timestep=601, steps=2, guidance=7.5),
+    "sd-turbo": dict(id="stabilityai/sd-turbo", prompts=["a mountain lion, highly detailed"], timestep=999, steps=1,
+                     guidance=0.0),
+}
+PROMPT, SEED = "a mountain lion", 7
+STAGES = {"states": "text states", "noise": "one UNet call", "picture": "decoded picture"}
+
+
+def stages(model, golden, tier, build):
+    env = dict(os.environ, GOLDEN_MODEL=model, GOLDEN_DATA=golden, GOLDEN_TIER=tier)
+    run = subprocess.run([f"{build}/tests/golden/test_model"], env=env, capture_output=True, text=True)
+    found = dict(re.findall(r"(states|noise|picture) +relative L2 (\S+),", run.stdout))
+    took = {k: (float(s), int(m)) for k, s, m in
+            re.findall(r"(states|noise|picture) +([\d.]+) s, (\d+) MiB of job", run.stdout)}
+    if len(found) != 3:
+        sys.exit(f"test_model failed:\n{run.stdout}\n{run.stderr}")
+    return {k: (float(found[k]), *took[k]) for k in STAGES}
+
+
+def reference_picture(model, run, size):
+    pipe = StableDiffusionPipeline.from_pretrained(model, variant="fp16", torch_dtype=torch.float32,
+                                                   safety_checker=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    # a model whose files are fp16 draws its noise in fp16
+    latents = cuda_randn((1, 4, size // 8, size // 8), SEED, 0).half().float()
+    started = time.time()
+    picture = pipe(PROMPT, num_inference_steps=run["steps"], guidance_scale=run["guidance"], height=size, width=size,
+                   latents=latents, output_type="np").images[0]
+    return np.round(picture * 255).astype(np.uint8), time.time() - started
+
+
+def whole(models, run, tier, size, build, want):
+    with tempfile.NamedTemporaryFile(suffix=".png") as f:
+        out = subprocess.run([f"{build}/latentd", "generate", PROMPT, "-o", f.name, "--seed", str(SEED), "--steps",
+                              str(run["steps"]), "--guidance", str(run["guidance"]), "--width", str(size), "--height",
+                              str(size), "--model_id", run["id"], "--isa", tier],
+                             env=dict(os.environ, MODEL_DIR=models), capture_output=True, text=True)
+        if out.returncode:
+            sys.exit(f"latentd generate failed:\n{out.stdout}\n{out.stderr}")
+        got = np.asarray(Image.open(f.name).convert("RGB"))
+    took = float(re.search(r"([\d.]+) s \(and", out.stdout).group(1))
+    difference = got.astype(int) - want.astype(int)
+    mse = (difference.astype(float) ** 2).mean()
+    psnr = 10 * np.log10(255**2 / mse) if mse else float("inf")
+    return psnr, abs(difference).max(), (difference == 0).mean(), took
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("models")
+    ap.add_argument("names", nargs="+", choices=sorted(RUNS))
+    ap.add_argument("--tier", nargs="+", default=["avx512"])
+    ap.add_argument("--size", type=int, default=512)
+    ap.add_argument("--build", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "build"))
+    ap.add_argument("--bf16", action="store_true", help="also the reference's own bf16 error (slow without AMX)")
+    args = ap.parse_args()
+    print("| model | stage | tier | distance from diffusers (fp32) | time | job memory |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    for name in args.names:
+        run, model = RUNS[name], f"{args.models}/{RUNS[name]['id']}"
+        with tempfile.TemporaryDirectory() as golden:
+            write_golden(f"{golden}/expected.golden",
+                         model_case(model, run["prompts"], args.size, args.size, run["timestep"], args.bf16))
+            for tier in args.tier:
+                for stage, (distance, took, memory) in stages(model, golden, tier, args.build).items():
+                    print(f"| {name} | {STAGES[stage]} | {tier} | relative L2 {distance:.1e} | {took:.2f} s | "
+                          f"{memory} MiB |", flush=True)
+        want, torch_took = reference_picture(model, run, args.size)
+        for tier in args.tier:
+            psnr, worst, equal, took = whole(args.models, run, tier, args.size, args.build, want)
+            print(f"| {name} | whole picture, {run['steps']} step{'s' * (run['steps'] > 1)} | {tier} | PSNR {psnr:.1f} dB, "
+                  f"{100 * equal:.2f} % of bytes equal, largest difference {worst} | {took:.2f} s "
+                  f"(diffusers: {torch_took:.1f} s) | |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

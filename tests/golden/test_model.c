@@ -1,0 +1,114 @@
+/* The stages of a whole model folder, each fed with the reference's own inputs: text states from token ids,
+ * one UNet call, the decoded picture. The model is the shipped one, unless GOLDEN_MODEL and GOLDEN_DATA name
+ * another folder and its golden values, as scripts/parity.py does for models of full size. */
+#include <time.h>
+
+#include "golden.h"
+#include "networks.h"
+
+static const char *from_env(const char *name, const char *otherwise)
+{
+    const char *value = getenv(name);
+    return value && *value ? value : otherwise;
+}
+
+/* MODEL/NAME */
+static const char *component(const char *name)
+{
+    static char path[1024];
+    snprintf(path, sizeof(path), "%s/%s", from_env("GOLDEN_MODEL", "models/latentd/emoji"), name);
+    return path;
+}
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void each_tier(void (*fn)(struct stage *s, const char *folder))
+{
+    golden_memory = getenv("GOLDEN_MODEL") ? (size_t)2 << 30 : (size_t)128 << 20;
+    golden_each_tier(fn, from_env("GOLDEN_DATA", "tests/golden/data/emoji"));
+}
+
+/* Compares, and says how long the stage took and how much memory. */
+static void finish(struct stage *s, const struct golden *g, const char *what, tensor y, double started)
+{
+    char error[64];
+    double took = seconds() - started;
+    snprintf(error, sizeof(error), "%s.bf16_error", what);
+    golden_compare(s, what, y, golden_find(g, -1, what), golden_find(g, -1, error)->f[0]);
+    printf("  %-19s %-24s %.2f s, %.0f MiB of job memory, %.0f MiB of weights\n", s->name, what, took,
+           (double)s->mem.peak / 1048576, (double)s->be->weight_bytes / 1048576);
+}
+
+static void check_states(struct stage *s, const char *folder)
+{
+    struct golden g;
+    struct clip_text *net = NULL;
+    if (!golden_open(&g, folder))
+        return;
+    const struct golden_array *ids = golden_find(&g, -1, "ids");
+    if (CHECK(clip_text_load(&net, s->be, component("text_encoder"), NULL, &s->err) == 0, "%s", s->err.msg)) {
+        double started = seconds();
+        finish(s, &g, "states", clip_text_forward(&s->p, net, ids->i, ids->shape[0]), started);
+    }
+    clip_text_close(&net);
+    golden_close(&g);
+}
+
+static void check_noise(struct stage *s, const char *folder)
+{
+    struct golden g;
+    struct unet *net = NULL;
+    if (!golden_open(&g, folder))
+        return;
+    const struct golden_array *x = golden_find(&g, -1, "x"), *text = golden_find(&g, -1, "states");
+    const int *d = x->shape, *e = text->shape;
+    if (CHECK(unet_load(&net, s->be, component("unet"), NULL, &s->err) == 0, "%s", s->err.msg)) {
+        double started = seconds();
+        tensor words = tensor_from_host(&s->p, text->f, e[0], 1, e[1], e[2], pass_dtype(&s->p));
+        tensor sample = tensor_from_host(&s->p, x->f, d[0], d[1], d[2], d[3], DTYPE_F32);
+        struct unet_request *req = unet_begin(&s->p, net, words, golden_find(&g, -1, "t")->f, 1, NULL);
+        finish(s, &g, "noise", unet_forward(&s->p, net, req, sample, 0), started);
+        unet_end(&s->p, &req);
+    }
+    unet_close(&net);
+    golden_close(&g);
+}
+
+static void check_picture(struct stage *s, const char *folder)
+{
+    struct golden g;
+    struct vae *net = NULL;
+    if (!golden_open(&g, folder))
+        return;
+    const struct golden_array *z = golden_find(&g, -1, "z");
+    const int *d = z->shape;
+    if (CHECK(vae_load(&net, s->be, component("vae"), NULL, &s->err) == 0, "%s", s->err.msg)) {
+        double started = seconds();
+        tensor latents = tensor_from_host(&s->p, z->f, d[0], d[1], d[2], d[3], DTYPE_F32);
+        finish(s, &g, "picture", vae_decode(&s->p, net, latents), started);
+    }
+    vae_close(&net);
+    golden_close(&g);
+}
+
+TEST(text_states)
+{
+    each_tier(check_states);
+}
+
+TEST(unet_call)
+{
+    each_tier(check_noise);
+}
+
+TEST(decoded_picture)
+{
+    each_tier(check_picture);
+}
+
+TEST_MAIN()
