@@ -270,8 +270,12 @@ static void work_run(struct job *job, struct model *model, const struct watcher 
         params.seed = (int64_t)(uint64_t)(w->seed + i);
         if (text_to_image(model, &params, watch, &image, &result->err))
             break;
-        watch->entered(watch->ctx, PHASE_ENCODE, 0, 0);
-        add_image(w, i, &image, result);
+        if (watch->cancelled(watch->ctx)) {
+            error_set(&result->err, ERR_CANCELLED, "cancelled before %s", phase_names[PHASE_ENCODE]);
+        } else {
+            watch->entered(watch->ctx, PHASE_ENCODE, 0, 0);
+            add_image(w, i, &image, result);
+        }
         image_free(&image);
     }
     if (!w->png)

@@ -17,7 +17,7 @@ enum {
 };
 
 /* Seconds that a connection may spend in each station, whatever trickles in meanwhile. */
-enum { HEADER_SECONDS = 10, BODY_SECONDS = 25, REPLY_SECONDS = 60, KEEPALIVE_SECONDS = 75 };
+enum { HEADER_SECONDS = 10, BODY_SECONDS = 20, REPLY_SECONDS = 60, KEEPALIVE_SECONDS = 75 };
 
 /* ---- connections.c: deadlines and departures ---- */
 

@@ -1,0 +1,298 @@
+/* Start and end: settings that cannot be used, models that are not there, SIGTERM in every phase. */
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client.h"
+#include "test.h"
+
+#define LONG                                                                                                 \
+    "{\"prompt\":\"a\",\"width\":128,\"height\":128,\"num_inference_steps\":900,\"num_images_per_prompt\":"  \
+    "50}"
+
+/* The daemon must end by itself with a status other than 0 and say WORDS. */
+static void refuses_to_start(const char *const *env, const char *words)
+{
+    struct daemon d;
+    double start = now_seconds();
+
+    daemon_start(&d, env);
+    double end = now_seconds() + 5;
+    while (!daemon_logged(&d, words, 0) && now_seconds() < end)
+        sleep_seconds(0.01);
+    char *log = daemon_log(&d);
+    CHECK(strstr(log, words) != NULL, "%s: wanted \"%s\", the log is:\n%s", env[0], words, log);
+    free(log);
+    int status = daemon_end(&d, 0, 5);
+    CHECK(status == 1, "%s: status %d", env[0], status);
+    CHECK(now_seconds() - start < 5, "%s: took %.1f s", env[0], now_seconds() - start);
+}
+
+#define REFUSES(words, ...) refuses_to_start((const char *[]){__VA_ARGS__, NULL}, words)
+
+TEST(unusable_settings)
+{
+    REFUSES("PIPELINE is \"image-to-video\", but only text-to-image is built so far",
+            "PIPELINE=image-to-video");
+    REFUSES("PORT is", "PORT=http");
+    REFUSES("PORT is", "PORT=65536");
+    REFUSES("LATENTD_QUEUE is", "LATENTD_QUEUE=-1");
+    REFUSES("LATENTD_THREADS is", "LATENTD_THREADS=many");
+    REFUSES("LATENTD_BACKEND is", "LATENTD_BACKEND=opencl");
+    REFUSES("LATENTD_ISA is", "LATENTD_ISA=sse9");
+    REFUSES("HOST is", "HOST=no.such.host.invalid");
+    REFUSES("cannot listen on 192.0.2.1", "HOST=192.0.2.1");
+    REFUSES("", "MODEL_ID=../../etc");
+    REFUSES("latentd/absent", "MODEL_ID=latentd/absent");
+}
+
+TEST(port_in_use)
+{
+    struct daemon d;
+    char port[32];
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    snprintf(port, sizeof(port), "PORT=%d", d.port);
+    REFUSES("is in use by another program", port);
+    struct answer a = client_ask(&d, "GET", "/health", NULL, NULL);
+    CHECK(a.status == 200);
+    answer_free(&a);
+    CHECK(daemon_end(&d, SIGTERM, 8) == 0);
+}
+
+static char shelf[64];
+
+/* A shelf of its own with a copy of the tiny model at latentd/tiny. */
+static void copy_model(void)
+{
+    char command[200];
+    strcpy(shelf, "/tmp/latentd-shelf-XXXXXX");
+    if (!CHECK(mkdtemp(shelf) != NULL))
+        return;
+    snprintf(command, sizeof(command), "cp -r %s/latentd %s/", TINY_DIR, shelf);
+    CHECK(system(command) == 0);
+}
+
+static void remove_model(void)
+{
+    char command[100];
+    snprintf(command, sizeof(command), "rm -rf %s", shelf);
+    CHECK(system(command) == 0);
+}
+
+static void model_file(char *path, size_t size, const char *name)
+{
+    snprintf(path, size, "%s/latentd/tiny/%s", shelf, name);
+}
+
+/* Without, or with half of, each of its files the model must be refused by name, and /health says ERROR
+ * meanwhile. */
+TEST(broken_models)
+{
+    static const char *const files[] = {"model_index.json",
+                                        "unet/config.json",
+                                        "unet/diffusion_pytorch_model.safetensors",
+                                        "vae/diffusion_pytorch_model.safetensors",
+                                        "text_encoder/model.safetensors",
+                                        "tokenizer/vocab.json",
+                                        "tokenizer/merges.txt",
+                                        "scheduler/scheduler_config.json"};
+    for (size_t i = 0; i < 2 * sizeof(files) / sizeof(*files); i++) {
+        const char *file = files[i / 2];
+        char path[200], env[100];
+        struct stat st;
+        /* half a list of merges is a shorter list */
+        if (i % 2 && strcmp(file, "tokenizer/merges.txt") == 0)
+            continue;
+        copy_model();
+        model_file(path, sizeof(path), file);
+        CHECK(stat(path, &st) == 0);
+        CHECK((i % 2 ? truncate(path, st.st_size / 2) : unlink(path)) == 0);
+        snprintf(env, sizeof(env), "MODEL_DIR=%s", shelf);
+        struct daemon d;
+        double start = now_seconds();
+        daemon_start(&d, (const char *[]){env, NULL});
+        bool said = false;
+        for (int n = 0; d.port && !said && n < 100; n++) {
+            struct answer a = client_ask(&d, "GET", "/health", NULL, NULL);
+            said = a.status == 200 && strcmp(a.body, "{\"status\":\"ERROR\"}") == 0;
+            answer_free(&a);
+            sleep_seconds(0.01);
+        }
+        CHECK(said, "%s: /health never said ERROR", file);
+        char *log = daemon_log(&d), *error = strstr(log, "level=ERROR");
+        CHECK(error && strstr(error, strchr(file, '/') ? strchr(file, '/') + 1 : file), "%s %s: %.500s",
+              i % 2 ? "truncated" : "missing", file, error ? error : "no error in the log");
+        free(log);
+        CHECK(daemon_end(&d, 0, 5) == 1 && now_seconds() - start < 5);
+        remove_model();
+    }
+}
+
+/* A model on a pipe that nobody writes to: loading never ends. */
+static void start_loading(struct daemon *d)
+{
+    char path[200], env[100];
+    copy_model();
+    model_file(path, sizeof(path), "scheduler/scheduler_config.json");
+    unlink(path);
+    CHECK(mkfifo(path, 0600) == 0);
+    snprintf(env, sizeof(env), "MODEL_DIR=%s", shelf);
+    daemon_start(d, (const char *[]){env, NULL});
+}
+
+TEST(answers_while_loading)
+{
+    struct daemon d;
+    double start = now_seconds();
+    start_loading(&d);
+    struct answer a = client_ask(&d, "GET", "/health", NULL, NULL);
+    CHECK(now_seconds() - start < 1, "listened after %.3f s", now_seconds() - start);
+    CHECK(a.status == 503 && strcmp(a.body, "{\"status\":\"LOADING\"}") == 0, "%d %s", a.status, a.body);
+    answer_free(&a);
+    a = client_make(&d, "{\"prompt\":\"a\"}");
+    CHECK(a.status == 500 &&
+              strcmp(a.body, "{\"detail\":{\"msg\":\"insufficient capacity: the model is still loading, try "
+                             "again later\"}}") == 0,
+          "%d %s", a.status, a.body);
+    answer_free(&a);
+    a = client_make(&d, "{\"prompt\":1}");
+    CHECK(a.status == 422);
+    answer_free(&a);
+    a = client_ask(&d, "GET", "/version", NULL, NULL);
+    CHECK(a.status == 200);
+    answer_free(&a);
+    CHECK(daemon_metric(&d, "latentd_model_ready") == 0);
+    start = now_seconds();
+    CHECK(daemon_end(&d, SIGTERM, 8) == 0);
+    CHECK(now_seconds() - start < 1, "SIGTERM while loading took %.2f s", now_seconds() - start);
+    remove_model();
+}
+
+TEST(sigterm_when_idle)
+{
+    struct daemon d;
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    int kept = client_open(&d); /* an idle connection must not hold it up */
+    double start = now_seconds();
+    CHECK(daemon_end(&d, SIGTERM, 8) == 0 && now_seconds() - start < 1);
+    CHECK(client_closed(kept, 1));
+    close(kept);
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    CHECK(daemon_end(&d, SIGINT, 8) == 0);
+}
+
+/* What can be finished in time is; the listener is closed at once and other requests on open connections are
+ * refused. */
+TEST(sigterm_lets_short_jobs_finish)
+{
+    struct daemon d;
+    int fd[3];
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    int other = client_open(&d);
+    client_puts(other, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct answer a = client_read(other, 5);
+    answer_free(&a);
+    for (int i = 0; i < 3; i++)
+        fd[i] = client_begin(
+            &d, "{\"prompt\":\"a\",\"num_inference_steps\":100,\"width\":64,\"height\":64,\"seed\":1}");
+    CHECK(daemon_logged(&d, "phase=step step=3/", 10));
+    kill(d.pid, SIGTERM);
+    CHECK(daemon_logged(&d, "stopping", 1));
+    sleep_seconds(0.05);
+    int late = client_open(&d);
+    CHECK(late < 0, "the listener is still open");
+    client_puts(other,
+                "POST /text-to-image HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n{\"prompt\":\"a\"}");
+    a = client_read(other, 5);
+    CHECK(a.status == 500 && strstr(a.body, "insufficient capacity: the server is shutting down"), "%d %s",
+          a.status, a.body);
+    const char *connection = answer_header(&a, "Connection");
+    CHECK(connection && strcasecmp(connection, "close") == 0);
+    answer_free(&a);
+    for (int i = 0; i < 3; i++) {
+        a = client_read(fd[i], 8);
+        CHECK(a.status == 200, "job %d: %d %s", i, a.status, a.body);
+        answer_free(&a);
+        close(fd[i]);
+    }
+    close(other);
+    CHECK(daemon_end(&d, 0, 8) == 0);
+}
+
+/* What cannot is answered as cancelled, running or waiting, within 8 s. */
+TEST(sigterm_cancels_long_jobs)
+{
+    struct daemon d;
+    int fd[3];
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    for (int i = 0; i < 3; i++)
+        fd[i] = client_begin(&d, LONG);
+    CHECK(daemon_logged(&d, "phase=step step=2/", 10));
+    CHECK(daemon_metric_reaches(&d, "latentd_queue_depth", 2, 5));
+    double start = now_seconds();
+    kill(d.pid, SIGTERM);
+    for (int i = 0; i < 3; i++) {
+        struct answer a = client_read(fd[i], 9);
+        CHECK(a.status == 500 && strstr(a.body, "insufficient capacity: the server is shutting down"),
+              "job %d: %d %s", i, a.status, a.body);
+        answer_free(&a);
+        close(fd[i]);
+    }
+    CHECK(daemon_end(&d, 0, 8) == 0);
+    CHECK(now_seconds() - start < 8, "took %.2f s", now_seconds() - start);
+}
+
+TEST(second_sigterm_hurries)
+{
+    struct daemon d;
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    int fd = client_begin(&d, LONG);
+    CHECK(daemon_logged(&d, "phase=step step=2/", 10));
+    kill(d.pid, SIGTERM);
+    CHECK(daemon_logged(&d, "stopping", 2));
+    double start = now_seconds();
+    CHECK(daemon_end(&d, SIGTERM, 8) == 0);
+    CHECK(now_seconds() - start < 1.5, "took %.2f s", now_seconds() - start);
+    close(fd);
+}
+
+/* A client that does not read its reply must not keep the daemon from ending. */
+TEST(sigterm_with_a_stuck_client)
+{
+    struct daemon d;
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    int fd = client_begin(
+        &d, "{\"prompt\":\"a\",\"num_inference_steps\":1,\"num_images_per_prompt\":20,\"width\":256,"
+            "\"height\":256}");
+    CHECK(daemon_metric_reaches(&d, "latentd_images_total", 20, 30));
+    double start = now_seconds();
+    CHECK(daemon_end(&d, SIGTERM, 9) == 0);
+    CHECK(now_seconds() - start < 8, "took %.2f s", now_seconds() - start);
+    close(fd);
+}
+
+TEST(killed_and_started_again_on_the_same_port)
+{
+    struct daemon d;
+    char port[32];
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    snprintf(port, sizeof(port), "PORT=%d", d.port);
+    int fd = client_begin(&d, LONG);
+    CHECK(daemon_end(&d, SIGKILL, 5) == 128 + SIGKILL);
+    close(fd);
+    if (CHECK(daemon_ready(&d, (const char *[]){port, NULL})))
+        CHECK(daemon_end(&d, SIGTERM, 8) == 0);
+}
+
+TEST_MAIN()
