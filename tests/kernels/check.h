@@ -164,7 +164,7 @@ struct array shape_array(struct check *ck, const struct shape *s);
 
 /* ---- Bench ---- */
 
-/* Best time of one call in seconds, over at least 0.2 s of calls. */
+/* Best time of one call in seconds, over at least three calls and 0.2 s of them. */
 double bench_time(void (*call)(void *), void *ctx);
 /* Prints a line: op, tier, shape, time, GFLOP/s, GB/s, share of the tier's peak; then frees arrays and
  * tensors. */

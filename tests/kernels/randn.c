@@ -44,61 +44,71 @@ static void round_case(struct check *ck)
     run_draw(ck, &s, rng_next(ck), rng_next(ck) % 1000 * 4, (enum dtype)rng_range(ck, 0, 2));
 }
 
-/* A stretch of numbers that was published for torch.randn([COUNT], device="cuda"), to the last digit printed.
- */
+/* A stretch of numbers that was published for torch.randn((N, C, H, W), device="cuda"), to the last digit
+ * printed. */
 struct published {
     const char *source;
     uint64_t seed;
-    int count, first; /* of the draw; index of the first number below */
+    int h, w, c;  /* of the draw, N = 1 */
+    int first;    /* index in NHWC of the first number below */
+    double digit; /* half of the last digit printed, and what single-precision sines may add to it */
     int numbers;
     float v[12];
-    double digit; /* half of the last digit printed, and what single-precision sines may add to it */
 };
 
 static const struct published list[] = {
     {"AUTOMATIC1111/stable-diffusion-webui modules/rng_philox.py, randn((3, 4))",
      0,
-     12,
+     3,
+     4,
+     1,
      0,
+     1e-6,
      12,
      {-0.92466259f, -0.42534415f, -2.6438457f, 0.14518388f, -0.12086647f, -0.57972564f, -0.62285122f,
-      -0.32838709f, -1.07454231f, -0.36314407f, -1.67105067f, 2.26550497f},
-     1e-6},
-    {"pytorch/pytorch#79496, randn(3)", 10, 3, 0, 3, {-0.1029f, 1.6810f, -0.2708f}, 5.2e-5},
+      -0.32838709f, -1.07454231f, -0.36314407f, -1.67105067f, 2.26550497f}},
+    {"pytorch/pytorch#79496, randn(3)", 10, 1, 3, 1, 0, 5.2e-5, 3, {-0.1029f, 1.6810f, -0.2708f}},
     /* of a smaller card, whose last rows come from its second wave */
-    {"pytorch/pytorch#158398, row 0", 42, 131072, 0, 3, {0.1940f, 2.1614f, -0.1721f}, 5.2e-5},
-    {"pytorch/pytorch#158398, row 1",
+    {"pytorch/pytorch#158398, row 0", 42, 64, 2048, 1, 0, 5.2e-5, 3, {0.1940f, 2.1614f, -0.1721f}},
+    {"pytorch/pytorch#158398, rows 0 and 1",
      42,
-     131072,
+     64,
+     2048,
+     1,
      2045,
+     5.2e-5,
      6,
-     {1.4540f, -2.7733f, -0.8932f, -0.4574f, 0.8063f, 0.1580f},
-     5.2e-5},
-    {"pytorch/pytorch#158398, row 2",
+     {1.4540f, -2.7733f, -0.8932f, -0.4574f, 0.8063f, 0.1580f}},
+    {"pytorch/pytorch#158398, rows 1 and 2",
      42,
-     131072,
+     64,
+     2048,
+     1,
      4093,
+     5.2e-5,
      6,
-     {0.1124f, 0.2769f, -1.2535f, 1.1346f, -0.6329f, -0.9147f},
-     5.2e-5},
-    {"pytorch/pytorch#62467, channel 0", 43, 3 * 128 * 128, 0, 1, {1.9983f}, 5.2e-5},
-    {"pytorch/pytorch#62467, channel 1", 43, 3 * 128 * 128, 128 * 128, 1, {0.8704f}, 5.2e-5},
-    {"pytorch/pytorch#62467, channel 2", 43, 3 * 128 * 128, 2 * 128 * 128, 1, {2.1127f}, 5.2e-5},
+     {0.1124f, 0.2769f, -1.2535f, 1.1346f, -0.6329f, -0.9147f}},
+    /* randn((1, 3, 128, 128))[..., 0, 0]: a plane apart in torch, side by side here */
+    {"pytorch/pytorch#62467", 43, 128, 128, 3, 0, 5.2e-5, 3, {1.9983f, 0.8704f, 2.1127f}},
     /* an H100: nine turns of its 132 * 2048 threads */
     {"pytorch/pytorch#143086, the start",
      1,
-     49 * 12 * 112 * 144,
+     49 * 12,
+     112 * 144,
+     1,
      0,
+     5.2e-5,
      3,
-     {-0.2963f, 2.6764f, -0.1408f},
-     5.2e-5},
+     {-0.2963f, 2.6764f, -0.1408f}},
     {"pytorch/pytorch#143086, the end on an H100",
      1,
-     49 * 12 * 112 * 144,
+     49 * 12,
+     112 * 144,
+     1,
      49 * 12 * 112 * 144 - 3,
+     5.2e-5,
      3,
-     {-0.6970f, -0.7780f, 0.3267f},
-     5.2e-5},
+     {-0.6970f, -0.7780f, 0.3267f}},
 };
 
 static void published_stretch(struct check *ck, const struct published *p, struct array draw)
@@ -135,18 +145,37 @@ static void published_second_draw(struct check *ck)
     }
 }
 
+/* A draw in NHWC is the flat draw, moved; rounding to 16 bits comes after drawing. */
+static void order_and_rounding(struct check *ck)
+{
+    struct shape s = {2, 3, 5, 4, 0, 0};
+    for (int round = DTYPE_F32; round <= DTYPE_BF16; round++) {
+        struct array flat = array_new(ck, 1, 1, 120, 1), got = array_new(ck, s.n, s.h, s.w, s.c);
+        struct array want = array_new(ck, s.n, s.h, s.w, s.c);
+        ck->ref->ops.randn(ck->ref, array_tensor(flat), 5, 4, DTYPE_F32, &ck->err);
+        int rc = ck->ref->ops.randn(ck->ref, array_tensor(got), 5, 4, (enum dtype)round, &ck->err);
+        for (int i = 0; i < 120; i++) { /* i counts N H W C */
+            int c = i % s.c, place = i / s.c, w = place % s.w, h = place / s.w % s.h, n = place / s.w / s.h;
+            want.v[i] = half_round(flat.v[((n * s.c + c) * s.h + h) * s.w + w], (enum dtype)round);
+        }
+        case_label(ck, "[2, 3, 5, 4] rounded to type %d", round);
+        verify_golden(ck, rc, array_tensor(got), want, 0, 0);
+    }
+}
+
 static void published(struct check *ck)
 {
     struct array draw = {0};
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
         if (i == 0 || list[i].seed != list[i - 1].seed) {
             case_end(ck);
-            draw = array_new(ck, 1, 1, 1, list[i].count);
+            draw = array_new(ck, 1, list[i].h, list[i].w, list[i].c);
             ck->ref->ops.randn(ck->ref, array_tensor(draw), list[i].seed, 0, DTYPE_F32, &ck->err);
         }
         published_stretch(ck, &list[i], draw);
     }
     published_second_draw(ck);
+    order_and_rounding(ck);
     case_end(ck);
 }
 
