@@ -30,20 +30,27 @@ static enum dtype storage_dtype(const struct tier *t, const struct weight_source
     return src->w[0].dtype;
 }
 
+/* Channels of a chunk: at most MOST, the same in all chunks as far as possible, in whole cache lines of fp32.
+ */
+static int chunk_channels(int channels, int most, int unit)
+{
+    int line = unit > 16 ? unit : 16;
+    most = most < unit ? unit : most / unit * unit;
+    if (channels <= most || most < line)
+        return channels < most ? channels : most;
+    most = most / line * line;
+    int chunks = (channels + most - 1) / most;
+    return ((channels + chunks - 1) / chunks + line - 1) / line * line;
+}
+
 static void lay_out(struct cpu_weight *w, const struct tier *t, const struct weight_source *src)
 {
     const struct gemm_kernel *g = t->gemm;
     int taps = src->kh * src->kw, unit = g->k_unit;
-    int chunk = g->k_block / taps / unit * unit;
-    /* Whole cache lines of fp32 where there is a choice: 16 channels. */
-    if (chunk > 16 && chunk % 16)
-        chunk = chunk / 16 * 16;
-    if (chunk < unit)
-        chunk = unit;
+    w->channels = (src->in_c + unit - 1) / unit * unit;
+    w->chunk = chunk_channels(w->channels, g->k_block / taps, unit);
     w->dtype = storage_dtype(t, src);
     w->taps = taps;
-    w->channels = (src->in_c + unit - 1) / unit * unit;
-    w->chunk = chunk < w->channels ? chunk : w->channels;
     w->panel_cols = src->kind == WEIGHT_GEGLU ? g->nr / 2 : g->nr;
     int outputs = src->kind == WEIGHT_GEGLU ? src->out_c / 2 : src->out_c;
     w->panels = (outputs + w->panel_cols - 1) / w->panel_cols;
