@@ -27,8 +27,8 @@ void unet_close(struct unet **net);
 int unet_in_channels(const struct unet *net);
 int unet_sample_size(const struct unet *net);
 int unet_cross_attention_dim(const struct unet *net);
-int unet_levels(const struct unet
-                    *net); /* latents must be divisible by 2^(levels - 1) or are handled as diffusers does */
+/* Latents are halved levels - 1 times; odd sides are rounded up, as diffusers does. */
+int unet_levels(const struct unet *net);
 /* True when time_cond_proj_dim is set (LCM): unet_begin then takes the guidance scale as an embedding. */
 int unet_time_cond_proj_dim(const struct unet *net);
 enum dtype unet_stored_dtype(const struct unet *net);
@@ -37,8 +37,9 @@ enum dtype unet_stored_dtype(const struct unet *net);
  * cross-attention, and the time-embedding projection of every resnet for every step. Lives in the pass's
  * memory. */
 struct unet_request;
-/* text [N, 1, T, C] (n as in the steps to come), timesteps on the host. GUIDANCE_EMBEDS: host [count? 1][dim]
- * or NULL. */
+/* text [N, 1, T, C] (n as in the steps to come); timesteps[count] on the host; TIME_COND: the guidance
+ * embedding, host [unet_time_cond_proj_dim], or NULL for none. NULL when there is no memory. End with
+ * unet_end. */
 struct unet_request *unet_begin(pass *p, const struct unet *net, tensor text, const float *timesteps,
                                 int count, const float *time_cond);
 void unet_end(pass *p, struct unet_request **req);

@@ -20,8 +20,8 @@ void weights_close(struct weights **w);
 /* Whether the tensor NAME is there; for layouts that come under several names. */
 bool weights_has(const struct weights *w, const char *name);
 
-/* The weights that a network has packed so far, so that closing it needs no second list of its fields. The pointers go
- * into the network's own struct, which must not move. */
+/* The weights that a network has packed so far, so that closing it needs no second list of its fields. The
+ * pointers go into the network's own struct, which must not move. */
 struct weight_list {
     weight **item;
     int count, capacity;
@@ -49,8 +49,8 @@ void load_linear(struct loader *l, weight *w, int out_c, int in_c, bool bias, co
     __attribute__((format(printf, 6, 7)));
 void load_geglu(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
-/* The name made from FMT is followed by "." and each of names[parts], stacked along the outputs (QKV, KV); each part has part_c
- * outputs. */
+/* The name made from FMT is followed by "." and each of names[parts], stacked along the outputs (QKV, KV);
+ * each part has part_c outputs. */
 void load_linear_parts(struct loader *l, weight *w, int parts, const char *const *names, int part_c, int in_c,
                        bool bias, const char *fmt, ...) __attribute__((format(printf, 8, 9)));
 void load_norm(struct loader *l, weight *w, int c, const char *fmt, ...)
@@ -60,7 +60,7 @@ void load_embedding(struct loader *l, weight *w, int rows, int c, const char *fm
 
 /* How many tensors of the file no load_* call asked for (position_ids and the like), for the log. */
 int weights_unused(const struct weights *w, const char **first_name);
-/* True when the first floating-point tensor is stored as fp16: the model draws noise in fp16 then. */
+/* How the first floating-point tensor (by name) is stored. A model stored in fp16 draws its noise in fp16. */
 enum dtype weights_dtype(const struct weights *w);
 
 /* Where a model lives. Looks for ROOT/models--org--name/snapshots/<refs/main>/ (Hugging Face hub cache; with

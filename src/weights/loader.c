@@ -21,6 +21,17 @@ static bool make_name(struct loader *l, char *name, const char *fmt, va_list ap)
     return true;
 }
 
+/* Declares NAME and fills it from the format FMT and the arguments after it; leaves the function when that
+ * fails. */
+#define NAME_OR_RETURN(l, name, fmt)                                                                         \
+    char name[NAME_SIZE];                                                                                    \
+    va_list ap;                                                                                              \
+    va_start(ap, fmt);                                                                                       \
+    bool named = make_name(l, name, fmt, ap);                                                                \
+    va_end(ap);                                                                                              \
+    if (!named)                                                                                              \
+    return
+
 /* Old checkpoints call the attention layers of the VAE differently (diffusers before 0.18). */
 static const char *const old_names[][2] = {
     {"to_q", "query"},
@@ -136,13 +147,7 @@ static void pack(struct loader *l, weight *w, const struct weight_source *src, c
 
 void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
 {
-    char name[NAME_SIZE];
-    va_list ap;
-    va_start(ap, fmt);
-    bool ok = make_name(l, name, fmt, ap);
-    va_end(ap);
-    if (!ok)
-        return;
+    NAME_OR_RETURN(l, name, fmt);
     uint64_t shape[4] = {(uint64_t)out_c, (uint64_t)in_c, (uint64_t)k, (uint64_t)k};
     struct weight_source src = {
         .kind = WEIGHT_CONV2D, .out_c = out_c, .in_c = in_c, .kh = k, .kw = k, .parts = 1};
@@ -169,13 +174,7 @@ static struct weight_source matrix_source(enum weight_kind kind, int out_c, int 
 
 void load_linear(struct loader *l, weight *w, int out_c, int in_c, bool bias, const char *fmt, ...)
 {
-    char name[NAME_SIZE];
-    va_list ap;
-    va_start(ap, fmt);
-    bool ok = make_name(l, name, fmt, ap);
-    va_end(ap);
-    if (!ok)
-        return;
+    NAME_OR_RETURN(l, name, fmt);
     struct weight_source src = matrix_source(WEIGHT_LINEAR, out_c, in_c, 1);
     add_matrix(l, &src, 0, out_c, in_c, bias, name);
     pack(l, w, &src, name);
@@ -183,13 +182,7 @@ void load_linear(struct loader *l, weight *w, int out_c, int in_c, bool bias, co
 
 void load_geglu(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
 {
-    char name[NAME_SIZE];
-    va_list ap;
-    va_start(ap, fmt);
-    bool ok = make_name(l, name, fmt, ap);
-    va_end(ap);
-    if (!ok)
-        return;
+    NAME_OR_RETURN(l, name, fmt);
     struct weight_source src = matrix_source(WEIGHT_GEGLU, out_c, in_c, 1);
     add_matrix(l, &src, 0, out_c, in_c, true, name);
     pack(l, w, &src, name);
@@ -198,13 +191,8 @@ void load_geglu(struct loader *l, weight *w, int out_c, int in_c, const char *fm
 void load_linear_parts(struct loader *l, weight *w, int parts, const char *const *names, int part_c, int in_c,
                        bool bias, const char *fmt, ...)
 {
-    char prefix[NAME_SIZE], name[NAME_SIZE + 32];
-    va_list ap;
-    va_start(ap, fmt);
-    bool ok = make_name(l, prefix, fmt, ap);
-    va_end(ap);
-    if (!ok)
-        return;
+    char name[NAME_SIZE + 32];
+    NAME_OR_RETURN(l, prefix, fmt);
     struct weight_source src = matrix_source(WEIGHT_LINEAR, parts * part_c, in_c, parts);
     for (int i = 0; i < parts; i++) {
         snprintf(name, sizeof(name), "%s.%s", prefix, names[i]);
@@ -215,13 +203,7 @@ void load_linear_parts(struct loader *l, weight *w, int parts, const char *const
 
 void load_norm(struct loader *l, weight *w, int c, const char *fmt, ...)
 {
-    char name[NAME_SIZE];
-    va_list ap;
-    va_start(ap, fmt);
-    bool ok = make_name(l, name, fmt, ap);
-    va_end(ap);
-    if (!ok)
-        return;
+    NAME_OR_RETURN(l, name, fmt);
     uint64_t shape[1] = {(uint64_t)c};
     struct weight_source src = matrix_source(WEIGHT_NORM, c, 1, 1);
     src.w[0] = find_array(l, name, "weight", shape, 1, false);
@@ -231,13 +213,7 @@ void load_norm(struct loader *l, weight *w, int c, const char *fmt, ...)
 
 void load_embedding(struct loader *l, weight *w, int rows, int c, const char *fmt, ...)
 {
-    char name[NAME_SIZE];
-    va_list ap;
-    va_start(ap, fmt);
-    bool ok = make_name(l, name, fmt, ap);
-    va_end(ap);
-    if (!ok)
-        return;
+    NAME_OR_RETURN(l, name, fmt);
     struct weight_source src = matrix_source(WEIGHT_EMBEDDING, rows, c, 1);
     add_matrix(l, &src, 0, rows, c, false, name);
     pack(l, w, &src, name);

@@ -276,10 +276,12 @@ int safetensors_open(struct safetensors *st, const char *path, const char *label
     if (rc < 0)
         return rc;
     rc = safetensors_parse(st, map, size, label, err);
-    if (rc < 0)
+    if (rc < 0) {
         munmap(map, size);
-    else
+    } else {
         st->map = map;
+        madvise(map, size, MADV_WILLNEED); /* a hint: read ahead while the header's names are being checked */
+    }
     return rc;
 }
 
