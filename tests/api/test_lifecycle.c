@@ -60,7 +60,8 @@ TEST(port_in_use)
     struct answer a = client_ask(&d, "GET", "/health", NULL, NULL);
     CHECK(a.status == 200);
     answer_free(&a);
-    CHECK(daemon_end(&d, SIGTERM, 8) == 0);
+    int status = daemon_end(&d, SIGTERM, 8);
+    CHECK(status == 0, "status %d", status);
 }
 
 static char shelf[64];
@@ -123,6 +124,7 @@ TEST(broken_models)
             sleep_seconds(0.01);
         }
         CHECK(said, "%s: /health never said ERROR", file);
+        CHECK(daemon_logged(&d, "level=ERROR", 1));
         char *log = daemon_log(&d), *error = strstr(log, "level=ERROR");
         CHECK(error && strstr(error, strchr(file, '/') ? strchr(file, '/') + 1 : file), "%s %s: %.500s",
               i % 2 ? "truncated" : "missing", file, error ? error : "no error in the log");
@@ -272,9 +274,9 @@ TEST(sigterm_with_a_stuck_client)
     if (!CHECK(daemon_ready(&d, NULL)))
         return;
     int fd = client_begin(
-        &d, "{\"prompt\":\"a\",\"num_inference_steps\":1,\"num_images_per_prompt\":20,\"width\":256,"
-            "\"height\":256}");
-    CHECK(daemon_metric_reaches(&d, "latentd_images_total", 20, 30));
+        &d, "{\"prompt\":\"a\",\"num_inference_steps\":1,\"num_images_per_prompt\":60,\"width\":128,"
+            "\"height\":128}");
+    CHECK(daemon_metric_reaches(&d, "latentd_images_total", 60, 60));
     double start = now_seconds();
     CHECK(daemon_end(&d, SIGTERM, 9) == 0);
     CHECK(now_seconds() - start < 8, "took %.2f s", now_seconds() - start);
