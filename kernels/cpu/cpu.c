@@ -119,8 +119,10 @@ static int choose(const char *isa, const struct entry **e, struct error *err)
 static void close_cpu(struct backend *be)
 {
     struct cpu_state *st = be->state;
-    if (st)
+    if (st) {
         free(st->partial);
+        free(st->winograd);
+    }
     free(st);
     be->state = NULL;
 }
@@ -153,9 +155,11 @@ int ops_cpu(struct backend *be, const char *isa, struct error *err)
         return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
     st->tier = &e->tier;
     st->partial = aligned_alloc(64, PARTIAL_DOUBLES * sizeof(double));
+    /* Address space; pages are taken when a layer first uses them. */
+    st->winograd = aligned_alloc(64, ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float));
     be->state = st;
     be->close = close_cpu;
-    if (!st->partial)
+    if (!st->partial || !st->winograd)
         return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
     be->tier = e->tier.name;
     be->dtype = e->tier.gemm->dtype;

@@ -226,18 +226,18 @@ static void run_chunk(const struct job *job, const struct block *b, struct worke
     }
 }
 
-/* Writes outputs of panel P for ROWS positions from FIRST on, all of one picture when there is an add_bc. */
-static void finish_run(const struct job *job, int p, const float *c, size_t first, int rows)
+void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
+                 size_t first, int count)
 {
-    const struct gemm_args *a = job->a;
-    int col = p * job->w->panel_cols;
+    const struct cpu_weight *w = a->w->packed;
+    int col = p * w->panel_cols;
     size_t ys = dtype_size(a->y.dtype);
     struct finish f = {
         .c = c,
-        .nr = job->g->nr,
-        .rows = rows,
-        .cols = min_int(job->w->panel_cols, a->y.c - col),
-        .bias = weight_bias(job->w) + (size_t)p * (size_t)job->g->nr,
+        .nr = nr,
+        .rows = count,
+        .cols = min_int(w->panel_cols, a->y.c - col),
+        .bias = weight_bias(w) + (size_t)p * (size_t)nr,
         .y = (char *)a->y.data + (first * (size_t)a->y.ld + (size_t)col) * ys,
         .y_stride = (size_t)a->y.ld * ys,
         .y_type = a->y.dtype,
@@ -251,13 +251,12 @@ static void finish_run(const struct job *job, int p, const float *c, size_t firs
         f.residual_type = a->residual.dtype;
     }
     if (a->add_bc.data) {
-        size_t n = first / ((size_t)job->oh * (size_t)job->ow);
-        n = a->add_bc.n == 1 ? 0 : n;
+        size_t n = a->add_bc.n == 1 ? 0 : first / ((size_t)a->y.h * (size_t)a->y.w);
         f.add = (const char *)a->add_bc.data +
                 (n * (size_t)a->add_bc.ld + (size_t)col) * dtype_size(a->add_bc.dtype);
         f.add_type = a->add_bc.dtype;
     }
-    job->rows->finish(&f);
+    rows->finish(&f);
 }
 
 static void finish_panel(const struct job *job, const struct block *b, int p, const float *c)
@@ -273,7 +272,8 @@ static void finish_panel(const struct job *job, const struct block *b, int p, co
                 size_t left = picture - (first + (size_t)done) % picture;
                 run = left < (size_t)run ? (int)left : run;
             }
-            finish_run(job, p, c + (size_t)(s * b->length + done) * nr, first + (size_t)done, run);
+            gemm_finish(job->a, job->rows, (int)nr, p, c + (size_t)(s * b->length + done) * nr,
+                        first + (size_t)done, run);
             done += run;
         }
     }
@@ -440,7 +440,7 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
         .residual = a->residual,
         .act = a->act,
     };
-    return gemm_run(be, &g, err);
+    return winograd_suits(be->state, &g) ? winograd_run(be, &g) : gemm_run(be, &g, err);
 }
 
 int cpu_linear(struct backend *be, tensor y, tensor x, const weight *w, const struct linear_args *a,

@@ -16,4 +16,13 @@ struct gemm_args {
 
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err);
 
+/* Writes outputs of panel P of A's weights for ROWS positions of one picture, FIRST the first counted over N,
+ * OH, OW: bias, add_bc, activation and residual applied to c [rows][nr]. */
+void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
+                 size_t first, int count);
+
+/* The same convolution by Winograd's method, where it suits: see winograd.c. */
+bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a);
+int winograd_run(struct backend *be, const struct gemm_args *a);
+
 #endif

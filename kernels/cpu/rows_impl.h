@@ -405,10 +405,125 @@ static void row_output(void *y, enum dtype y_type, const float *o, size_t panel,
         output_as(DTYPE_BF16, y, o, panel, nr, c, factor);
 }
 
+/* ---- Winograd F(4x4, 3x3) by interpolation at 0, +-A, +-B and infinity ----
+ *
+ * A = 3/4 and B = 3/2 are exact in fp32 and leave a relative L2 error of 1.5e-6 at 256 channels, where the
+ * customary 1 and 2 leave 2.7e-6 and a direct sum in order 0.8e-6. */
+#define WINO_A  0.75f
+#define WINO_B  1.5f
+#define WINO_A2 (WINO_A * WINO_A)
+#define WINO_B2 (WINO_B * WINO_B)
+
+/* B' d: coefficients of the product of (x - p) over the other points p. */
+VEC void wino_input(const vf d[6], vf r[6])
+{
+    const vf a2 = v_set1(WINO_A2), b2 = v_set1(WINO_B2), sum = v_set1(WINO_A2 + WINO_B2),
+             both = v_set1(WINO_A2 * WINO_B2);
+    vf even_a = v_fnma(b2, d[2], d[4]), odd_a = v_mul(v_set1(WINO_A), v_fnma(b2, d[1], d[3]));
+    vf even_b = v_fnma(a2, d[2], d[4]), odd_b = v_mul(v_set1(WINO_B), v_fnma(a2, d[1], d[3]));
+    r[0] = v_fma(both, d[0], v_fnma(sum, d[2], d[4]));
+    r[1] = v_add(even_a, odd_a);
+    r[2] = v_sub(even_a, odd_a);
+    r[3] = v_add(even_b, odd_b);
+    r[4] = v_sub(even_b, odd_b);
+    r[5] = v_fma(both, d[1], v_fnma(sum, d[3], d[5]));
+}
+
+/* G g: the kernel's polynomial at each point p, over the product of (p - q) for the other finite points q. */
+VEC void wino_weight(const vf g[3], vf r[6])
+{
+    const float at_a = 1 / (2 * WINO_A2 * (WINO_A2 - WINO_B2)),
+                at_b = 1 / (2 * WINO_B2 * (WINO_B2 - WINO_A2));
+    vf even_a = v_mul(v_set1(at_a), v_fma(v_set1(WINO_A2), g[2], g[0])),
+       odd_a = v_mul(v_set1(at_a * WINO_A), g[1]);
+    vf even_b = v_mul(v_set1(at_b), v_fma(v_set1(WINO_B2), g[2], g[0])),
+       odd_b = v_mul(v_set1(at_b * WINO_B), g[1]);
+    r[0] = v_mul(v_set1(1 / (WINO_A2 * WINO_B2)), g[0]);
+    r[1] = v_add(even_a, odd_a);
+    r[2] = v_sub(even_a, odd_a);
+    r[3] = v_add(even_b, odd_b);
+    r[4] = v_sub(even_b, odd_b);
+    r[5] = g[2];
+}
+
+/* A' m: powers of the points. */
+VEC void wino_output(const vf m[6], vf r[4])
+{
+    vf even_a = v_add(m[1], m[2]), odd_a = v_sub(m[1], m[2]), even_b = v_add(m[3], m[4]),
+       odd_b = v_sub(m[3], m[4]);
+    r[0] = v_add(m[0], v_add(even_a, even_b));
+    r[1] = v_fma(v_set1(WINO_A), odd_a, v_mul(v_set1(WINO_B), odd_b));
+    r[2] = v_fma(v_set1(WINO_A2), even_a, v_mul(v_set1(WINO_B2), even_b));
+    r[3] = v_fma(v_set1(WINO_A * WINO_A2), odd_a, v_fma(v_set1(WINO_B * WINO_B2), odd_b, m[5]));
+}
+
+VEC void winograd_weights_as(enum dtype type, float *dst, size_t place, const char *src, int channels, int nr)
+{
+    size_t es = dtype_size(type), tap = (size_t)channels * (size_t)nr;
+    for (size_t at = 0; at < tap; at += (size_t)VL) {
+        vf g[3], half[3][6], u[6];
+        for (int x = 0; x < 3; x++) {
+            for (int y = 0; y < 3; y++)
+                g[y] = load_n(type, src + ((size_t)(3 * y + x) * tap + at) * es, 0, VL);
+            wino_weight(g, half[x]);
+        }
+        for (int y = 0; y < 6; y++) {
+            vf row[3] = {half[0][y], half[1][y], half[2][y]};
+            wino_weight(row, u);
+            for (int x = 0; x < 6; x++)
+                v_store(dst + (size_t)(6 * y + x) * place + at, u[x]);
+        }
+    }
+}
+
+static void row_winograd_weights(float *dst, size_t place, const void *src, enum dtype type, int channels,
+                                 int nr)
+{
+    BY_TYPE(type, winograd_weights_as, dst, place, src, channels, nr);
+}
+
+static void row_winograd_input(float *dst, size_t place, const float *const src[36], int c)
+{
+    for (int j = 0; j < c; j += VL) {
+        int n = c - j;
+        vf d[6], half[6][6], v[6];
+        for (int x = 0; x < 6; x++) {
+            for (int y = 0; y < 6; y++)
+                d[y] = src[6 * y + x] ? load_n(DTYPE_F32, (const char *)src[6 * y + x], j, n) : v_zero();
+            wino_input(d, half[x]);
+        }
+        for (int y = 0; y < 6; y++) {
+            vf row[6] = {half[0][y], half[1][y], half[2][y], half[3][y], half[4][y], half[5][y]};
+            wino_input(row, v);
+            for (int x = 0; x < 6; x++)
+                store_n(DTYPE_F32, (char *)(dst + (size_t)(6 * y + x) * place), j, n, v[x]);
+        }
+    }
+}
+
+static void row_winograd_output(float *dst, size_t line, const float *src, size_t place, int nr)
+{
+    for (int j = 0; j < nr; j += VL) {
+        vf m[6], half[6][4], o[4];
+        for (int x = 0; x < 6; x++) {
+            for (int y = 0; y < 6; y++)
+                m[y] = v_load(src + (size_t)(6 * y + x) * place + (size_t)j);
+            wino_output(m, half[x]);
+        }
+        for (int y = 0; y < 4; y++) {
+            vf row[6] = {half[0][y], half[1][y], half[2][y], half[3][y], half[4][y], half[5][y]};
+            wino_output(row, o);
+            for (int x = 0; x < 4; x++)
+                v_store(dst + (size_t)y * line + (size_t)(x * nr + j), o[x]);
+        }
+    }
+}
+
 #define ROW_OPS                                                                                              \
     {                                                                                                        \
         .finish = row_finish, .gather = row_gather, .convert = row_convert,                                  \
         .channel_sums = row_channel_sums, .affine = row_affine, .layer_norm = row_layer_norm,                \
         .add = row_add, .softmax = row_softmax, .output = row_output, .transpose = row_transpose,            \
-        .interleave = row_interleave                                                                         \
+        .interleave = row_interleave, .winograd_weights = row_winograd_weights,                              \
+        .winograd_input = row_winograd_input, .winograd_output = row_winograd_output                         \
     }

@@ -97,6 +97,14 @@ struct row_ops {
     void (*output)(void *y, enum dtype y_type, const float *o, size_t panel, int nr, int c, float factor);
     /* dst[i][j] = src row j, element i, as 32-bit words: i < words, j < rows <= nr; other columns become 0 */
     void (*transpose)(uint32_t *dst, int nr, const char *src, size_t stride, int rows, int words);
+    /* Winograd's F(4x4, 3x3), 36 places that are `place` floats apart, vectors along channels or outputs:
+     * U = G g G' for `channels` channels: src [9][channels][nr] -> dst[place][channel][nr] */
+    void (*winograd_weights)(float *dst, size_t place, const void *src, enum dtype type, int channels,
+                             int nr);
+    /* V = B' d B of one tile: 36 positions of c channels (NULL: zeros) -> dst[place][c] */
+    void (*winograd_input)(float *dst, size_t place, const float *const src[36], int c);
+    /* y = A' M A of one tile: src[place][nr] -> dst [4 rows, `line` floats apart][4][nr] */
+    void (*winograd_output)(float *dst, size_t line, const float *src, size_t place, int nr);
     /* dst = a[0], b[0], a[1], b[1], … for n numbers each */
     void (*interleave)(uint16_t *dst, const uint16_t *a, const uint16_t *b, int n);
 };
@@ -111,9 +119,11 @@ struct tier {
 struct cpu_state {
     const struct tier *tier;
     double *partial; /* [PARTIAL_DOUBLES] group norm's sums by row chunk */
+    float *winograd; /* [U_FLOATS + STRIP_FLOATS] transformed weights of one layer; transformed tiles of a
+                        strip */
 };
 
-enum { PARTIAL_DOUBLES = 1 << 20 };
+enum { PARTIAL_DOUBLES = 1 << 20, U_FLOATS = 16 << 20, STRIP_FLOATS = 8 << 20 };
 
 static inline const struct tier *cpu_tier(const struct backend *be)
 {
