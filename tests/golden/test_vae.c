@@ -1,7 +1,26 @@
 /* The AutoencoderKL decoder against diffusers, on every tier. */
 #include "golden.h"
 #include "networks.h"
+#include "plan.h"
 #include "test.h"
+
+/* The same walk on the plan backend, over no memory: its peak must be what the real run needed. */
+static void check_plan(struct stage *s, const struct vae *net, const struct golden_array *z)
+{
+    static struct region none;
+    struct backend *plan = NULL;
+    struct error err = {0};
+    const int *d = z->shape;
+    if (!CHECK(backend_open(&plan, &(struct backend_options){.kind = "plan"}, &err) == 0, "%s", err.msg))
+        return;
+    plan_set_dtype(plan, s->be->dtype);
+    region_init(&none, NULL, SIZE_MAX);
+    pass p = {.be = plan, .mem = &none, .err = &err};
+    vae_decode(&p, net, tensor_from_host(&p, z->f, d[0], d[1], d[2], d[3], DTYPE_F32));
+    CHECK(err.code == 0 && none.peak == s->mem.peak, "planned %zu bytes, the run took %zu: %s", none.peak,
+          s->mem.peak, err.msg);
+    backend_close(&plan);
+}
 
 static void check_vae(struct stage *s, const char *folder)
 {
@@ -21,6 +40,7 @@ static void check_vae(struct stage *s, const char *folder)
             tensor y = vae_decode(&s->p, net, x);
             CHECK(y.dtype == DTYPE_F32 && y.h == out->shape[1] && y.w == out->shape[2] && y.c == 3);
             golden_compare(s, what, y, out, golden_find(&g, run, "bf16_error")->f[0]);
+            check_plan(s, net, z);
             tensor_free(&s->p, &x);
             tensor_free(&s->p, &y);
             CHECK(s->mem.count == 0, "%d tensors were not given back", s->mem.count);
