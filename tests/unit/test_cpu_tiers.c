@@ -1,0 +1,172 @@
+/* What checkkernels does not see of the CPU tiers: choosing a tier by name, results that do not depend on the
+ * batch or on the number of threads, and the error of the convolutions that are large enough for Winograd's
+ * method. */
+#include "../kernels/cpu/cpu.h"
+#include "backend.h"
+#include "test.h"
+
+/* A backend with its own numbers: ops are called through the table, so no region is needed. */
+static struct backend *open_tier(const char *isa, int threads)
+{
+    struct backend_options opt = {.kind = isa ? "cpu" : "ref", .isa = isa, .threads = threads};
+    struct error err = {0};
+    struct backend *be = NULL;
+    int rc = backend_open(&be, &opt, &err);
+    return rc ? NULL : be;
+}
+
+static float *numbers(size_t count, unsigned seed)
+{
+    float *v = aligned_alloc(64, (count * sizeof *v + 63) / 64 * 64);
+    for (size_t i = 0; i < count; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        v[i] = (float)(int)(seed >> 8) / (float)(1 << 23) - 1.0f;
+    }
+    return v;
+}
+
+struct conv {
+    int n, h, w, c, o, k;
+    bool upsample;
+    enum act act;
+    bool residual;
+};
+
+static tensor make(int n, int h, int w, int c, enum dtype t, void *data)
+{
+    return (tensor){n, h, w, c, c, t, data};
+}
+
+/* The convolution of seeded numbers, as floats [n, oh, ow, o]; the caller frees. */
+static float *convolve(struct backend *be, struct conv s)
+{
+    struct error err = {0};
+    int scale = s.upsample ? 2 : 1;
+    size_t in = (size_t)s.n * (size_t)s.h * (size_t)s.w * (size_t)s.c;
+    size_t out = (size_t)(s.n * scale * scale) * (size_t)s.h * (size_t)s.w * (size_t)s.o;
+    size_t wn = (size_t)s.o * (size_t)s.c * (size_t)(s.k * s.k);
+    float *x = numbers(in, 1), *w = numbers(wn, 2), *b = numbers((size_t)s.o, 3), *r = numbers(out, 4);
+    /* Every picture of the batch is the same, so that picture 1 must equal picture 0 of a batch of one. */
+    for (int i = 1; i < s.n; i++) {
+        memcpy(x + (size_t)i * (in / (size_t)s.n), x, in / (size_t)s.n * sizeof *x);
+        memcpy(r + (size_t)i * (out / (size_t)s.n), r, out / (size_t)s.n * sizeof *r);
+    }
+    float *y = numbers(out, 5);
+    weight packed = {
+        .kind = WEIGHT_CONV2D, .out_c = s.o, .in_c = s.c, .kh = s.k, .kw = s.k, .has_bias = true};
+    struct weight_source src = {.kind = WEIGHT_CONV2D,
+                                .out_c = s.o,
+                                .in_c = s.c,
+                                .kh = s.k,
+                                .kw = s.k,
+                                .parts = 1,
+                                .w = {{w, DTYPE_F32, wn}},
+                                .bias = {{b, DTYPE_F32, (size_t)s.o}}};
+    int rc = weight_pack(be, &packed, &src, &err);
+    CHECK(rc == 0, "%s", err.msg);
+    struct conv2d_args a = {.stride = 1, .upsample = s.upsample, .act = s.act, .f32_out = true};
+    tensor tx = make(s.n, s.h, s.w, s.c, DTYPE_F32, x);
+    tensor ty = make(s.n, scale * s.h, scale * s.w, s.o, DTYPE_F32, y);
+    if (s.residual)
+        a.residual = make(s.n, ty.h, ty.w, s.o, DTYPE_F32, r);
+    rc = be->ops.conv2d(be, ty, tx, &packed, &a, &err);
+    CHECK(rc == 0, "%s", err.msg);
+    weight_free(be, &packed);
+    free(x), free(w), free(b), free(r);
+    return y;
+}
+
+static size_t outputs(struct conv s)
+{
+    return (size_t)(s.n * (s.upsample ? 4 : 1)) * (size_t)s.h * (size_t)s.w * (size_t)s.o;
+}
+
+static double relative_l2(const float *a, const float *b, size_t n)
+{
+    double d = 0, s = 0;
+    for (size_t i = 0; i < n; i++) {
+        d += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        s += (double)b[i] * (double)b[i];
+    }
+    return sqrt(d / s);
+}
+
+/* 64 tiles and more, sides that are no multiples of 4, channels that are no multiples of a vector. */
+static const struct conv large[] = {
+    {1, 32, 32, 64, 64, 3, false, ACT_NONE, false}, {1, 37, 41, 48, 40, 3, false, ACT_SILU, true},
+    {1, 34, 50, 33, 65, 3, false, ACT_GELU, false}, {1, 17, 19, 64, 96, 3, true, ACT_NONE, true},
+    {2, 33, 70, 96, 128, 3, false, ACT_NONE, true}, {1, 64, 64, 320, 64, 3, false, ACT_NONE, false},
+};
+enum { LARGE = sizeof large / sizeof *large };
+
+TEST(large_convolutions_stay_within_the_error_of_fp32)
+{
+    struct backend *ref = open_tier(NULL, 1);
+    for (int i = 0; i < LARGE; i++) {
+        float *want = convolve(ref, large[i]);
+        for (int t = 0; cpu_tier_name(t); t++) {
+            struct backend *be = open_tier(cpu_tier_name(t), 2);
+            if (!be)
+                continue;
+            float *got = convolve(be, large[i]);
+            /* Winograd's error at 320 channels is 1.5e-6 of a typical output; bf16 rounds inputs to 2^-9. */
+            double bound = be->dtype == DTYPE_F32 ? 4e-6 : 6e-3,
+                   e = relative_l2(got, want, outputs(large[i]));
+            CHECK(e < bound, "case %d on %s: relative L2 %g, at most %g", i, cpu_tier_name(t), e, bound);
+            free(got);
+            backend_close(&be);
+        }
+        free(want);
+    }
+    backend_close(&ref);
+}
+
+TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
+{
+    static const struct conv shapes[] = {
+        {1, 36, 44, 64, 64, 3, false, ACT_SILU, true}, {1, 8, 8, 320, 64, 3, false, ACT_NONE, true},
+        {1, 9, 7, 40, 33, 3, true, ACT_NONE, false},   {1, 16, 16, 640, 48, 1, false, ACT_NONE, false},
+        {1, 3, 5, 1280, 64, 3, false, ACT_NONE, true},
+    };
+    for (int t = 0; cpu_tier_name(t); t++)
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+            struct backend *one = open_tier(cpu_tier_name(t), 1), *three = open_tier(cpu_tier_name(t), 3);
+            if (!one || !three)
+                continue;
+            struct conv batch = shapes[i];
+            batch.n = 3;
+            size_t bytes = outputs(shapes[i]) * sizeof(float);
+            float *alone = convolve(one, shapes[i]), *many = convolve(three, batch);
+            for (int n = 0; n < batch.n; n++)
+                CHECK(memcmp(alone, many + (size_t)n * outputs(shapes[i]), bytes) == 0,
+                      "shape %zu, picture %d of 3 on %s differs from the picture alone", i, n,
+                      cpu_tier_name(t));
+            free(alone), free(many);
+            backend_close(&one);
+            backend_close(&three);
+        }
+}
+
+TEST(a_tier_is_refused_by_name_and_never_emulated_unasked)
+{
+    struct error err = {0};
+    struct backend *be = NULL;
+    struct backend_options opt = {.kind = "cpu", .isa = "avx1024", .threads = 1};
+    CHECK(backend_open(&be, &opt, &err) == ERR_UNSUPPORTED);
+    CHECK(strstr(err.msg, "avx1024") != NULL, "%s", err.msg);
+    for (int t = 0; cpu_tier_name(t); t++) {
+        struct error e = {0};
+        opt.isa = cpu_tier_name(t);
+        int rc = backend_open(&be, &opt, &e);
+        CHECK(rc == (cpu_tier_usable(opt.isa) ? 0 : ERR_UNSUPPORTED), "%s: %s", opt.isa, e.msg);
+        if (!rc)
+            CHECK(strcmp(be->tier, opt.isa) == 0, "%s", be->tier);
+        backend_close(&be);
+    }
+    opt.isa = NULL;
+    CHECK(backend_open(&be, &opt, &err) == 0);
+    CHECK(!be || !strstr(be->tier, "emulated"), "%s", be->tier);
+    backend_close(&be);
+}
+
+TEST_MAIN()
