@@ -15,6 +15,24 @@
 
 enum { SPECIAL_FILE_MAX = 16 << 20 };
 
+enum named_token { BOS, EOS, UNK, SEP, PAD, CLS, MASK, NAMED };
+
+/* In the order in which transformers adds them. FALLBACK NULL: a model need not have it. */
+static const struct {
+    const char *key, *fallback;
+} named[NAMED] = {
+    [BOS] = {"bos_token", "<|startoftext|>"},
+    [EOS] = {"eos_token", "<|endoftext|>"},
+    [UNK] = {"unk_token", "<|endoftext|>"},
+    [SEP] = {"sep_token", NULL},
+    [PAD] = {"pad_token", "<|endoftext|>"},
+    [CLS] = {"cls_token", NULL},
+    [MASK] = {"mask_token", NULL},
+};
+
+enum { LISTED = 2 };
+static const char *const listed[LISTED] = {"additional_special_tokens", "extra_special_tokens"};
+
 struct reader {
     struct special_tokens *s;
     const struct vocab *vocab;
@@ -131,20 +149,6 @@ static void read_decoder(struct reader *r, const cJSON *decoder)
     }
 }
 
-/* added_tokens.json: {"token": id}. SPECIAL_COUNT tokens have been put as special ones. */
-static void read_added(struct reader *r, int special_count)
-{
-    const cJSON *item;
-    cJSON_ArrayForEach(item, r->added)
-    {
-        int k = put(r, item->string, true);
-        if (k < 0)
-            return;
-        r->s->added[k].normalized = k >= special_count;
-        r->fixed[k] = true;
-    }
-}
-
 /* The value of a named token: special_tokens_map.json goes over tokenizer_config.json, but only where the
  * latter has no added_tokens_decoder. */
 static const cJSON *named_value(const struct reader *r, const char *key, const char **path)
@@ -157,6 +161,44 @@ static const cJSON *named_value(const struct reader *r, const char *key, const c
         return item;
     *path = r->path[0];
     return cJSON_GetObjectItemCaseSensitive(r->config, key);
+}
+
+static bool names(const cJSON *item, const char *content)
+{
+    const cJSON *text = cJSON_IsObject(item) ? cJSON_GetObjectItemCaseSensitive(item, "content") : item;
+    return cJSON_IsString(text) && strcmp(text->valuestring, content) == 0;
+}
+
+/* Whether the files call CONTENT a special token. */
+static bool is_special(const struct reader *r, const char *content)
+{
+    const char *path;
+    for (int i = 0; i < NAMED; i++) {
+        if (names(named_value(r, named[i].key, &path), content))
+            return true;
+    }
+    for (int i = 0; i < LISTED; i++) {
+        const cJSON *item;
+        cJSON_ArrayForEach(item, named_value(r, listed[i], &path))
+        {
+            if (names(item, content))
+                return true;
+        }
+    }
+    return false;
+}
+
+/* added_tokens.json: {"token": id}, taken in its own order. */
+static void read_added(struct reader *r)
+{
+    const cJSON *item;
+    cJSON_ArrayForEach(item, r->added)
+    {
+        int k = put(r, item->string, !is_special(r, item->string));
+        if (k < 0)
+            return;
+        r->fixed[k] = true;
+    }
 }
 
 /* Returns the id of the token under KEY. FALLBACK NULL: the model need not have one. */
@@ -189,19 +231,19 @@ static void read_tokens(struct reader *r)
 {
     struct special_tokens *s = r->s;
     const cJSON *decoder = cJSON_GetObjectItemCaseSensitive(r->config, "added_tokens_decoder");
+    int32_t ids[NAMED];
     if (decoder)
         read_decoder(r, decoder);
-    s->start = read_named(r, "bos_token", "<|startoftext|>");
-    s->end = read_named(r, "eos_token", "<|endoftext|>");
-    s->unk = read_named(r, "unk_token", "<|endoftext|>");
-    read_named(r, "sep_token", NULL);
-    s->pad = read_named(r, "pad_token", "<|endoftext|>");
-    read_named(r, "cls_token", NULL);
-    read_named(r, "mask_token", NULL);
-    read_extra(r, "additional_special_tokens");
-    read_extra(r, "extra_special_tokens");
-    if (!decoder && !r->err->code)
-        read_added(r, s->count);
+    else
+        read_added(r);
+    for (int i = 0; i < NAMED; i++)
+        ids[i] = read_named(r, named[i].key, named[i].fallback);
+    for (int i = 0; i < LISTED; i++)
+        read_extra(r, listed[i]);
+    s->start = ids[BOS];
+    s->end = ids[EOS];
+    s->unk = ids[UNK];
+    s->pad = ids[PAD];
     if (!r->err->code && s->unk >= r->vocab->count && s->unk > r->vocab->highest)
         error_set(r->err, ERR_FORMAT, "%s: the unknown token is not in it", r->vocab->file);
     struct json_reader config = {r->config, r->path[0], r->err};

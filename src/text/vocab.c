@@ -22,26 +22,26 @@ static size_t table_size(size_t entries)
 }
 
 /* FNV-1a. */
-static size_t hash_text(const char *s)
+static uint32_t hash_text(const char *s)
 {
     uint64_t h = 14695981039346656037u;
     for (; *s; s++)
         h = (h ^ (unsigned char)*s) * 1099511628211u;
-    return (size_t)(h ^ h >> 29);
+    return (uint32_t)(h ^ h >> 32);
 }
 
 /* The slot of TEXT, or the empty one where it would go. */
-static size_t vocab_slot(const struct vocab *v, const char *text)
+static size_t vocab_slot(const struct vocab *v, const char *text, uint32_t hash)
 {
-    size_t i = hash_text(text) & (v->slots - 1);
-    while (v->slot[i].text && strcmp(v->slot[i].text, text) != 0)
+    size_t i = hash & (v->slots - 1);
+    while (v->slot[i].text && (v->slot[i].hash != hash || strcmp(v->slot[i].text, text) != 0))
         i = (i + 1) & (v->slots - 1);
     return i;
 }
 
 int32_t vocab_find(const struct vocab *v, const char *text)
 {
-    size_t i = vocab_slot(v, text);
+    size_t i = vocab_slot(v, text, hash_text(text));
     return v->slot[i].text ? v->slot[i].id : -1;
 }
 
@@ -71,10 +71,12 @@ static int vocab_add(struct vocab *v, const cJSON *item, struct error *err)
     if (!cJSON_IsNumber(item) || !(id >= 0 && id < VOCAB_MAX) || id != floor(id))
         return error_set(err, ERR_FORMAT, "%s: token \"%.80s\" should have an id from 0 to %d", v->file, text,
                          VOCAB_MAX - 1);
-    size_t i = vocab_slot(v, text);
+    uint32_t hash = hash_text(text);
+    size_t i = vocab_slot(v, text, hash);
     if (v->slot[i].text)
         return error_set(err, ERR_FORMAT, "%s: token \"%.80s\" comes twice", v->file, text);
     v->slot[i].text = text;
+    v->slot[i].hash = hash;
     v->slot[i].id = (int32_t)id;
     v->count++;
     if (v->slot[i].id > v->highest)
@@ -244,7 +246,7 @@ static int merges_parse(struct merges *m, const struct vocab *v, const char *pat
         if (len > 0 && line[len - 1] == '\r')
             line[len - 1] = '\0';
         number++;
-        if (*line && strncmp(line, "#version", 8) != 0)
+        if (*line && (*line != '#' || strncmp(line, "#version", 8) != 0))
             rc = merges_add(m, v, path, number, line, rank++, err);
     }
     return rc;

@@ -18,6 +18,7 @@ struct vocab {
     struct {
         const char *text; /* NULL: empty slot */
         int32_t id;
+        uint32_t hash; /* spares most comparisons of text */
     } * slot;
     size_t slots; /* a power of two */
     int count;
