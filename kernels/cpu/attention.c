@@ -1,7 +1,7 @@
 /* softmax(scale * q k^T) v without a T x S matrix (FlashAttention's order: blocks of keys, online softmax).
  *
  * A work item is one picture, one head and up to CHUNK queries. For each block of keys it packs K^T and V as
- * the B of the matrix micro-kernel once, and runs all its queries over them, about a hundred at a time, so
+ * the B of the matrix micro-kernel once, and runs all its queries over them, a row tile at a time, so
  * that the scores (rows x keys, 114 KB of fp32) never leave the second-level cache. K and V are read
  * CHUNK-fold less often than they are used: packing costs 1 operation a number against queries / 16
  * multiply-adds. Per key block and query: 4 * d FLOPs a key and one exp.
@@ -204,7 +204,6 @@ static void run_block(const struct job *job, struct memory *m, int n, int head, 
         .p_type = job->g->dtype,
         .rows = rows,
         .keys = keys,
-        .nr = job->g->nr,
         .panel_rows = job->block_q,
         .scale = job->a->scale,
         .causal_first = causal ? q0 - k0 : keys,
@@ -269,7 +268,7 @@ int cpu_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v, co
         .d = d,
         .d_pad = (int)round_up((size_t)d, (size_t)g->k_unit),
         .d_panels = (d + g->nr - 1) / g->nr,
-        .block_q = g->mr * (g->mr < 32 ? 112 / g->mr : 4),
+        .block_q = g->mr,
         .block_k = d <= 256 ? 256 : 128,
     };
     int most = min_int(CHUNK, OUTPUT_FLOATS / (job.d_panels * g->nr));

@@ -332,62 +332,101 @@ static void row_add(void *y, enum dtype y_type, const void *a, enum dtype a_type
 
 /* ---- Online softmax (Milakov and Gimelshein; used as in FlashAttention) ---- */
 
-/* Highest of the first `keys` scores of a row. */
-VEC vf row_highest(const float *s, size_t panel, int nr, int keys)
+/* Done in phases over all rows of the block, since within a row each phase waits for the one before. A panel
+ * is two vectors wide on every tier. */
+struct softmax_rows {
+    int seen[SOFTMAX_ROWS];         /* keys that the row may look at */
+    float top[SOFTMAX_ROWS];        /* new maximum */
+    float shrink[SOFTMAX_ROWS + 8]; /* exp(old maximum - new); whole vectors */
+};
+
+/* Highest of the first `keys` scores of a row; panels are `panel` floats apart. */
+VEC float row_highest(const float *s, size_t panel, int keys)
 {
-    vf top = v_set1(-__builtin_inff());
-    for (int k = 0; k < keys; k += nr, s += panel)
-        for (int j = 0; j < nr && k + j < keys; j += VL) {
-            int n = keys - k - j;
-            vf v = n >= VL ? v_load(s + j) : v_fill_tail(v_load_n(s + j, n), n, v_set1(-__builtin_inff()));
-            top = v_max(top, v);
-        }
-    return top;
+    const vf low = v_set1(-__builtin_inff());
+    vf a = low, b = low;
+    for (; keys >= 2 * VL; keys -= 2 * VL, s += panel) {
+        a = v_max(a, v_load(s));
+        b = v_max(b, v_load(s + VL));
+    }
+    for (; keys > 0; keys -= VL, s += VL)
+        a = v_max(a, keys >= VL ? v_load(s) : v_fill_tail(v_load_n(s, keys), keys, low));
+    return v_highest(v_max(a, b));
 }
 
-VEC void softmax_row(enum dtype p_type, const struct softmax_block *b, int r)
+static void softmax_maxima(const struct softmax_block *b, struct softmax_rows *m)
 {
-    const int nr = b->nr;
-    const size_t panel = (size_t)b->panel_rows * (size_t)nr, ps = dtype_size(p_type);
-    float *s = b->s + (size_t)r * (size_t)nr;
-    char *p = (char *)b->p + (size_t)r * (size_t)nr * ps;
-    int seen = b->causal_first + r + 1 < b->keys ? b->causal_first + r + 1 : b->keys;
-    if (seen < 0)
-        seen = 0;
-    float top = seen ? b->scale * v_highest(row_highest(s, panel, nr, seen)) : b->max[r];
-    top = top > b->max[r] ? top : b->max[r];
-    vf scale = v_set1(b->scale), minus = v_set1(-top), sum = v_zero();
-    for (int k = 0; k < b->keys; k += nr, s += panel, p += panel * ps)
-        for (int j = 0; j < nr; j += VL) {
-            int n = seen - k - j;
-            vf e = v_zero();
-            if (n > 0)
-                e = v_exp(v_fma(v_load(s + j), scale, minus));
-            if (n < VL)
-                e = v_fill_tail(e, n > 0 ? n : 0, v_zero());
-            sum = v_add(sum, e);
-            store_n(p_type, p, j, VL, e);
-        }
-    if (!seen)
-        return;
-    vf shrink = v_exp(v_set1(b->max[r] - top)); /* 0 the first time: the maximum was minus infinity */
-    b->sum[r] = b->sum[r] * _mm_cvtss_f32(v_low(shrink)) + v_sum(sum);
-    if (top > b->max[r]) {
-        float *o = b->o + (size_t)r * (size_t)nr;
-        for (int i = 0; i < b->o_panels; i++, o += (size_t)b->o_panel_rows * (size_t)nr)
-            for (int j = 0; j < nr; j += VL)
-                v_store(o + j, v_mul(v_load(o + j), shrink));
+    const size_t panel = (size_t)b->panel_rows * 2 * (size_t)VL;
+    for (int r = 0; r < b->rows; r++) {
+        int seen = b->causal_first + r + 1 < b->keys ? b->causal_first + r + 1 : b->keys;
+        m->seen[r] = seen > 0 ? seen : 0;
+        float top = seen > 0 ? b->scale * row_highest(b->s + (size_t)(r * 2 * VL), panel, seen) : b->max[r];
+        m->top[r] = top > b->max[r] ? top : b->max[r];
+        /* Minus infinity the first time: the old sum and output count for nothing. */
+        m->shrink[r] = m->top[r] > b->max[r] ? b->max[r] - m->top[r] : 0;
+        b->max[r] = m->top[r];
     }
-    b->max[r] = top;
+    for (int r = 0; r < b->rows; r += VL)
+        v_store(m->shrink + r, v_exp(v_load(m->shrink + r)));
+}
+
+VEC vf softmax_exp(const float *s, vf scale, vf minus, int seen)
+{
+    if (seen <= 0)
+        return v_zero();
+    vf e = v_exp(v_fma(v_load(s), scale, minus));
+    return seen < VL ? v_fill_tail(e, seen, v_zero()) : e;
+}
+
+/* p of one row; returns its sum. */
+VEC float softmax_row(enum dtype p_type, const struct softmax_block *b, const struct softmax_rows *m, int r)
+{
+    const size_t panel = (size_t)b->panel_rows * 2 * (size_t)VL, ps = dtype_size(p_type);
+    const float *s = b->s + (size_t)(r * 2 * VL);
+    char *p = (char *)b->p + (size_t)(r * 2 * VL) * ps;
+    vf scale = v_set1(b->scale), minus = v_set1(-m->top[r]), sum0 = v_zero(), sum1 = v_zero();
+    int k = 0;
+    for (; k + 2 * VL <= m->seen[r]; k += 2 * VL, s += panel, p += panel * ps) {
+        vf e0 = v_exp(v_fma(v_load(s), scale, minus)), e1 = v_exp(v_fma(v_load(s + VL), scale, minus));
+        sum0 = v_add(sum0, e0), sum1 = v_add(sum1, e1);
+        store_n(p_type, p, 0, VL, e0);
+        store_n(p_type, p, VL, VL, e1);
+    }
+    for (; k < b->keys; k += 2 * VL, s += panel, p += panel * ps) {
+        vf e0 = softmax_exp(s, scale, minus, m->seen[r] - k),
+           e1 = softmax_exp(s + VL, scale, minus, m->seen[r] - k - VL);
+        sum0 = v_add(sum0, e0), sum1 = v_add(sum1, e1);
+        store_n(p_type, p, 0, VL, e0);
+        store_n(p_type, p, VL, VL, e1);
+    }
+    return v_sum(v_add(sum0, sum1));
+}
+
+static void softmax_rescale(const struct softmax_block *b, const struct softmax_rows *m)
+{
+    for (int i = 0; i < b->o_panels; i++) {
+        float *o = b->o + (size_t)i * (size_t)b->o_panel_rows * 2 * (size_t)VL;
+        for (int r = 0; r < b->rows; r++, o += 2 * VL) {
+            if (m->shrink[r] == 1.0f)
+                continue;
+            vf shrink = v_set1(m->shrink[r]);
+            v_store(o, v_mul(v_load(o), shrink));
+            v_store(o + VL, v_mul(v_load(o + VL), shrink));
+        }
+    }
 }
 
 static void row_softmax(const struct softmax_block *b)
 {
-    for (int r = 0; r < b->rows; r++)
-        if (b->p_type == DTYPE_F32)
-            softmax_row(DTYPE_F32, b, r);
-        else
-            softmax_row(DTYPE_BF16, b, r);
+    struct softmax_rows m;
+    memset(m.shrink, 0, sizeof m.shrink);
+    softmax_maxima(b, &m);
+    for (int r = 0; r < b->rows; r++) {
+        float sum =
+            b->p_type == DTYPE_F32 ? softmax_row(DTYPE_F32, b, &m, r) : softmax_row(DTYPE_BF16, b, &m, r);
+        b->sum[r] = b->sum[r] * m.shrink[r] + sum;
+    }
+    softmax_rescale(b, &m);
 }
 
 VEC void output_as(enum dtype y_type, char *y, const float *o, size_t panel, int nr, int c, float factor)

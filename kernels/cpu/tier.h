@@ -63,12 +63,15 @@ struct gather {
     int first, step, shift, count;
 };
 
-/* One block of the online softmax: s and p are [panels][rows][nr]; state is per row. */
+enum { SOFTMAX_ROWS = 32 }; /* most rows of a block */
+
+/* One block of the online softmax: s and p are [panels][rows][nr]; state is per row; nr is two
+ * vectors. */
 struct softmax_block {
     float *s; /* scores in */
     void *p;  /* exp(scale * s - max) out, p_type; may be s itself */
     enum dtype p_type;
-    int rows, keys, nr;
+    int rows, keys;
     int panel_rows; /* rows between two panels of s and p */
     float scale;
     int causal_first; /* row r sees keys 0 .. causal_first + r of this block; keys - 1 or more: all */
