@@ -157,6 +157,15 @@ static void cases(struct check *ck)
         {1, 200, 300, 1, 64, false, false, false, 1},
         {3, 11, 6, 2, 12, false, true, false, 1},
         {1, 17, 19, 2, 33, false, false, false, 1},
+        {1, 257, 257, 1, 16, true, false, false, 1}, /* more than one block of keys, and one behind it */
+        {1, 513, 513, 1, 8, true, false, true, 1},
+        {1, 300, 300, 1, 40, true, false, true, 1},
+        {1, 9, 1025, 1, 64, false, false, false, 1},
+        {2, 1100, 70, 1, 40, false, false, false, 1}, /* many queries */
+        {1, 1030, 140, 2, 8, false, true, false, 1},
+        {1, 130, 300, 1, 512, false, false, false, 1},
+        {1, 7, 9, 1, 1024, false, false, false, 1},
+        {2, 5, 6, 2, 321, false, false, false, 1},
         {1, 64, 64, 2, 64, false, false, true, 8}, /* sharp: one weight near 1 */
         {1, 64, 64, 2, 40, false, false, false, 0.001f},
     };
@@ -167,11 +176,12 @@ static void cases(struct check *ck)
 static void round_case(struct check *ck)
 {
     static const int sizes[] = {8, 16, 24, 40, 64, 80, 96, 128, 160};
-    struct attention_case s = {
-        .n = rng_range(ck, 1, 3), .t = rng_range(ck, 1, 150), .heads = rng_range(ck, 1, 4)};
+    struct attention_case s = {.n = rng_range(ck, 1, 3),
+                               .t = rng_range(ck, 1, rng_one_in(ck, 6) ? 600 : 150),
+                               .heads = rng_range(ck, 1, 4)};
     s.size = rng_one_in(ck, 3) ? rng_range(ck, 1, 100) : sizes[rng_range(ck, 0, 8)];
     s.qkv = rng_one_in(ck, 2);
-    s.s = s.qkv ? s.t : rng_range(ck, 1, 150);
+    s.s = s.qkv ? s.t : rng_range(ck, 1, rng_one_in(ck, 6) ? 600 : 150);
     s.causal = s.s == s.t && rng_one_in(ck, 2);
     s.shared = !s.qkv && rng_one_in(ck, 3);
     s.spread = rng_one_in(ck, 4) ? 5.0f : 1.0f;

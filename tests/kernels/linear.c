@@ -127,6 +127,10 @@ static void cases(struct check *ck)
         {1, 1, 64, 320, 960, 3, false, {0}, false, false, 0, 0},
         {1, 1, 16, 1280, 1280, 1, false, {0}, true, true, 0, 0},
         {1, 1, 131, 64, 64, 1, false, {0}, true, true, 0, 0},
+        {1, 1, 1500, 40, 80, 1, false, {0}, true, true, 0, 0},
+        {2, 1, 513, 33, 70, 1, true, {0}, true, false, 0, 0},
+        {1, 1, 70, 2600, 40, 1, false, {.act = ACT_GELU}, true, true, 0, 0},
+        {1, 1, 20, 64, 3000, 1, false, {0}, true, false, 0, 0},
         {1, 1, 9, 5120, 320, 1, false, {0}, true, true, 0, 0},
         {1, 1, 77, 1024, 640, 2, false, {0}, false, false, 0, 0},
     };
