@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares latentd with diffusers on models of full size, stage by stage and as a whole, and prints a table.
 
-    parity.py MODELS_DIR {sd15,sd-turbo} ... [--tier avx512] [--size 512] [--build build] [--bf16]
+    parity.py MODELS_DIR {sd15,sd-turbo} ... [--tier avx512] [--size 512] [--build build] [--keep DIR] [--bf16]
 
 MODELS_DIR is what make_random_model.py wrote. Each stage of latentd (build/tests/golden/test_model) is fed with the
 reference's own inputs; the last row runs `latentd generate` against StableDiffusionPipeline with the same noise. The
@@ -13,7 +13,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 import torch
@@ -64,10 +63,25 @@ def reference_picture(model, run, size):
     pipe.set_progress_bar_config(disable=True)
     # a model whose files are fp16 draws its noise in fp16
     latents = cuda_randn((1, 4, size // 8, size // 8), SEED).half().float()
-    started = time.time()
     picture = pipe(PROMPT, num_inference_steps=run["steps"], guidance_scale=run["guidance"], height=size, width=size,
                    latents=latents, output_type="np").images[0]
-    return np.round(picture * 255).astype(np.uint8), time.time() - started
+    return np.round(picture * 255).astype(np.uint8)
+
+
+def stage_golden(model, run, folder, args):
+    """The reference's stages in FOLDER; kept there, because they take longer than what is compared with them."""
+    os.makedirs(folder, exist_ok=True)
+    if not os.path.exists(f"{folder}/expected.golden"):
+        write_golden(f"{folder}/expected.golden",
+                     model_case(model, run["prompts"], args.size, args.size, run["timestep"], args.bf16))
+    return folder
+
+
+def picture_golden(model, run, folder, args):
+    path = f"{folder}/picture.png"
+    if not os.path.exists(path):
+        Image.fromarray(reference_picture(model, run, args.size)).save(path)
+    return np.asarray(Image.open(path).convert("RGB"))
 
 
 def whole(models, run, tier, size, build, want):
@@ -93,25 +107,25 @@ def main():
     ap.add_argument("--tier", nargs="+", default=["avx512"])
     ap.add_argument("--size", type=int, default=512)
     ap.add_argument("--build", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "build"))
+    ap.add_argument("--keep", default=os.path.join(tempfile.gettempdir(), "latentd-parity"),
+                    help="folder where the reference's results are kept and found again")
     ap.add_argument("--bf16", action="store_true", help="also the reference's own bf16 error (slow without AMX)")
     args = ap.parse_args()
     print("| model | stage | tier | distance from diffusers (fp32) | time | job memory |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for name in args.names:
         run, model = RUNS[name], f"{args.models}/{RUNS[name]['id']}"
-        with tempfile.TemporaryDirectory() as golden:
-            write_golden(f"{golden}/expected.golden",
-                         model_case(model, run["prompts"], args.size, args.size, run["timestep"], args.bf16))
-            for tier in args.tier:
-                for stage, (distance, took, memory) in stages(model, golden, tier, args.build).items():
-                    print(f"| {name} | {STAGES[stage]} | {tier} | relative L2 {distance:.1e} | {took:.2f} s | "
-                          f"{memory} MiB |", flush=True)
-        want, torch_took = reference_picture(model, run, args.size)
+        folder = f"{args.keep}/{name}-{args.size}"
+        golden = stage_golden(model, run, folder, args)
+        for tier in args.tier:
+            for stage, (distance, took, memory) in stages(model, golden, tier, args.build).items():
+                print(f"| {name} | {STAGES[stage]} | {tier} | relative L2 {distance:.1e} | {took:.2f} s | "
+                      f"{memory} MiB |", flush=True)
+        want = picture_golden(model, run, folder, args)
         for tier in args.tier:
             psnr, worst, equal, took = whole(args.models, run, tier, args.size, args.build, want)
             print(f"| {name} | whole picture, {run['steps']} step{'s' * (run['steps'] > 1)} | {tier} | PSNR {psnr:.1f} dB, "
-                  f"{100 * equal:.2f} % of bytes equal, largest difference {worst} | {took:.2f} s "
-                  f"(diffusers: {torch_took:.1f} s) | |", flush=True)
+                  f"{100 * equal:.2f} % of bytes equal, largest difference {worst} | {took:.2f} s | |", flush=True)
 
 
 if __name__ == "__main__":
