@@ -203,7 +203,7 @@ TEST(sigterm_lets_short_jobs_finish)
     answer_free(&a);
     for (int i = 0; i < 3; i++)
         fd[i] = client_begin(
-            &d, "{\"prompt\":\"a\",\"num_inference_steps\":100,\"width\":64,\"height\":64,\"seed\":1}");
+            &d, "{\"prompt\":\"a\",\"num_inference_steps\":12,\"width\":64,\"height\":64,\"seed\":1}");
     CHECK(daemon_logged(&d, "phase=step step=3/", 10));
     kill(d.pid, SIGTERM);
     CHECK(daemon_logged(&d, "stopping", 1));
