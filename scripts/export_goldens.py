@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/data: tiny random models in diffusers layout and what diffusers and transformers compute with them.
+"""Writes tests/golden/data: tiny random models in diffusers layout, and what diffusers and transformers compute with
+them and with the shipped model.
 
     export_goldens.py [OUT_DIR] [--only NAME ...]
+
+Run it with `--only emoji` whenever models/latentd/emoji is exported anew.
 
 Each case is a folder: config.json, safetensors, and expected.golden with inputs, outputs in fp32, and `bf16_error`: the
 relative L2 distance of the same library's own bf16 run from its fp32 run. The outputs come from the weights as stored
@@ -147,7 +150,7 @@ OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "p
 
 
 def old_name(name, tensor):
-    """The attention of the VAE as diffusers wrote it before 0.18; here with the [C, C, 1, 1] shape of the first files."""
+    """The attention of the VAE as diffusers wrote it before 0.18; with the [C, C, 1, 1] shape of the first files."""
     for new, old in OLD_ATTENTION.items():
         if f"attentions.0.{new}." in name:
             return name.replace(new, old), tensor[:, :, None, None] if tensor.ndim == 2 else tensor
@@ -205,6 +208,22 @@ def model_case(folder, prompts, height, width, timestep, bf16=True):
     return out
 
 
+def fingerprint(path):
+    """Tells one export of a model from another: the sum of the file's 32-bit words, each times its place counted from 1."""
+    words = np.frombuffer(open(path, "rb").read(), np.uint8)
+    words = np.concatenate([words, np.zeros(-len(words) % 4, np.uint8)]).view("<u4").astype(np.uint64)
+    total = (words * np.arange(1, len(words) + 1, dtype=np.uint64) & np.uint64(0xFFFFFFFF)).sum() & np.uint64(0xFFFFFFFF)
+    return np.array([total], np.uint32).view(np.int32)
+
+
+def emoji_case():
+    """The shipped model; its own files are in models/."""
+    out = model_case(EMOJI, ["", "a mountain lion"], 96, 64, 501)
+    for name, file in (("text_encoder", "model"), ("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")):
+        out[f"{name}.fingerprint"] = fingerprint(f"{EMOJI}/{name}/{file}.safetensors")
+    return out
+
+
 EMOJI = os.path.join(HERE, "..", "models", "latentd", "emoji")
 
 BLOCKS = {"x": "CrossAttn", "-": ""}
@@ -257,8 +276,7 @@ CASES = {
         d, 8, torch.float16, [(1, 3, 3)], block_out_channels=(8, 8, 12), latent_channels=3, layers_per_block=2,
         norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         use_post_quant_conv=False, mid_block_add_attention=False, scaling_factor=0.5, shift_factor=0.25, sample_size=16),
-    # the shipped model; its own files are in models/
-    "emoji": lambda d: model_case(EMOJI, ["", "a mountain lion"], 128, 128, 501),
+    "emoji": lambda d: emoji_case(),
 }
 
 

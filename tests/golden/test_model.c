@@ -20,6 +20,47 @@ static const char *component(const char *name)
     return path;
 }
 
+/* The sum of a file's 32-bit words, each times its place counted from 1: tells one export of a model from
+ * another. */
+static uint32_t fingerprint(const char *path)
+{
+    uint32_t sum = 0, place = 0;
+    unsigned char word[4] = {0};
+    FILE *f = fopen(path, "rb");
+    while (f && fread(word, 1, 4, f) > 0) {
+        sum +=
+            ++place * (word[0] | (uint32_t)word[1] << 8 | (uint32_t)word[2] << 16 | (uint32_t)word[3] << 24);
+        memset(word, 0, 4);
+    }
+    if (f)
+        fclose(f);
+    return sum;
+}
+
+/* Without this, golden values of another export of the model would look like wrong kernels. */
+static void check_fingerprint(const struct golden *g, const char *name, const char *file)
+{
+    char path[1100], key[64];
+    snprintf(key, sizeof(key), "%s.fingerprint", name);
+    snprintf(path, sizeof(path), "%s/%s", component(name), file);
+    const struct golden_array *want = golden_find(g, -1, key);
+    CHECK(want && (uint32_t)want->i[0] == fingerprint(path),
+          "%s is not the file that the golden values were made from: run scripts/export_goldens.py --only "
+          "emoji",
+          path);
+}
+
+TEST(golden_values_belong_to_the_model)
+{
+    struct golden g;
+    if (getenv("GOLDEN_MODEL") || !golden_open(&g, "tests/golden/data/emoji"))
+        return;
+    check_fingerprint(&g, "text_encoder", "model.safetensors");
+    check_fingerprint(&g, "unet", "diffusion_pytorch_model.safetensors");
+    check_fingerprint(&g, "vae", "diffusion_pytorch_model.safetensors");
+    golden_close(&g);
+}
+
 static double seconds(void)
 {
     struct timespec t;
