@@ -35,7 +35,7 @@ void connection_notify(void *ctx, struct MHD_Connection *mhd, void **socket_cont
         if (c->next)
             c->next->before = c;
         all->first = c;
-        all->count++;
+        atomic_fetch_add(&all->count, 1);
         pthread_mutex_unlock(&all->lock);
     } else if (c) {
         pthread_mutex_lock(&all->lock);
@@ -45,7 +45,7 @@ void connection_notify(void *ctx, struct MHD_Connection *mhd, void **socket_cont
             all->first = c->next;
         if (c->next)
             c->next->before = c->before;
-        all->count--;
+        atomic_fetch_sub(&all->count, 1);
         pthread_mutex_unlock(&all->lock);
         free(c);
         *socket_context = NULL;

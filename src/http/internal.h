@@ -40,7 +40,7 @@ struct connections {
     pthread_t thread;
     struct worker *worker;
     uint64_t serial;
-    int count;
+    atomic_int count;
     atomic_uint_fast64_t reaped;
 };
 

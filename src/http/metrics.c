@@ -96,7 +96,7 @@ static void put_http(struct buffer *b, struct server *srv)
     counter(b, "latentd_bodies_too_large_total", "Requests refused for the size of their body.",
             st->too_large);
     pthread_mutex_unlock(&st->lock);
-    gauge(b, "latentd_connections", "Open connections.", srv->connections.count);
+    gauge(b, "latentd_connections", "Open connections.", atomic_load(&srv->connections.count));
     counter(b, "latentd_connections_timed_out_total", "Connections closed because they were too slow.",
             atomic_load(&srv->connections.reaped));
 }

@@ -118,6 +118,20 @@ bool daemon_ready(struct daemon *d, const char *const *env)
     return false;
 }
 
+void daemon_shared(struct daemon *d, const char *const *env)
+{
+    if (d->pid == 0 && !daemon_ready(d, env))
+        exit(1);
+    if (!has_ended(d))
+        return;
+    char *log = daemon_log(d);
+    size_t len = strlen(log);
+    fprintf(stderr, "the daemon has died; the end of its log:\n%s", log + (len > 4000 ? len - 4000 : 0));
+    free(log);
+    daemon_end(d, 0, 0);
+    exit(1);
+}
+
 int daemon_end(struct daemon *d, int sig, double seconds)
 {
     double end = now_seconds() + seconds;
@@ -264,7 +278,7 @@ struct answer client_read(int fd, double seconds)
         return a;
     a.status = atoi(a.head + 9);
     const char *length = answer_header(&a, "Content-Length");
-    if (length)
+    if (*length)
         want = strtoull(length, NULL, 10);
     while (a.len < want) {
         int got = read_more(fd, &a.body, &a.len, &cap, end, want - a.len);
@@ -352,5 +366,5 @@ const char *answer_header(const struct answer *a, const char *name)
         snprintf(value, sizeof(value), "%.*s", (int)strcspn(line, "\r"), line);
         return value;
     }
-    return NULL;
+    return "";
 }

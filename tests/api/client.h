@@ -20,6 +20,9 @@ struct daemon {
 void daemon_start(struct daemon *d, const char *const *env);
 /* Starts it and waits for /health to say OK. False when it does not within 20 s. */
 bool daemon_ready(struct daemon *d, const char *const *env);
+/* For the daemon that the tests of a file share: starts it the first time. Ends the program when it could not
+ * be started, or has died since. */
+void daemon_shared(struct daemon *d, const char *const *env);
 /* Sends SIG (0: none) and waits up to SECONDS for the end; kills it then. Returns the exit status, 128 +
  * signal, or -1 when it had to be killed. Removes the log. */
 int daemon_end(struct daemon *d, int sig, double seconds);
@@ -55,7 +58,7 @@ struct answer client_make(const struct daemon *d, const char *body);
 /* Sends such a request and leaves the reply unread. */
 int client_begin(const struct daemon *d, const char *body);
 void answer_free(struct answer *a);
-/* The value of a header line, or NULL; overwritten by the next call. */
+/* The value of a header line, "" when there is none; overwritten by the next call. */
 const char *answer_header(const struct answer *a, const char *name);
 
 double now_seconds(void);
