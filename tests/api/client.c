@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -42,6 +43,7 @@ static void become_daemon(const struct daemon *d, const char *const *env)
 
     if (!bin)
         bin = "build/latentd";
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that crashes leaves no daemon behind */
     dup2(fd, STDERR_FILENO);
     dup2(fd, STDOUT_FILENO);
     setenv("MODEL_DIR", TINY_DIR, 1);
