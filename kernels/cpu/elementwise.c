@@ -38,7 +38,7 @@ static int run(struct backend *be, tensor y, tensor a, tensor b, void (*row)(con
 static void silu_row(const struct job *job, size_t r)
 {
     job->rows->affine(row_of(job->y, r), job->y.dtype, row_of(job->a, r), job->a.dtype, job->y.c, NULL, NULL,
-                      true);
+                      true, false);
 }
 
 static void add_row(const struct job *job, size_t r)

@@ -175,55 +175,16 @@ static void set_taps(const struct job *job, struct worker_memory *m)
 
 /* ---- The product ---- */
 
-/* Runs the tiles of one segment; *index counts tiles for the prefetch, which spreads the next B over the
- * first tiles. */
-static void run_segment(const struct gemm_kernel *g, struct gemm_tile *t, int length, const char *next,
-                        size_t next_bytes, size_t *ahead)
+/* Asks for the lines of y that FIRST .. FIRST + ROWS of panel P will be written to: they arrive during the
+ * last chunk. */
+static void prefetch_output(const struct gemm_args *a, int p, size_t first, int rows)
 {
-    size_t lines = (size_t)t->taps * (size_t)t->k * 64 / (g->dtype == DTYPE_BF16 ? 2 : 1);
-    int tiles = div_up(length, g->mr);
-    for (int i = 0, done = 0; i < tiles; i++) {
-        int rows = g->m_align > 1 ? min_int(g->mr, length - done) : (length - done) / (tiles - i);
-        t->prefetch = *ahead < next_bytes ? next + *ahead : t->b;
-        *ahead += lines;
-        g->run(rows, t);
-        done += rows;
-        t->a += (size_t)rows * t->lda;
-        t->c += (size_t)rows * (size_t)g->nr;
-    }
-}
-
-/* c [positions of the block][nr] (+)= one chunk of the panel P. */
-static void run_chunk(const struct job *job, const struct block *b, struct worker_memory *m, int slice,
-                      int chunk, int p, float *c)
-{
-    const struct gemm_kernel *g = job->g;
-    const struct cpu_weight *w = job->w;
-    const size_t es = dtype_size(g->dtype);
-    int c0 = chunk * w->chunk, k = min_int(w->chunk, w->channels - c0);
-    size_t count = (size_t)k * (size_t)job->taps * (size_t)g->nr, bytes = count * dtype_size(w->dtype);
-    const char *raw = weight_data(w) + (size_t)p * w->panel_bytes +
-                      (size_t)c0 * (size_t)job->taps * (size_t)g->nr * dtype_size(w->dtype);
-    const char *data = raw;
-    if (w->dtype != g->dtype) {
-        job->rows->convert(m->wide, g->dtype, raw, w->dtype, count);
-        data = m->wide;
-    }
-    size_t position = (size_t)w->chunk * es, ahead = 0;
-    struct gemm_tile t = {.tap = m->tap, .taps = job->taps, .k = k, .b = data, .add = chunk > 0};
-    for (int s = 0; s < b->segments; s++) {
-        if (job->mode == DIRECT) {
-            tensor x = job->a->x;
-            t.lda = (size_t)x.ld * es;
-            t.a = (const char *)x.data + b->first * t.lda + (size_t)c0 * es;
-        } else {
-            t.lda = position * (size_t)(job->mode == PADDED ? job->step : 1);
-            t.a = m->slab + (size_t)(chunk - slice * job->slice_chunks) * slab_chunk_bytes(job) +
-                  (size_t)(s * job->step * job->slab_w) * position;
-        }
-        t.c = c + (size_t)(s * b->length) * (size_t)g->nr;
-        run_segment(g, &t, b->length, raw + bytes, bytes, &ahead);
-    }
+    const struct cpu_weight *w = a->w->packed;
+    size_t ys = dtype_size(a->y.dtype), bytes = (size_t)w->panel_cols * ys;
+    const char *y = (const char *)a->y.data + (first * (size_t)a->y.ld + (size_t)(p * w->panel_cols)) * ys;
+    for (int i = 0; i < rows; i++, y += (size_t)a->y.ld * ys)
+        for (size_t at = 0; at < bytes; at += 64)
+            __asm__ volatile("prefetchw %0" : : "m"(y[at])); /* no operation where the CPU lacks it */
 }
 
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
@@ -243,6 +204,7 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
         .y_type = a->y.dtype,
         .act = a->act,
         .geglu = a->geglu,
+        .stream = tensor_streams(a->y),
     };
     if (a->residual.data) {
         size_t rs = dtype_size(a->residual.dtype);
@@ -259,23 +221,90 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
     rows->finish(&f);
 }
 
-static void finish_panel(const struct job *job, const struct block *b, int p, const float *c)
+/* Rows FIRST .. FIRST + ROWS of panel P, which may belong to several pictures. */
+static void finish_rows(const struct job *job, int p, const float *c, size_t first, int rows)
 {
-    size_t nr = (size_t)job->g->nr, picture = (size_t)job->oh * (size_t)job->ow;
+    size_t picture = (size_t)job->oh * (size_t)job->ow;
+    for (int done = 0; done < rows;) {
+        size_t at = first + (size_t)done;
+        int run = rows - done;
+        if (job->a->add_bc.data && picture - at % picture < (size_t)run)
+            run = (int)(picture - at % picture);
+        gemm_finish(job->a, job->rows, job->g->nr, p, c + (size_t)done * (size_t)job->g->nr, at, run);
+        done += run;
+    }
+}
+
+/* The B that is needed after this chunk: its lines are asked for a few at a time, by the first row tiles. */
+struct next_b {
+    const char *at;
+    size_t bytes, done;
+};
+
+/* Runs the tiles of one segment, whose outputs start at row FIRST of y; after the LAST chunk they are
+ * finished. */
+static void run_segment(const struct job *job, struct gemm_tile *t, int length, struct next_b *next, int p,
+                        size_t first, bool last)
+{
+    const struct gemm_kernel *g = job->g;
+    const bool ask = last && !tensor_streams(job->a->y);
+    size_t lines = (size_t)t->taps * (size_t)t->k * 64 / (g->dtype == DTYPE_BF16 ? 2 : 1);
+    int tiles = div_up(length, g->mr);
+    for (int i = 0, done = 0; i < tiles; i++) {
+        int rows = g->m_align > 1 ? min_int(g->mr, length - done) : (length - done) / (tiles - i);
+        t->prefetch = next->done < next->bytes ? next->at + next->done : t->b;
+        next->done += lines;
+        if (ask)
+            prefetch_output(job->a, p, first + (size_t)done, rows);
+        g->run(rows, t);
+        if (last)
+            finish_rows(job, p, t->c, first + (size_t)done, rows);
+        done += rows;
+        t->a += (size_t)rows * t->lda;
+        t->c += (size_t)rows * (size_t)g->nr;
+    }
+}
+
+/* The first output row of segment S. */
+static size_t segment_row(const struct job *job, const struct block *b, int s)
+{
+    if (job->mode != PADDED)
+        return b->first;
+    return ((size_t)b->n * (size_t)job->oh + (size_t)(b->y + s)) * (size_t)job->ow + (size_t)b->x;
+}
+
+/* c [positions of the block][nr] (+)= one chunk of the panel P. */
+static void run_chunk(const struct job *job, const struct block *b, struct worker_memory *m, int slice,
+                      int chunk, int p, float *c)
+{
+    const struct gemm_kernel *g = job->g;
+    const struct cpu_weight *w = job->w;
+    const size_t es = dtype_size(g->dtype);
+    int c0 = chunk * w->chunk, k = min_int(w->chunk, w->channels - c0);
+    size_t count = (size_t)k * (size_t)job->taps * (size_t)g->nr, bytes = count * dtype_size(w->dtype);
+    const char *raw = weight_data(w) + (size_t)p * w->panel_bytes +
+                      (size_t)c0 * (size_t)job->taps * (size_t)g->nr * dtype_size(w->dtype);
+    const char *data = raw;
+    if (w->dtype != g->dtype) {
+        job->rows->convert(m->wide, g->dtype, raw, w->dtype, count);
+        data = m->wide;
+    }
+    size_t position = (size_t)w->chunk * es;
+    struct next_b next = {raw + bytes, bytes, 0};
+    bool last = c0 + k == w->channels;
+    struct gemm_tile t = {.tap = m->tap, .taps = job->taps, .k = k, .b = data, .add = chunk > 0};
     for (int s = 0; s < b->segments; s++) {
-        size_t first = b->first;
-        if (job->mode == PADDED)
-            first = ((size_t)b->n * (size_t)job->oh + (size_t)(b->y + s)) * (size_t)job->ow + (size_t)b->x;
-        for (int done = 0; done < b->length;) {
-            int run = b->length - done;
-            if (job->a->add_bc.data) {
-                size_t left = picture - (first + (size_t)done) % picture;
-                run = left < (size_t)run ? (int)left : run;
-            }
-            gemm_finish(job->a, job->rows, (int)nr, p, c + (size_t)(s * b->length + done) * nr,
-                        first + (size_t)done, run);
-            done += run;
+        if (job->mode == DIRECT) {
+            tensor x = job->a->x;
+            t.lda = (size_t)x.ld * es;
+            t.a = (const char *)x.data + b->first * t.lda + (size_t)c0 * es;
+        } else {
+            t.lda = position * (size_t)(job->mode == PADDED ? job->step : 1);
+            t.a = m->slab + (size_t)(chunk - slice * job->slice_chunks) * slab_chunk_bytes(job) +
+                  (size_t)(s * job->step * job->slab_w) * position;
         }
+        t.c = c + (size_t)(s * b->length) * (size_t)g->nr;
+        run_segment(job, &t, b->length, &next, p, segment_row(job, b, s), last);
     }
 }
 
@@ -327,10 +356,9 @@ static void run_item(void *ctx, int item, int worker)
             float *c = m.c + (job->slices > 1 ? (size_t)(p - p0) * panel_floats : 0);
             for (int chunk = first; chunk < end; chunk++)
                 run_chunk(job, &b, &m, slice, chunk, p, c);
-            if (end == chunks)
-                finish_panel(job, &b, p, c);
         }
     }
+    job->rows->fence();
     if (job->g->end)
         job->g->end();
 }

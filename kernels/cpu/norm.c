@@ -87,10 +87,13 @@ static void apply_chunk(void *ctx, int chunk, int worker)
 {
     (void)worker;
     const struct job *job = ctx;
+    bool stream = tensor_streams(job->y);
     for (size_t r = chunk_first(job, chunk); r < chunk_first(job, chunk + 1); r++)
         job->rows->affine((char *)(uintptr_t)row_of(job->y, job->n, r), job->y.dtype,
-                          row_of(job->x, job->n, r), job->x.dtype, job->x.c, job->scale, job->shift,
-                          job->act);
+                          row_of(job->x, job->n, r), job->x.dtype, job->x.c, job->scale, job->shift, job->act,
+                          stream);
+    if (stream)
+        job->rows->fence();
 }
 
 static int run_group_norm(struct backend *be, tensor y, tensor x, const weight *w, int groups, float eps,

@@ -97,38 +97,41 @@ VEC vf v_act(enum act act, vf x)
 
 /* ---- The end of a matrix product ---- */
 
-VEC vf finish_value(enum act act, bool geglu, const struct finish *f, const float *c, int j, int n, vf add)
+VEC vf finish_add(const void *x, enum dtype type, int j, int n)
 {
-    (void)n; /* c and bias have whole vectors */
-    vf v = v_add(v_add(v_load(c + j), v_load(f->bias + j)), add);
+    return type == DTYPE_F32 ? load_n(DTYPE_F32, x, j, n) : load_n(DTYPE_BF16, x, j, n);
+}
+
+VEC vf finish_value(enum act act, bool geglu, const struct finish *f, const float *c, int j, int n)
+{
+    vf v = v_add(v_load(c + j), v_load(f->bias + j)); /* c and bias have whole vectors */
+    if (f->add)
+        v = v_add(v, finish_add(f->add, f->add_type, j, n));
     if (!geglu)
         return v_act(act, v);
     int g = f->nr / 2 + j;
     return v_mul(v, v_gelu(v_add(v_load(c + g), v_load(f->bias + g))));
 }
 
-/* In steps of a vector; where half a panel is less than a vector (GEGLU on no tier today) this would not
- * hold. */
 VEC void finish_rows(enum dtype y_type, enum act act, bool geglu, const struct finish *f)
 {
-    for (int j = 0; j < f->cols; j += VL) {
-        int n = f->cols - j;
-        vf add = v_zero();
-        if (f->add)
-            add =
-                f->add_type == DTYPE_F32 ? load_n(DTYPE_F32, f->add, j, n) : load_n(DTYPE_BF16, f->add, j, n);
-        const float *c = f->c;
-        char *y = f->y;
-        const char *res = f->residual;
-        for (int r = 0; r < f->rows; r++, c += f->nr, y += f->y_stride) {
-            vf v = finish_value(act, geglu, f, c, j, n, add);
-            if (res) {
-                v = v_add(v, f->residual_type == DTYPE_F32 ? load_n(DTYPE_F32, res, j, n)
-                                                           : load_n(DTYPE_BF16, res, j, n));
-                res += f->residual_stride;
-            }
-            store_n(y_type, y, j, n, v);
+    const float *c = f->c;
+    char *y = f->y;
+    const char *res = f->residual;
+    bool stream = V_STREAMS && y_type == DTYPE_F32 && f->stream && f->cols % VL == 0 &&
+                  ((uintptr_t)y | f->y_stride) % 64 == 0;
+    for (int r = 0; r < f->rows; r++, c += f->nr, y += f->y_stride) {
+        for (int j = 0; j < f->cols; j += VL) {
+            int n = f->cols - j;
+            vf v = finish_value(act, geglu, f, c, j, n);
+            if (res)
+                v = v_add(v, finish_add(res, f->residual_type, j, n));
+            if (stream)
+                v_stream((float *)(void *)y + j, v);
+            else
+                store_n(y_type, y, j, n, v);
         }
+        res = res ? res + f->residual_stride : NULL;
     }
 }
 
@@ -152,6 +155,11 @@ static void row_finish(const struct finish *f)
         finish_typed(DTYPE_F32, f);
     else
         finish_typed(DTYPE_BF16, f);
+}
+
+static void row_fence(void)
+{
+    _mm_sfence();
 }
 
 /* ---- Copies ---- */
@@ -243,29 +251,34 @@ static void row_channel_sums(const char *x, enum dtype type, size_t stride, int 
 }
 
 VEC void affine_as(enum dtype x_type, enum dtype y_type, bool act, char *y, const char *x, int c,
-                   const float *scale, const float *shift)
+                   const float *scale, const float *shift, bool stream)
 {
+    stream = V_STREAMS && stream && y_type == DTYPE_F32 && c % VL == 0 && (uintptr_t)y % 64 == 0;
     for (int j = 0; j < c; j += VL) {
         int n = c - j;
         vf v = load_n(x_type, x, j, n);
         if (scale)
             v = v_fma(v, load_n(DTYPE_F32, (const char *)scale, j, n),
                       load_n(DTYPE_F32, (const char *)shift, j, n));
-        store_n(y_type, y, j, n, act ? v_sigmoid_times(v, 1.0f) : v);
+        v = act ? v_sigmoid_times(v, 1.0f) : v;
+        if (stream)
+            v_stream((float *)(void *)y + j, v);
+        else
+            store_n(y_type, y, j, n, v);
     }
 }
 
 static void row_affine(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c,
-                       const float *scale, const float *shift, bool act)
+                       const float *scale, const float *shift, bool act, bool stream)
 {
     if (y_type == DTYPE_F32 && act)
-        BY_TYPE(x_type, affine_as, DTYPE_F32, true, y, x, c, scale, shift);
+        BY_TYPE(x_type, affine_as, DTYPE_F32, true, y, x, c, scale, shift, stream);
     else if (y_type == DTYPE_F32)
-        BY_TYPE(x_type, affine_as, DTYPE_F32, false, y, x, c, scale, shift);
+        BY_TYPE(x_type, affine_as, DTYPE_F32, false, y, x, c, scale, shift, stream);
     else if (act)
-        BY_TYPE(x_type, affine_as, DTYPE_BF16, true, y, x, c, scale, shift);
+        BY_TYPE(x_type, affine_as, DTYPE_BF16, true, y, x, c, scale, shift, false);
     else
-        BY_TYPE(x_type, affine_as, DTYPE_BF16, false, y, x, c, scale, shift);
+        BY_TYPE(x_type, affine_as, DTYPE_BF16, false, y, x, c, scale, shift, false);
 }
 
 /* Mean first, then the mean square of the differences: no cancellation. What the rounded mean is off by is
@@ -560,7 +573,7 @@ static void row_winograd_output(float *dst, size_t line, const float *src, size_
 
 #define ROW_OPS                                                                                              \
     {                                                                                                        \
-        .finish = row_finish, .gather = row_gather, .convert = row_convert,                                  \
+        .finish = row_finish, .fence = row_fence, .gather = row_gather, .convert = row_convert,              \
         .channel_sums = row_channel_sums, .affine = row_affine, .layer_norm = row_layer_norm,                \
         .add = row_add, .softmax = row_softmax, .output = row_output, .transpose = row_transpose,            \
         .interleave = row_interleave, .winograd_weights = row_winograd_weights,                              \

@@ -50,6 +50,7 @@ struct finish {
     enum dtype y_type;
     enum act act;
     bool geglu;
+    bool stream; /* y is too large for the caches: store past them where that is possible */
 };
 
 /* A run of positions of one picture row: position i reads column (first + i * step) >> shift. */
@@ -82,15 +83,16 @@ struct softmax_block {
 
 struct row_ops {
     void (*finish)(const struct finish *f);
+    void (*fence)(void); /* after the last streaming store of a work item */
     void (*gather)(const struct gather *g);
     /* n numbers from one type to another, any alignment */
     void (*convert)(void *dst, enum dtype dst_type, const void *src, enum dtype src_type, size_t n);
     /* sum[c] += x, square[c] += x^2 over `rows` rows that are `stride` bytes apart */
     void (*channel_sums)(const char *x, enum dtype type, size_t stride, int rows, int c, double *sum,
                          double *square);
-    /* y = x * scale[c] + shift[c], then SiLU if asked; scale NULL: y = x */
+    /* y = x * scale[c] + shift[c], then SiLU if asked; scale NULL: y = x; stream as in struct finish */
     void (*affine)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *scale,
-                   const float *shift, bool silu);
+                   const float *shift, bool silu, bool stream);
     void (*layer_norm)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c,
                        const float *gamma, const float *beta, float eps);
     void (*add)(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b,
@@ -127,6 +129,16 @@ struct cpu_state {
 };
 
 enum { PARTIAL_DOUBLES = 1 << 20, U_FLOATS = 16 << 20, STRIP_FLOATS = 8 << 20 };
+
+/* Outputs of this size are written past the caches: what is written would push out what is still to be read,
+ * and each line would be fetched before it is overwritten. Smaller ones wait in the last-level cache for the
+ * next op. */
+enum { STREAM_BYTES = 32 << 20 };
+
+static inline bool tensor_streams(tensor y)
+{
+    return tensor_count(y) * dtype_size(y.dtype) >= STREAM_BYTES;
+}
 
 static inline const struct tier *cpu_tier(const struct backend *be)
 {

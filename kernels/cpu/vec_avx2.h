@@ -35,6 +35,12 @@ VEC void v_store(void *p, vf x)
 {
     _mm256_storeu_ps(p, x);
 }
+/* Half a cache line at a time is no use past the caches: an ordinary store. */
+enum { V_STREAMS = 0 };
+VEC void v_stream(void *p, vf x)
+{
+    _mm256_storeu_ps(p, x);
+}
 VEC void v_store_n(void *p, vf x, int n)
 {
     _mm256_maskstore_ps(p, v_tail(n), x);

@@ -34,6 +34,12 @@ VEC void v_store(void *p, vf x)
 {
     _mm512_storeu_ps(p, x);
 }
+/* Past the caches; P is 64-byte aligned. A fence must follow before another thread reads. */
+enum { V_STREAMS = 1 };
+VEC void v_stream(void *p, vf x)
+{
+    _mm512_stream_ps(p, x);
+}
 VEC void v_store_n(void *p, vf x, int n)
 {
     _mm512_mask_storeu_ps(p, v_tail(n), x);
