@@ -159,7 +159,8 @@ static int start(struct daemon *d, struct error *err)
     d->service.worker = d->worker;
     rc = server_start(&d->server, &d->service, err);
     if (rc == 0)
-        log_info("listening on http://%s:%d", c->host, server_port(d->server));
+        log_info(strchr(c->host, ':') ? "listening on http://[%s]:%d" : "listening on http://%s:%d", c->host,
+                 server_port(d->server));
     return rc;
 }
 

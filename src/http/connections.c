@@ -52,10 +52,10 @@ void connection_notify(void *ctx, struct MHD_Connection *mhd, void **socket_cont
     }
 }
 
-void connection_deadline(struct connection *c, int seconds)
+void connection_deadline(struct connection *c, double when)
 {
     pthread_mutex_lock(&c->all->lock);
-    c->deadline = clock_now() + seconds;
+    c->deadline = when;
     pthread_mutex_unlock(&c->all->lock);
 }
 

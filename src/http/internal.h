@@ -18,6 +18,12 @@ enum {
 
 /* Seconds that a connection may spend in each station, whatever trickles in meanwhile. */
 enum { HEADER_SECONDS = 10, BODY_SECONDS = 20, REPLY_SECONDS = 60, KEEPALIVE_SECONDS = 75 };
+/* Bytes a second that earn more time. */
+enum { BODY_RATE = 16 << 10, REPLY_RATE = 64 << 10 };
+
+/* What log and metrics call a request whose client left before the reply; nginx's number. It is never sent.
+ */
+enum { CLIENT_LEFT = 499 };
 
 /* ---- connections.c: deadlines and departures ---- */
 
@@ -49,8 +55,8 @@ void connections_stop(struct connections *c);
 /* MHD_NotifyConnectionCallback. */
 void connection_notify(void *ctx, struct MHD_Connection *mhd, void **socket_context,
                        enum MHD_ConnectionNotificationCode code);
-/* The connection is given SECONDS from now. */
-void connection_deadline(struct connection *c, int seconds);
+/* The connection is closed at WHEN (clock_now()) unless its deadline is moved before. */
+void connection_deadline(struct connection *c, double when);
 /* From now until connection_unwatch, JOB is cancelled when the client closes or half-closes. A half-close
  * counts as leaving, as it does for nginx and Go: nothing on the wire tells it from a close. */
 void connection_watch(struct connection *c, struct job *job);

@@ -9,7 +9,7 @@
 
 #include "internal.h"
 
-static const int codes[CODES_MAX] = {200, 307, 400, 401, 404, 405, 422, 500, 503, 0};
+static const int codes[CODES_MAX] = {200, 307, 400, 401, 404, 405, 422, CLIENT_LEFT, 500, 503, 0};
 static const char *const methods[METHODS_MAX] = {"GET", "POST", "other"};
 
 static int code_index(int status)

@@ -96,8 +96,7 @@ static enum MHD_Result send_reply(struct request *r)
         MHD_add_response_header(response, reply->header[i].name, reply->header[i].value);
     if (r->close || atomic_load(&r->server->draining))
         MHD_add_response_header(response, "Connection", "close");
-    /* at least 64 KiB a second must be taken */
-    connection_deadline(r->connection, REPLY_SECONDS + (int)(r->sent >> 16));
+    connection_deadline(r->connection, clock_now() + REPLY_SECONDS + (double)r->sent / REPLY_RATE);
     queued = MHD_queue_response(r->mhd, (unsigned)reply->status, response);
     MHD_destroy_response(response);
     return queued;
@@ -119,6 +118,8 @@ static enum MHD_Result take_body(struct request *r, const char *data, size_t *si
     r->counted += n;
     if (r->too_large || r->bodies_full || buffer_add(&r->body, data, n))
         release_body(r);
+    else
+        connection_deadline(r->connection, r->begun + BODY_SECONDS + (double)r->received / BODY_RATE);
     return MHD_YES;
 }
 
@@ -177,7 +178,10 @@ static enum MHD_Result finish_job(struct request *r)
         connection_unwatch(r->connection);
         r->route->end(r->job, &r->reply);
     }
-    return send_reply(r);
+    enum MHD_Result result = send_reply(r);
+    if (atomic_load(&r->job->cancelled) == CANCEL_DISCONNECT)
+        r->status = CLIENT_LEFT; /* nobody reads the reply; log and metrics tell it from a failure */
+    return result;
 }
 
 /* ---- The stations ---- */
@@ -227,7 +231,7 @@ static struct request *receive(struct server *srv, struct MHD_Connection *mhd, c
     r->begun = clock_now();
     choose_id(r);
     atomic_fetch_add(&srv->active, 1);
-    connection_deadline(r->connection, BODY_SECONDS);
+    connection_deadline(r->connection, r->begun + BODY_SECONDS);
     return r;
 }
 
@@ -293,13 +297,17 @@ void request_completed(void *ctx, struct MHD_Connection *mhd, void **request,
     if (!r)
         return;
     *request = NULL;
+    if (r->job)
+        connection_unwatch(r->connection); /* a client that left: libmicrohttpd may not come back to finish_job() */
+    if (r->status == 0)
+        r->status = CLIENT_LEFT;
     http_count(&srv->stats, r->route, r->method, r->status, clock_now() - r->begun);
     log_request(r, how);
     if (r->job)
         job_put(r->job);
     release_body(r);
     buffer_free(&r->reply.body);
-    connection_deadline(r->connection, KEEPALIVE_SECONDS);
+    connection_deadline(r->connection, clock_now() + KEEPALIVE_SECONDS);
     free(r);
     atomic_fetch_sub(&srv->active, 1);
 }

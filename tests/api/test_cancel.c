@@ -59,7 +59,7 @@ TEST(leaves_while_a_step_runs)
     close(fd);
     double took = noticed(before, 1);
     CHECK(took < 1, "stopped after %.3f s", took);
-    CHECK(daemon_logged(&tiny, "cancelled=disconnect", 1));
+    CHECK(daemon_logged(&tiny, "cancelled=disconnect", 1) && daemon_logged(&tiny, "status=499", 1));
     check_unharmed();
 }
 
