@@ -92,7 +92,7 @@ CONFIGS = {
     "sde_dpmpp_3": {**DPM, "algorithm_type": "sde-dpmsolver++", "solver_order": 3},
     "sde_dpm_2": {**DPM, **MINIMUM, "algorithm_type": "sde-dpmsolver"},
     "sde_dpm_2_heun": {**DPM, **MINIMUM, "algorithm_type": "sde-dpmsolver", "solver_type": "heun"},
-    "lcm_v_clip": {**LCM, "prediction_type": "v_prediction", "clip_sample": True, "original_inference_steps": 20},
+    "lcm_v_clip": {**LCM, "timestep_scaling": 0.02, "prediction_type": "v_prediction", "clip_sample": True, "original_inference_steps": 20},
     "lcm_sample_zero_snr": {**LCM, "prediction_type": "sample", "rescale_betas_zero_snr": True, "original_inference_steps": 100},
 }
 
@@ -178,7 +178,8 @@ def main():
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        runs = [run(cls.from_config(config), s, True) for s in STEPS]
+        steps = STEPS + [14, 15] * name.startswith(("dpm", "sde"))  # lower_order_final asks for fewer than 15
+        runs = [run(cls.from_config(config), s, True) for s in steps]
         runs += [run(cls.from_config(config), s, False) for s in STEPS_ONLY]
         n, c, h, w = SHAPE
         head = b"LDTR" + struct.pack("<IQIIIII", 1, SEED, n, h, w, c, len(runs))

@@ -26,14 +26,15 @@ an oil painting of the old harbour in the morning light, highly detailed, sharp 
 it's the cat's whiskers; we've seen that they'll go, i'm sure he'd say you're right and don't worry.
 portrait of a young woman with long hair, soft light, bokeh, 35mm film. astronaut riding a horse on mars.
 naïve café école straße größe señor façade coração œuvre smørrebrød żółć příliš žluťoučký kůň σίσυφος красный слон
-中文 日本語 東京 한국어 서울 हिन्दी नमस्ते ไทย สวัสดี עברית שלום العربية سلام 😀 😂 ❤️ 🔥 👩‍👩‍👧 🇫🇷 ☕️ 1girl 2024 4k 8k uhd"""
+中文 日本語 東京 한국어 서울 हिन्दी नमस्ते ไทย สวัสดี עברית שלום العربية سلام 😀 😂 ❤️ 🔥 👩‍👩‍👧 🇫🇷 ☕️ 1girl 2024 4k 8k uhd
+aaaa aaaaa aaaaaa mmmm mmmmm zzzz zzzzzz !!! !!!! .... ......"""
 
 HARD = [
     "", " ", "\n\t ", "a", "A", "a b", "  a   b  ", "a mountain lion", "A MOUNTAIN LION", "hello!!! world", "wow!", "!", "!!!!", "a!b! c",
     "it's It'S IT’S we've they'll I'm don't he'd you're 's 't 're 've 'm 'll 'd '", "rock'n'roll 'tis ''s s' '''", "'S 'T 'RE",
     "12345 3.14 1,000 x2 2x ½ ² ③ Ⅷ ८ ௧", "(red:1.2) [blue] <lora:x:1> a|b {c} \\ / ^_^ :-) ...", "<|startoftext|>", "<|endoftext|>",
     "a<|endoftext|>b", "<|endoftext|><|endoftext|>!!", "<|ENDOFTEXT|> x", "<|StartOfText|>!a", "!<|endoftext|>", "<|endoftext|", "<|<|endoftext|>|>",
-    "<|ENDOFTEXT|>!!!", "<|endoftext|>'s", " <|startoftext|> ", "\u212a<|endo\u0131ftext|>", "<cat-toy> <CAT-TOY> a<cat-toy>b", "</w> a</w>",
+    "<|ENDOFTEXT|>!!!", "<|endoftext|>'s", " <|startoftext|> ", "\u212a<|endo\u0131ftext|>", "<cat-toy> <CAT-TOY> a<cat-toy>b <cat-t <cat> <cat \t\u3000toy> <Cat Toy>", "</w> a</w>",
     "naïve café ÉCOLE", "nai\u0308ve cafe\u0301 E\u0301COLE", "e\u0301\u0302\u0303 e\u0303\u0302\u0301 a\u0316\u0301 a\u0301\u0316",
     "straße STRASSE ẞ", "ΣΊΣΥΦΟΣ Σ ΑΣ ΑΣΑ σς", "İstanbul ISTANBUL ı I i\u0307", "Ǆ ǅ ǆ ǈ ﬁ ﬀ ﬃ ĳ", "K Å Ω \u2126 \u212b", "Ａｂｃ １２３ ！",
     "\u1e9b\u0323 \u1e69 s\u0323\u0307 s\u0307\u0323 q\u0307\u0323", "\u0958 \u0915\u093c \u0929 \u0928\u093c", "\u0344 \u0308\u0301 \u0385", "\u2adc \u2add\u0338",
@@ -42,7 +43,7 @@ HARD = [
     "Привет ЙОГУРТ и\u0306 Ѐ", "ᏣᎳᎩ ꮳꮃꭹ", "Ꙁꙁ ᲐᲑ აბ Ა", "𐐀𐐨 𞤀𞤢 𑢠𑣀 𖹀", "\ua7cb \ua7dc \u1c89 \U00010d50", "\U0001d15e \U0001d157\U0001d165", "\U000110ab \U000110a5\U000110ba",
     "😀", "👩‍👩‍👧‍👦 family", "🇫🇷🇩🇪", "☕️ ☕ ❤️‍🔥", "👍🏽 👍🏿", "a😀b 😀!", "#️⃣ *️⃣ 1️⃣", "🏴\U000e0067\U000e0062\U000e007f",
     "\u00a0a\u3000b\u2028c\u2029d\x85e\u1680f\u205fg\u202fh", "\x1ca\x1db\x1ec\x1fd", "\u200ba\u200db\u2060c\ufeffd", "\x00", "a\x00b", "\x01\x02\x7f\x80\x9f", "\ufffd \ufffe \uffff",
-    "\U0010ffff \U000f0000 \ue000", "\u0378 \u0530 \U0001fffe", "\u180e \u2800 \u3164", "\u202eabc\u202c \u2066x\u2069", "a\u0300" * 30, "x" * 100, "ab" * 60, "!" * 60, "a " * 60,
+    "\U0010ffff \U000f0000 \ue000", "\u0378 \u0530 \U0001fffe", "\u180e \u2800 \u3164", "\u202eabc\u202c \u2066x\u2069", "a\u0300" * 30, "x" * 100, "aa aaa aaaa aaaaa aaaaaa", "mmm mmmm mmmmm zz zzz zzzz", "!! !!! !!!! ... .... .....", "ab" * 60, "!" * 60, "a " * 60,
     "z\u0301\u0323" + "\u0316\u0301" * 40, "pneumonoultramicroscopicsilicovolcanoconiosis", "Lorem ipsum dolor sit amet, consectetur adipiscing elit, sed do eiusmod tempor",
     "http://example.com/a?b=c&d=%20", "<b>bold</b> &amp; \"quoted\" “quoted” «quoted» – — …", "\r\nline\rline\n", "ᾳ ᾼ ᾈ ᾲ", "ŉ ǰ ΐ ΰ և ẖ", "ß\u0307 İ\u0307 i\u0307\u0301 J\u030c",
 ]
@@ -103,7 +104,7 @@ def wrappings(size):
         "turbo": {"special_tokens_map.json": {"bos_token": token(START, False), "pad_token": END},
                   "tokenizer_config.json": {"added_tokens_decoder": decoder, "bos_token": START, "eos_token": END, "pad_token": "!",
                                             "unk_token": END, "model_max_length": 77}},
-        "inversion": {"added_tokens.json": {"<cat-toy>": size}, "special_tokens_map.json": {"additional_special_tokens": ["</w>"], "unk_token": token(END, False)},
+        "inversion": {"added_tokens.json": {"<cat-toy>": size, "<cat": size + 1, "<cat toy>": size + 2}, "special_tokens_map.json": {"additional_special_tokens": ["</w>"], "unk_token": token(END, False)},
                       "tokenizer_config.json": {"pad_token": typed(token("!", True)), "model_max_length": 1e30}},
     }
 
