@@ -275,12 +275,21 @@ TEST(checks_of_the_prompt_and_model)
                 "are 512 and 10000000000000000000000001.\"}}");
     expect_post("{\"prompt\":\"a\",\"width\":80000000000,\"height\":512}", 500,
                 "{\"detail\":{\"msg\":\"Out of memory error. Try reducing output image resolution.\"}}");
-    expect_post("{\"prompt\":\"a\",\"width\":8192,\"height\":8192}", 500,
-                "{\"detail\":{\"msg\":\"Out of memory error. Try reducing output image resolution.\"}}");
     expect_post("{\"prompt\":\"a\",\"num_images_per_prompt\":1000000000}", 400,
                 "{\"detail\":{\"msg\":\"num_images_per_prompt is 1000000000, but at most 65536 images of 32 "
                 "x 32 fit into "
                 "one reply.\"}}");
+}
+
+/* Far more than any memory: refused before work begins. */
+TEST(too_large_a_picture)
+{
+    start_tiny();
+    double start = now_seconds();
+    struct answer a = client_make(&tiny, "{\"prompt\":\"a\",\"width\":16384,\"height\":16384}");
+    CHECK(a.status == 500 && strncmp(a.body, "{\"detail\":{\"msg\":", 17) == 0, "%d %s", a.status, a.body);
+    CHECK(now_seconds() - start < 2, "took %.1f s", now_seconds() - start);
+    answer_free(&a);
 }
 
 TEST(loras)
