@@ -298,7 +298,8 @@ void request_completed(void *ctx, struct MHD_Connection *mhd, void **request,
         return;
     *request = NULL;
     if (r->job)
-        connection_unwatch(r->connection); /* a client that left: libmicrohttpd may not come back to finish_job() */
+        connection_unwatch(
+            r->connection); /* a client that left: libmicrohttpd may not come back to finish_job() */
     if (r->status == 0)
         r->status = CLIENT_LEFT;
     http_count(&srv->stats, r->route, r->method, r->status, clock_now() - r->begun);
