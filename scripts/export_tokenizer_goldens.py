@@ -109,6 +109,18 @@ def wrappings(size):
     }
 
 
+def write_cases(tokenizer, texts, folder):
+    cases = []
+    for text in texts:
+        data, full = text.encode(), tokenizer(text).input_ids
+        ids = tokenizer(text, padding="max_length", truncation=True, max_length=MAX).input_ids
+        used = min(len(full), MAX)
+        cases.append(struct.pack("<I", len(data)) + data + struct.pack(f"<II{MAX}i", used, len(full) - used, *ids))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cases.bin").write_bytes(b"LDTK" + struct.pack("<III", 1, MAX, len(cases)) + b"".join(cases))
+    print(f"{folder.name}: {len(tokenizer)} tokens, {len(cases)} cases, pad {tokenizer.pad_token_id}")
+
+
 def main():
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "tests/golden/data/tokenizer")
     vocab, rules = train(CORPUS, MERGES)
@@ -121,14 +133,9 @@ def main():
         (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in rules))
         for file, content in files.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n")
-        tokenizer, cases = CLIPTokenizer.from_pretrained(folder), []
-        for text in texts:
-            data, full = text.encode(), tokenizer(text).input_ids
-            ids = tokenizer(text, padding="max_length", truncation=True, max_length=MAX).input_ids
-            used = min(len(full), MAX)
-            cases.append(struct.pack("<I", len(data)) + data + struct.pack(f"<II{MAX}i", used, len(full) - used, *ids))
-        (folder / "cases.bin").write_bytes(b"LDTK" + struct.pack("<III", 1, MAX, len(cases)) + b"".join(cases))
-        print(f"{name}: {len(vocab)} tokens, {len(rules)} merges, {len(cases)} cases, pad {tokenizer.pad_token_id}")
+        write_cases(CLIPTokenizer.from_pretrained(folder), texts, folder)
+    shipped = Path(__file__).resolve().parent.parent / "models/latentd/emoji/tokenizer"
+    write_cases(CLIPTokenizer.from_pretrained(shipped), texts, out / "emoji")
 
 
 main()
