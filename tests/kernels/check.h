@@ -36,7 +36,8 @@ struct check {
     struct tier golden;  /* the score of ref against PyTorch */
     struct backend *ref; /* computes what is expected */
     const struct op_check *op;
-    enum dtype type; /* activation type of the tiers that are running */
+    enum dtype type;   /* activation type of the tiers that are running */
+    enum dtype source; /* how weights are handed over in this case */
     uint64_t seed, state;
     const char *only_op, *only_isa;
     int rounds;
@@ -92,9 +93,13 @@ __attribute__((format(printf, 2, 3))) void case_label(struct check *ck, const ch
 
 /* ---- Weights ---- */
 
+/* Numbers for a case's weights, exact in ck->type and ck->source alike, so that no rounding of weights is
+ * left. The first call of a case is weights_begin(): it draws the type that the "file" has them in. */
+void weights_begin(struct check *ck);
+struct array weight_random(struct check *ck, int o, int i, int kh, int kw, float scale);
 /* Packs W [O, I, KH, KW] (array n, h, w, c = O, I, KH, KW in C order; a norm's gamma [O, 1, 1, 1]) and BIAS
- * [O] or absent into BE, handed over as ck->type in PARTS pieces. On failure the case is a failure and packed
- * is NULL. */
+ * [O] or absent into BE, handed over as ck->source in PARTS pieces at odd addresses, as in a mapped file. On
+ * failure the case is a failure and packed is NULL. */
 weight pack_weight(struct check *ck, struct backend *be, enum weight_kind kind, struct array w,
                    struct array bias, int parts);
 
@@ -166,6 +171,10 @@ struct array shape_array(struct check *ck, const struct shape *s);
 
 /* Best time of one call in seconds, over at least three calls and 0.2 s of them. */
 double bench_time(void (*call)(void *), void *ctx);
+/* Times CALL(y, a, b) at the widths of SD-Turbo: y is HEIGHT times as high and wide as a and b, and WIDTH
+ * times as deep. */
+typedef int bench_move(struct backend *be, tensor y, tensor a, tensor b, struct error *err);
+void bench_moves(struct check *ck, const struct tier *t, bench_move *call, int inputs, int height, int width);
 /* Prints a line: op, tier, shape, time, GFLOP/s, GB/s, share of the tier's peak; then frees arrays and
  * tensors. */
 void bench_report(struct check *ck, const struct tier *t, const char *shape, double seconds, double flops,

@@ -40,4 +40,14 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[2], 0, 0);
 }
 
-const struct op_check check_concat_channels = {OP_concat_channels, cases, round_case, golden, NULL, NULL};
+static int move(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
+{
+    return be->ops.concat_channels(be, y, a, b, err);
+}
+
+static void bench(struct check *ck, const struct tier *t)
+{
+    bench_moves(ck, t, move, 2, 1, 2);
+}
+
+const struct op_check check_concat_channels = {OP_concat_channels, cases, round_case, golden, bench, NULL};

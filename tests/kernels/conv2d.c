@@ -26,10 +26,11 @@ static int side(int in, const struct conv_case *s)
 static struct conv_data make_data(struct check *ck, const struct conv_case *s)
 {
     struct conv_data d = {.oh = side(s->h, s), .ow = side(s->w, s)};
+    weights_begin(ck);
     d.x = array_random(ck, s->n, s->h, s->w, s->c, 1, 0);
-    d.w = array_random(ck, s->o, s->c, s->k, s->k, 1 / sqrtf((float)(s->c * s->k * s->k)), 0);
+    d.w = weight_random(ck, s->o, s->c, s->k, s->k, 1 / sqrtf((float)(s->c * s->k * s->k)));
     if (s->bias)
-        d.bias = array_random(ck, s->o, 1, 1, 1, 1, 0);
+        d.bias = weight_random(ck, s->o, 1, 1, 1, 1);
     if (s->add_bc)
         d.add_bc = array_random(ck, s->n, 1, 1, s->o, 1, 0);
     if (s->residual)
@@ -87,10 +88,10 @@ static struct array tolerance(struct check *ck, const struct conv_case *s, const
     squares.bias = array_square(ck, d->bias);
     squares.add_bc = array_square(ck, d->add_bc);
     squares.residual = array_square(ck, d->residual);
-    enum dtype type = ck->type;
-    ck->type = DTYPE_F32; /* the squared weights are no 16-bit numbers */
+    enum dtype source = ck->source;
+    ck->source = DTYPE_F32; /* the squared weights are no 16-bit numbers */
     struct array bound = oracle(ck, &plain, &squares);
-    ck->type = type;
+    ck->source = source;
     double factor = 1.2 * sum_bound((double)s->c * s->k * s->k) + (s->a.act ? 16 * FP32_UNIT : 0);
     for (size_t i = 0; i < array_count(bound); i++)
         bound.v[i] = (float)(factor * sqrt((double)bound.v[i]));

@@ -170,22 +170,50 @@ void *place_host(struct check *ck, size_t bytes)
     return block_new(&ck->placed, bytes)->memory + BAND;
 }
 
+void weights_begin(struct check *ck)
+{
+    ck->source = (enum dtype)rng_range(ck, DTYPE_F32, DTYPE_BF16);
+}
+
+struct array weight_random(struct check *ck, int o, int i, int kh, int kw, float scale)
+{
+    struct array a = array_random(ck, o, i, kh, kw, scale, 0);
+    for (size_t j = 0; j < array_count(a); j++) {
+        float v = half_round(a.v[j], ck->source);
+        a.v[j] = half_round(v, ck->type) == v ? v : 0; /* some subnormal halves are no bfloat16 */
+    }
+    return a;
+}
+
+/* A as TYPE, at an odd address. */
+static struct host_array stored(struct check *ck, struct array a, enum dtype type)
+{
+    if (!a.v)
+        return (struct host_array){0};
+    char *data = (char *)case_alloc(ck, array_count(a) * dtype_size(type) + 1) + 1;
+    for (size_t i = 0; i < array_count(a); i++)
+        half_store(data, type, i, a.v[i]);
+    return (struct host_array){data, type, array_count(a)};
+}
+
+/* Piece PART of PARTS. */
+static struct host_array piece(struct host_array a, int part, int parts)
+{
+    size_t count = a.count / (size_t)parts;
+    if (a.data)
+        a.data = (const char *)a.data + (size_t)part * count * dtype_size(a.dtype);
+    a.count = count;
+    return a;
+}
+
 weight pack_weight(struct check *ck, struct backend *be, enum weight_kind kind, struct array w,
                    struct array bias, int parts)
 {
     struct weight_source src = {kind, w.n, w.h, w.w, w.c, parts, {{0}}, {{0}}};
-    size_t count = array_count(w) / (size_t)parts, rows = (size_t)w.n / (size_t)parts,
-           size = dtype_size(ck->type);
-    char *stored = case_alloc(ck, array_count(w) * size);
-    char *stored_bias = bias.v ? case_alloc(ck, (size_t)w.n * size) : NULL;
-    for (size_t i = 0; i < array_count(w); i++)
-        half_store(stored, ck->type, i, w.v[i]);
-    for (size_t i = 0; bias.v && i < (size_t)w.n; i++)
-        half_store(stored_bias, ck->type, i, bias.v[i]);
-    for (size_t p = 0; p < (size_t)parts; p++) {
-        src.w[p] = (struct host_array){stored + p * count * size, ck->type, count};
-        if (bias.v)
-            src.bias[p] = (struct host_array){stored_bias + p * rows * size, ck->type, rows};
+    struct host_array all = stored(ck, w, ck->source), all_bias = stored(ck, bias, ck->source);
+    for (int p = 0; p < parts; p++) {
+        src.w[p] = piece(all, p, parts);
+        src.bias[p] = piece(all_bias, p, parts);
     }
     weight packed;
     if (weight_pack(be, &packed, &src, &ck->err)) {

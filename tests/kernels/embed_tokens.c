@@ -4,8 +4,9 @@
 static void run_tokens(struct check *ck, int n, int tokens, int vocab, int positions, int c)
 {
     case_label(ck, "%d x %d tokens, vocabulary %d, %d positions, width %d", n, tokens, vocab, positions, c);
-    struct array table = array_random(ck, vocab, c, 1, 1, 1, 0),
-                 place_of = array_random(ck, positions, c, 1, 1, 1, 0);
+    weights_begin(ck);
+    struct array table = weight_random(ck, vocab, c, 1, 1, 1);
+    struct array place_of = weight_random(ck, positions, c, 1, 1, 1);
     struct array want = array_new(ck, n, 1, tokens, c), none = {0};
     int32_t *ids = case_alloc(ck, (size_t)n * (size_t)tokens * sizeof *ids);
     for (int i = 0; i < n * tokens; i++)

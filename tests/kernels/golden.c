@@ -52,7 +52,7 @@ void run_goldens(struct check *ck, const struct op_check *op)
     struct header h;
     snprintf(path, sizeof path, "tests/kernels/golden/%s.bin", op_names[op->id]);
     FILE *f = fopen(path, "rb");
-    ck->type = DTYPE_F32;
+    ck->type = ck->source = DTYPE_F32;
     if (!f) {
         golden_failure(ck, path, "not there; run from the root of the repository");
         return;

@@ -29,10 +29,11 @@ static enum weight_kind kind(const struct linear_case *s)
 
 static struct linear_data make_data(struct check *ck, const struct linear_case *s)
 {
+    weights_begin(ck);
     struct linear_data d = {.x = array_random(ck, s->n, s->h, s->w, s->c, 1, 0)};
-    d.w = array_random(ck, s->o, s->c, 1, 1, 1 / sqrtf((float)s->c), 0);
+    d.w = weight_random(ck, s->o, s->c, 1, 1, 1 / sqrtf((float)s->c));
     if (s->bias)
-        d.bias = array_random(ck, s->o, 1, 1, 1, 1, 0);
+        d.bias = weight_random(ck, s->o, 1, 1, 1, 1);
     if (s->residual)
         d.residual = array_random(ck, s->n, s->h, s->w, width(s), 1, 0);
     return d;
@@ -56,10 +57,10 @@ static struct array tolerance(struct check *ck, const struct linear_case *s, con
     struct linear_case plain = {s->n, s->h, s->w, s->c, s->o, 1, false, {0}, s->bias, false, 0, 0};
     struct linear_data squares = {
         array_square(ck, d->x), array_square(ck, d->w), array_square(ck, d->bias), {0}};
-    enum dtype type = ck->type;
-    ck->type = DTYPE_F32; /* the squared weights are no 16-bit numbers */
+    enum dtype source = ck->source;
+    ck->source = DTYPE_F32; /* the squared weights are no 16-bit numbers */
     struct array sum = oracle(ck, &plain, &squares);
-    ck->type = type;
+    ck->source = source;
     struct array bound = array_new(ck, s->n, s->h, s->w, width(s));
     double factor = 1.2 * sum_bound(s->c) + (s->a.act || s->geglu ? 16 * FP32_UNIT : 0);
     for (size_t i = 0; i < array_count(bound); i++) {

@@ -77,9 +77,10 @@ static struct array tolerance(struct check *ck, const struct norm_case *s, const
 static struct norm_data make_data(struct check *ck, const struct norm_case *s)
 {
     struct norm_data d;
+    weights_begin(ck);
     d.x = array_random(ck, s->n, s->h, s->w, s->c, s->scale, s->mean);
-    d.gamma = array_random(ck, s->c, 1, 1, 1, 1, 0);
-    d.beta = array_random(ck, s->c, 1, 1, 1, 1, 0);
+    d.gamma = weight_random(ck, s->c, 1, 1, 1, 1);
+    d.beta = weight_random(ck, s->c, 1, 1, 1, 1);
     return d;
 }
 

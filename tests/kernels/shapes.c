@@ -1,4 +1,6 @@
 /* Shapes for ops that do not care much about them. */
+#include <stdio.h>
+
 #include "check.h"
 
 void each_shape(struct check *ck, void (*run)(struct check *, const struct shape *))
@@ -28,4 +30,36 @@ struct array shape_array(struct check *ck, const struct shape *s)
 {
     case_label(ck, "[%d, %d, %d, %d], view %d+%d", s->n, s->h, s->w, s->c, s->first, s->gap);
     return array_random(ck, s->n, s->h, s->w, s->c, 3, 0);
+}
+
+struct bench_call {
+    struct backend *be;
+    bench_move *move;
+    tensor y, a, b;
+    struct error *err;
+};
+
+static void call_move(void *ctx)
+{
+    struct bench_call *b = ctx;
+    b->move(b->be, b->y, b->a, b->b, b->err);
+}
+
+void bench_moves(struct check *ck, const struct tier *t, bench_move *call, int inputs, int height, int width)
+{
+    static const struct shape list[] = {
+        {1, 64, 64, 320, 0, 0}, {1, 16, 16, 1280, 0, 0}, {1, 256, 256, 256, 0, 0}};
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++) {
+        struct shape s = list[i];
+        struct array x = array_random(ck, s.n, s.h, s.w, s.c, 1, 0);
+        struct bench_call b = {.be = t->be, .move = call, .err = &ck->err};
+        b.a = place(ck, x, ck->type, 0, 0);
+        b.b = place(ck, x, ck->type, 0, 0);
+        b.y = place_output(ck, t, s.n, s.h * height, s.w * height, s.c * width, ck->type);
+        double bytes =
+            (double)dtype_size(ck->type) * ((double)tensor_count(b.a) * inputs + (double)tensor_count(b.y));
+        char shape[64];
+        snprintf(shape, sizeof shape, "%dx%dx%d", s.h, s.w, s.c);
+        bench_report(ck, t, shape, bench_time(call_move, &b), 0, bytes);
+    }
 }

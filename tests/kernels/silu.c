@@ -39,4 +39,15 @@ static void golden(struct check *ck, const struct golden_case *g)
     verify_golden(ck, rc, array_tensor(y), g->array[1], 1e-30, 8 * FP32_UNIT);
 }
 
-const struct op_check check_silu = {OP_silu, cases, round_case, golden, NULL, NULL};
+static int move(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
+{
+    (void)b;
+    return be->ops.silu(be, y, a, err);
+}
+
+static void bench(struct check *ck, const struct tier *t)
+{
+    bench_moves(ck, t, move, 1, 1, 1);
+}
+
+const struct op_check check_silu = {OP_silu, cases, round_case, golden, bench, NULL};
