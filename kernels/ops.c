@@ -11,7 +11,9 @@
 #define OPS_NAME(name, args) [OP_##name] = #name,
 const char *const op_names[OP_COUNT] = {OPS_LIST(OPS_NAME)};
 
-enum { DIM_MAX = 1 << 20 };
+/* Above these a shape is a bug, and a size is a request that no machine can hold. */
+enum { DIM_MAX = 1 << 28 };
+#define COUNT_MAX 1e12
 
 static bool pass_failed(const pass *p)
 {
@@ -39,9 +41,13 @@ tensor tensor_new(pass *p, int n, int h, int w, int c, enum dtype dtype)
     tensor y = {.n = n, .h = h, .w = w, .c = c, .ld = c, .dtype = dtype};
     if (pass_failed(p))
         return y;
-    if (n < 1 || h < 1 || w < 1 || c < 1 || n > DIM_MAX || h > DIM_MAX || w > DIM_MAX || c > DIM_MAX ||
-        (double)n * h * w * c > 1e12) {
+    if (n < 1 || h < 1 || w < 1 || c < 1 || n > DIM_MAX || h > DIM_MAX || w > DIM_MAX || c > DIM_MAX) {
         bad_shape(p, "tensor_new", y, "is not a shape");
+        return y;
+    }
+    if ((double)n * h * w * c > COUNT_MAX) {
+        error_set(p->err, ERR_NOMEM, "out of memory: [%d, %d, %d, %d] is more than any machine holds", n, h,
+                  w, c);
         return y;
     }
     y.data = region_alloc(p->mem, tensor_count(y) * dtype_size(dtype), p->err);
