@@ -94,6 +94,9 @@ struct model *worker_model(struct worker *w);
 void worker_stats(struct worker *w, struct worker_stats *out);
 bool worker_idle(struct worker *w);
 
+/* What worker_submit would say now, so that a full queue is told before a request costs anything. A refusal
+ * is counted. */
+enum refusal worker_refuses(struct worker *w);
 /* Queues JOB and takes a reference, or refuses. finished() may run before this returns. */
 enum refusal worker_submit(struct worker *w, struct job *job);
 /* A waiting job ends at once; a running one before its next step. */

@@ -316,12 +316,13 @@ static bool check_request(struct service *s, const struct api_request *request, 
 static bool check_run(struct service *s, struct text_to_image_work *w, struct reply *reply)
 {
     struct params *g = &w->given;
-    struct model *m = worker_model(s->worker);
 
     if (!loras_check(&g->loras, reply) || !resolve_prompts(w, reply))
         return false;
-    if (!m) {
-        refusal_reply(worker_state(s->worker) == WORKER_LOADING ? REFUSED_LOADING : REFUSED_FAILED, reply);
+    enum refusal why = worker_refuses(s->worker);
+    struct model *m = worker_model(s->worker);
+    if (why || !m) {
+        refusal_reply(why ? why : REFUSED_FAILED, reply);
         return false;
     }
     w->run.guidance_scale = g->guidance_scale;

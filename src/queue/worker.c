@@ -297,6 +297,16 @@ static enum refusal refuse(const struct worker *w)
     return w->stats.waiting + w->stats.running > w->opt.queue ? REFUSED_FULL : REFUSED_NOT;
 }
 
+enum refusal worker_refuses(struct worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    enum refusal why = refuse(w);
+    if (why)
+        w->stats.refused[why]++;
+    pthread_mutex_unlock(&w->lock);
+    return why;
+}
+
 enum refusal worker_submit(struct worker *w, struct job *job)
 {
     pthread_mutex_lock(&w->lock);
