@@ -12,6 +12,7 @@
 #include <string.h>
 #include <strings.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -53,6 +54,9 @@ static void become_daemon(const struct daemon *d, const char *const *env)
     setenv("VERBOSE_LOGGING", "1", 1);
     for (int i = 0; env && env[i]; i++)
         putenv((char *)(size_t)env[i]);
+    const char *limit = getenv("TEST_ADDRESS_SPACE");
+    if (limit)
+        setrlimit(RLIMIT_AS, &(struct rlimit){strtoull(limit, NULL, 10), strtoull(limit, NULL, 10)});
     execl(bin, bin, (char *)NULL);
     fprintf(stderr, "cannot run %s: %s\n", bin, strerror(errno));
     _exit(127);

@@ -16,7 +16,8 @@ struct daemon {
 };
 
 /* The daemon under test is $LATENTD_BIN, else build/latentd. ENV: "NAME=value" strings over the defaults (the
- * tiny model, any free port, verbose log), NULL-terminated; NULL: none. Waits until it listens or ends. */
+ * tiny model, any free port, verbose log), NULL-terminated; NULL: none. TEST_ADDRESS_SPACE=bytes limits its
+ * memory. Waits until it listens or ends. */
 void daemon_start(struct daemon *d, const char *const *env);
 /* Starts it and waits for /health to say OK. False when it does not within 20 s. */
 bool daemon_ready(struct daemon *d, const char *const *env);
