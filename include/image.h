@@ -12,7 +12,8 @@ struct image {
 };
 
 void image_free(struct image *im);
-/* 8-bit RGB, no alpha, no metadata. Appends to OUT, or leaves it as it was: sides beyond 65536 are ERR_INVALID. */
+/* 8-bit RGB, no alpha, no metadata. Appends to OUT, or leaves it as it was: sides beyond 65536 are
+ * ERR_INVALID. */
 int png_encode(const struct image *im, struct buffer *out, struct error *err);
 
 #endif

@@ -13,13 +13,13 @@ struct scheduler;
 int scheduler_config_load(struct scheduler_config **c, const char *dir, struct error *err);
 void scheduler_config_close(struct scheduler_config **c);
 const char *scheduler_config_class(const struct scheduler_config *c);
-/* What StableDiffusionPipeline and its image-to-image twin change in the config they are given: steps_offset becomes 1 and
- * clip_sample false. (StableDiffusionXLPipeline does not.) */
+/* What StableDiffusionPipeline and its image-to-image twin change in the config they are given: steps_offset
+ * becomes 1 and clip_sample false. (StableDiffusionXLPipeline does not.) */
 void scheduler_config_stable_diffusion(struct scheduler_config *c);
 
 /* One run of STEPS steps. ERR_INVALID with diffusers' words when the number of steps cannot be had: more than
- * num_train_timesteps (which every scheduler here refuses; diffusers lets some through to an IndexError or to noise), more
- * than an LCM was distilled for. C must outlive the run. */
+ * num_train_timesteps (which every scheduler here refuses; diffusers lets some through to an IndexError or to
+ * noise), more than an LCM was distilled for. C must outlive the run. */
 int scheduler_start(struct scheduler **s, const struct scheduler_config *c, int steps, struct error *err);
 void scheduler_end(pass *p, struct scheduler **s); /* gives back latents kept from earlier steps */
 /* Model calls: may exceed STEPS (PNDM's warm-up). timesteps[i] is what the UNet is told at call i. */

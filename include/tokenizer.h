@@ -1,11 +1,12 @@
 /* CLIP's byte-pair tokenizer: transformers' CLIPTokenizer, for any Unicode text.
  *
- * The reference is transformers 5 (what current diffusers loads), whose CLIPTokenizer stands on the Rust library
- * `tokenizers` 0.23: NFC, white space to one space, lower case code point by code point, then words. Agreement is exact, also
- * in which version of Unicode each of its parts has. transformers 4.x loads a Python tokenizer instead, which differs
- * (without ftfy installed) in rare texts: it drops control, format and unassigned characters, U+0000 and U+FFFD; puts spaces
- * around each CJK ideograph; lower-cases a final capital sigma to the final form; takes special tokens out of the text by
- * other rules; and uses the Unicode tables of its Python. English prompts give the same ids in both. */
+ * The reference is transformers 5 (what current diffusers loads), whose CLIPTokenizer stands on the Rust
+ * library `tokenizers` 0.23: NFC, white space to one space, lower case code point by code point, then words.
+ * Agreement is exact, also in which version of Unicode each of its parts has. transformers 4.x loads a Python
+ * tokenizer instead, which differs (without ftfy installed) in rare texts: it drops control, format and
+ * unassigned characters, U+0000 and U+FFFD; puts spaces around each CJK ideograph; lower-cases a final
+ * capital sigma to the final form; takes special tokens out of the text by other rules; and uses the Unicode
+ * tables of its Python. English prompts give the same ids in both. */
 #ifndef LATENTD_TOKENIZER_H
 #define LATENTD_TOKENIZER_H
 
@@ -17,8 +18,8 @@
 
 struct tokenizer;
 
-/* Reads DIR/vocab.json, DIR/merges.txt and, where present, DIR/tokenizer_config.json and
- * special_tokens_map.json (the pad token differs between SD 1.x and 2.x). */
+/* Reads DIR/tokenizer.json, or DIR/vocab.json and DIR/merges.txt, and, where present,
+ * DIR/tokenizer_config.json and special_tokens_map.json (the pad token differs between SD 1.x and 2.x). */
 int tokenizer_load(struct tokenizer **t, const char *dir, struct error *err);
 void tokenizer_close(struct tokenizer **t);
 int tokenizer_vocab(const struct tokenizer *t);      /* highest id + 1 */

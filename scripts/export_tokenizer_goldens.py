@@ -134,6 +134,8 @@ def main():
         for file, content in files.items():
             (folder / file).write_text(json.dumps(content, indent=2) + "\n")
         write_cases(CLIPTokenizer.from_pretrained(folder), texts, folder)
+    CLIPTokenizer.from_pretrained(out / "sd2").save_pretrained(out / "fast")  # tokenizer.json in place of the older files
+    write_cases(CLIPTokenizer.from_pretrained(out / "fast"), texts, out / "fast")
     shipped = Path(__file__).resolve().parent.parent / "models/latentd/emoji/tokenizer"
     write_cases(CLIPTokenizer.from_pretrained(shipped), texts, out / "emoji")
 

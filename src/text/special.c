@@ -201,6 +201,21 @@ static void read_added(struct reader *r)
     }
 }
 
+/* added_tokens of tokenizer.json: records in the order of their ids. vocab.json has no such list. */
+static void read_combined(struct reader *r)
+{
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(r->vocab->tree, "added_tokens"), *item;
+    if (!cJSON_IsArray(list))
+        return;
+    cJSON_ArrayForEach(item, list)
+    {
+        int k = put_item(r, item, r->vocab->file, false);
+        if (k < 0)
+            return;
+        r->fixed[k] = true;
+    }
+}
+
 /* Returns the id of the token under KEY. FALLBACK NULL: the model need not have one. */
 static int32_t read_named(struct reader *r, const char *key, const char *fallback)
 {
@@ -235,7 +250,7 @@ static void read_tokens(struct reader *r)
     if (decoder)
         read_decoder(r, decoder);
     else
-        read_added(r);
+        read_added(r), read_combined(r);
     for (int i = 0; i < NAMED; i++)
         ids[i] = read_named(r, named[i].key, named[i].fallback);
     for (int i = 0; i < LISTED; i++)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "special.h"
 
@@ -17,29 +18,47 @@ struct tokenizer {
     int vocab;
 };
 
+/* DIR/NAME in OUT[PATH_SIZE]. */
+enum { PATH_SIZE = 4096 };
+static int join_path(char *out, const char *dir, const char *name, struct error *err)
+{
+    if ((size_t)snprintf(out, PATH_SIZE, "%s/%s", dir, name) >= PATH_SIZE)
+        return error_set(err, ERR_INVALID, "the path to %s is too long", name);
+    return 0;
+}
+
+/* tokenizer.json counts before the two older files where both are there, as in transformers 5. */
+static int load_files(struct tokenizer *t, struct vocab *v, const char *dir, struct error *err)
+{
+    char path[PATH_SIZE], merges[PATH_SIZE];
+    int rc = join_path(path, dir, "tokenizer.json", err);
+    if (rc < 0)
+        return rc;
+    bool one_file = access(path, F_OK) == 0;
+    if (!one_file &&
+        ((rc = join_path(path, dir, "vocab.json", err)) || (rc = join_path(merges, dir, "merges.txt", err))))
+        return rc;
+    if ((rc = one_file ? vocab_read_combined(v, path, err) : vocab_read(v, path, err)))
+        return rc;
+    if ((rc = special_read(&t->special, v, dir, err)))
+        return rc;
+    if ((rc = one_file ? merges_take(&t->merges, v, err) : merges_read(&t->merges, v, merges, err)))
+        return rc;
+    vocab_bytes(v, t->special.unk, t->bytes);
+    t->vocab = v->highest + 1;
+    for (int i = 0; i < t->special.count; i++)
+        t->vocab = t->special.added[i].id >= t->vocab ? t->special.added[i].id + 1 : t->vocab;
+    return 0;
+}
+
 int tokenizer_load(struct tokenizer **out, const char *dir, struct error *err)
 {
-    char vocab_path[4096], merges_path[4096];
     struct vocab v = {0};
     *out = NULL;
-    size_t a = (size_t)snprintf(vocab_path, sizeof vocab_path, "%s/vocab.json", dir);
-    size_t b = (size_t)snprintf(merges_path, sizeof merges_path, "%s/merges.txt", dir);
-    if (a >= sizeof vocab_path || b >= sizeof merges_path)
-        return error_set(err, ERR_INVALID, "the path to the tokenizer is too long");
     struct tokenizer *t = calloc(1, sizeof *t);
     if (!t)
         return error_set(err, ERR_NOMEM, "no memory for a tokenizer");
-    int rc = vocab_read(&v, vocab_path, err);
-    if (rc == 0)
-        rc = special_read(&t->special, &v, dir, err);
-    if (rc == 0)
-        rc = merges_read(&t->merges, &v, merges_path, err);
-    if (rc == 0) {
-        vocab_bytes(&v, t->special.unk, t->bytes);
-        t->vocab = v.highest + 1;
-        for (int i = 0; i < t->special.count; i++)
-            t->vocab = t->special.added[i].id >= t->vocab ? t->special.added[i].id + 1 : t->vocab;
-    }
+    int rc = load_files(t, &v, dir, err);
     vocab_free(&v);
     if (rc < 0)
         tokenizer_close(&t);

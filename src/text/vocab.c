@@ -1,4 +1,4 @@
-/* Reads vocab.json and merges.txt into hash tables. See vocab.h. */
+/* Reads vocabulary and merges into hash tables. See vocab.h. */
 #include "vocab.h"
 
 #include <cjson/cJSON.h>
@@ -103,27 +103,48 @@ static int check_ids(const struct vocab *v, struct error *err)
     return rc;
 }
 
-int vocab_read(struct vocab *v, const char *path, struct error *err)
+/* Fills V from OBJECT, a part of v->tree. */
+static int vocab_fill(struct vocab *v, const cJSON *object, struct error *err)
 {
     const cJSON *item;
-    struct error local = {0};
-    *v = (struct vocab){.file = path, .highest = -1};
-    v->tree = json_read_file(path, VOCAB_FILE_MAX, err ? err : &local);
-    if (!v->tree)
-        return err ? err->code : local.code;
-    if (!cJSON_IsObject(v->tree) || !v->tree->child)
-        return error_set(err, ERR_FORMAT, "%s: should be a JSON object of tokens and their ids", path);
-    v->slots = table_size((size_t)cJSON_GetArraySize(v->tree));
+    if (!cJSON_IsObject(object) || !object->child)
+        return error_set(err, ERR_FORMAT, "%s: should have a JSON object of tokens and their ids", v->file);
+    v->slots = table_size((size_t)cJSON_GetArraySize(object));
     v->slot = calloc(v->slots, sizeof *v->slot);
     if (!v->slot)
-        return error_set(err, ERR_NOMEM, "%s: no memory for its tokens", path);
-    cJSON_ArrayForEach(item, v->tree)
+        return error_set(err, ERR_NOMEM, "%s: no memory for its tokens", v->file);
+    cJSON_ArrayForEach(item, object)
     {
         int rc = vocab_add(v, item, err);
         if (rc < 0)
             return rc;
     }
     return check_ids(v, err);
+}
+
+int vocab_read(struct vocab *v, const char *path, struct error *err)
+{
+    struct error local = {0};
+    *v = (struct vocab){.file = path, .highest = -1};
+    v->tree = json_read_file(path, VOCAB_FILE_MAX, err ? err : &local);
+    if (!v->tree)
+        return err ? err->code : local.code;
+    return vocab_fill(v, v->tree, err);
+}
+
+static const cJSON *combined(const struct vocab *v, const char *key)
+{
+    return cJSON_GetObjectItemCaseSensitive(cJSON_GetObjectItemCaseSensitive(v->tree, "model"), key);
+}
+
+int vocab_read_combined(struct vocab *v, const char *path, struct error *err)
+{
+    struct error local = {0};
+    *v = (struct vocab){.file = path, .highest = -1};
+    v->tree = json_read_file(path, VOCAB_FILE_MAX, err ? err : &local);
+    if (!v->tree)
+        return err ? err->code : local.code;
+    return vocab_fill(v, combined(v, "vocab"), err);
 }
 
 void vocab_free(struct vocab *v)
@@ -197,32 +218,75 @@ static char *read_text(const char *path, struct error *err)
     return text;
 }
 
-/* One line "left right". RANK counts merges, not lines. */
-static int merges_add(struct merges *m, const struct vocab *v, const char *path, int line_number, char *line,
-                      uint32_t rank, struct error *err)
+/* RANK counts merges from the best; NUMBER is the line or item, for errors. */
+static int merges_put(struct merges *m, const struct vocab *v, const char *path, int number, const char *left,
+                      const char *right, uint32_t rank, struct error *err)
 {
     char joined[2 * TOKEN_BYTES_MAX + 1];
-    char *space = strchr(line, ' ');
-    if (!space || space == line || !space[1] || strchr(space + 1, ' '))
-        return error_set(err, ERR_FORMAT, "%s, line %d: \"%.80s\" is not two tokens with a space between",
-                         path, line_number, line);
-    *space = '\0';
-    const char *right = space + 1;
-    if (strlen(line) + strlen(right) > 2 * TOKEN_BYTES_MAX)
-        return error_set(err, ERR_FORMAT, "%s, line %d: longer than any token", path, line_number);
-    memcpy(joined, line, strlen(line));
-    strcpy(joined + strlen(line), right);
-    int32_t a = vocab_find(v, line), b = vocab_find(v, right), ab = vocab_find(v, joined);
+    size_t n = strlen(left), k = strlen(right);
+    if (n + k > 2 * TOKEN_BYTES_MAX)
+        return error_set(err, ERR_FORMAT, "%s, merge %d: longer than any token", path, number);
+    memcpy(joined, left, n);
+    memcpy(joined + n, right, k + 1);
+    int32_t a = vocab_find(v, left), b = vocab_find(v, right), ab = vocab_find(v, joined);
     if (a < 0 || b < 0 || ab < 0)
-        return error_set(err, ERR_FORMAT, "%s, line %d: token \"%.80s\" is not in %s", path, line_number,
-                         a < 0   ? line
+        return error_set(err, ERR_FORMAT, "%s, merge %d: token \"%.80s\" is not in %s", path, number,
+                         a < 0   ? left
                          : b < 0 ? right
                                  : joined,
                          v->file);
     uint64_t pair = (uint64_t)(uint32_t)a << 32 | (uint32_t)b;
-    m->slot[merge_slot(m, pair)] =
-        (struct merge){pair, rank, ab}; /* of two equal lines the later counts, as in transformers */
+    /* Of two equal merges the later counts, as in transformers. */
+    m->slot[merge_slot(m, pair)] = (struct merge){pair, rank, ab};
     return 0;
+}
+
+/* "left right", cut in two in place. */
+static int merges_put_line(struct merges *m, const struct vocab *v, const char *path, int number, char *line,
+                           uint32_t rank, struct error *err)
+{
+    char *space = strchr(line, ' ');
+    if (!space || space == line || !space[1] || strchr(space + 1, ' '))
+        return error_set(err, ERR_FORMAT, "%s, line %d: \"%.80s\" is not two tokens with a space between",
+                         path, number, line);
+    *space = '\0';
+    return merges_put(m, v, path, number, line, space + 1, rank, err);
+}
+
+static int merges_alloc(struct merges *m, size_t count, const char *path, struct error *err)
+{
+    if (count > MERGES_MAX)
+        return error_set(err, ERR_FORMAT, "%s: more than %d merges", path, MERGES_MAX);
+    m->slots = table_size(count);
+    m->slot = malloc(m->slots * sizeof *m->slot);
+    if (!m->slot)
+        return error_set(err, ERR_NOMEM, "%s: no memory for its merges", path);
+    for (size_t i = 0; i < m->slots; i++)
+        m->slot[i].pair = MERGE_EMPTY;
+    return 0;
+}
+
+int merges_take(struct merges *m, const struct vocab *v, struct error *err)
+{
+    const cJSON *list = combined(v, "merges"), *item;
+    *m = (struct merges){0};
+    if (!cJSON_IsArray(list))
+        return error_set(err, ERR_FORMAT, "%s: model.merges should be a list", v->file);
+    int number = 0, rc = merges_alloc(m, (size_t)cJSON_GetArraySize(list), v->file, err);
+    cJSON_ArrayForEach(item, list)
+    {
+        const cJSON *left = item->child, *right = left ? left->next : NULL;
+        uint32_t rank = (uint32_t)number++;
+        if (rc < 0)
+            break;
+        if (cJSON_IsString(item))
+            rc = merges_put_line(m, v, v->file, number, item->valuestring, rank, err);
+        else if (cJSON_IsArray(item) && cJSON_IsString(left) && cJSON_IsString(right) && !right->next)
+            rc = merges_put(m, v, v->file, number, left->valuestring, right->valuestring, rank, err);
+        else
+            rc = error_set(err, ERR_FORMAT, "%s, merge %d: is not two tokens", v->file, number);
+    }
+    return rc;
 }
 
 static size_t count_lines(const char *s)
@@ -247,30 +311,19 @@ static int merges_parse(struct merges *m, const struct vocab *v, const char *pat
             line[len - 1] = '\0';
         number++;
         if (*line && (*line != '#' || strncmp(line, "#version", 8) != 0))
-            rc = merges_add(m, v, path, number, line, rank++, err);
+            rc = merges_put_line(m, v, path, number, line, rank++, err);
     }
     return rc;
 }
 
 int merges_read(struct merges *m, const struct vocab *v, const char *path, struct error *err)
 {
-    int rc = 0;
     *m = (struct merges){0};
     struct error local = {0};
     char *text = read_text(path, err ? err : &local);
     if (!text)
         return err ? err->code : local.code;
-    size_t lines = count_lines(text);
-    if (lines > MERGES_MAX) {
-        rc = error_set(err, ERR_FORMAT, "%s: more than %d lines", path, MERGES_MAX);
-    } else {
-        m->slots = table_size(lines);
-        m->slot = malloc(m->slots * sizeof *m->slot);
-        if (!m->slot)
-            rc = error_set(err, ERR_NOMEM, "%s: no memory for its merges", path);
-    }
-    for (size_t i = 0; m->slot && i < m->slots; i++)
-        m->slot[i].pair = MERGE_EMPTY;
+    int rc = merges_alloc(m, count_lines(text), path, err);
     if (rc == 0)
         rc = merges_parse(m, v, path, text, err);
     free(text);

@@ -1,4 +1,4 @@
-/* vocab.json and merges.txt, and byte-pair encoding with them. Private to src/text. */
+/* The vocabulary and the merges, and byte-pair encoding with them. Private to src/text. */
 #ifndef LATENTD_VOCAB_H
 #define LATENTD_VOCAB_H
 
@@ -11,7 +11,7 @@ struct cJSON;
 
 enum { TOKEN_BYTES_MAX = 4096, VOCAB_MAX = 1 << 24 };
 
-/* Token text -> id. Borrows the text from the parsed vocab.json. Needed only while loading. */
+/* Token text -> id. Borrows the text from the parsed file. Needed only while loading. */
 struct vocab {
     struct cJSON *tree;
     const char *file;
@@ -25,7 +25,11 @@ struct vocab {
     int32_t highest;
 };
 
+/* Reads vocab.json: {"token": id}. */
 int vocab_read(struct vocab *v, const char *path, struct error *err);
+/* Reads tokenizer.json, which transformers 5 writes instead: the same under model.vocab. V keeps the whole
+ * file. */
+int vocab_read_combined(struct vocab *v, const char *path, struct error *err);
 void vocab_free(struct vocab *v);
 /* The id of TEXT, or -1. */
 int32_t vocab_find(const struct vocab *v, const char *text);
@@ -41,7 +45,10 @@ struct merges {
 };
 #define MERGE_EMPTY UINT64_MAX
 
+/* Reads merges.txt: a line "left right" a merge, best first. */
 int merges_read(struct merges *m, const struct vocab *v, const char *path, struct error *err);
+/* Takes model.merges of the tokenizer.json that V was read from: "left right" or ["left", "right"]. */
+int merges_take(struct merges *m, const struct vocab *v, struct error *err);
 void merges_free(struct merges *m);
 /* NULL when the two do not merge. */
 const struct merge *merges_find(const struct merges *m, int32_t left, int32_t right);

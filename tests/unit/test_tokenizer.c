@@ -125,6 +125,11 @@ TEST(textual_inversion_tokens_equal_transformers)
     check_goldens("inversion");
 }
 
+TEST(tokenizer_json_equals_transformers)
+{
+    check_goldens("fast");
+}
+
 TEST(shipped_model_equals_transformers)
 {
     check_goldens("emoji");
