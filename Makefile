@@ -11,7 +11,7 @@ WERROR  ?= 1
 BUILD   ?= $(if $(filter 1,$(SAN)),build-san,build)
 VERSION ?= 0.1.0
 
-PKGS    := libmicrohttpd libcjson libpng libutf8proc
+PKGS    := libmicrohttpd libcjson libpng
 PKG_OK  := $(shell pkg-config --exists $(PKGS) 2>/dev/null && echo yes)
 
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wvla -Wstrict-prototypes -Wmissing-prototypes $(if $(filter 1,$(WERROR)),-Werror)
@@ -47,7 +47,7 @@ TEST_HELP = $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard $(1)/test_*.c),$
 help:
 	@echo "latentd $(VERSION)"
 	@echo "  compiler:  $$($(CC) --version 2>/dev/null | head -n 1 || echo 'none: install gcc')"
-	@echo "  libraries: $(if $(PKG_OK),found ($(PKGS)),missing; run scripts/quickstart.sh or install libmicrohttpd-dev libcjson-dev libpng-dev libutf8proc-dev)"
+	@echo "  libraries: $(if $(PKG_OK),found ($(PKGS)),missing; run scripts/quickstart.sh or install libmicrohttpd-dev libcjson-dev libpng-dev)"
 	@echo "  CPU tiers: avx2 avx512 avx512bf16 amx are all built; the daemon picks at start-up"
 	@echo "  CUDA:      no CUDA backend in this version"
 	@echo "targets: all tests check bench clean   variables: SAN=1 WERROR=0 CUDA=0 BUILD=dir CFLAGS=…"

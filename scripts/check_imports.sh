@@ -25,7 +25,7 @@ declare -A may=(
 # library header → the only folder that may include it
 declare -A only=(
     [microhttpd.h]=src/http [png.h]=src/media [immintrin.h]=kernels/cpu [cuda_runtime.h]=kernels/cuda
-    [libavcodec/avcodec.h]=src/media [utf8proc.h]=src/text
+    [libavcodec/avcodec.h]=src/media
 )
 
 room_of() {

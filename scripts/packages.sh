@@ -1,6 +1,6 @@
 # Sourced by quickstart.sh and test.sh: installs Debian or Ubuntu packages that are missing, as root or through sudo.
-# latentd links libmicrohttpd (HTTP), cJSON (JSON), libpng (PNG) and utf8proc (Unicode tables of the tokenizer).
-BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev libutf8proc-dev"
+# latentd links libmicrohttpd (HTTP), cJSON (JSON) and libpng (PNG).
+BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev"
 
 have_package() {
     [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
