@@ -16,7 +16,7 @@ const struct gemm_kernel gemm_avx2 = {
     .nr = 2 * VL,
     .m_align = 1,
     .k_unit = 1,
-    .k_block = 288,
+    .k_block = 320,
     .run = run,
     .peak = peak,
 };

@@ -192,12 +192,15 @@ static void row_gather(const struct gather *g)
     char *dst = g->dst;
     for (int i = 0; i < g->count; i++, dst += width) {
         const char *src = g->src + (size_t)((g->first + i * g->step) >> g->shift) * g->src_stride;
-        if (same && used == 128) /* the common chunk of 32 floats, without a call */
-            memcpy(dst, src, 128);
-        else if (same)
-            memcpy(dst, src, used);
-        else
+        if (same) {
+            size_t at = 0; /* chunks are a few lines of cache: no call for them */
+            for (; at + 32 <= used; at += 32)
+                memcpy(dst + at, src + at, 32);
+            for (; at < used; at += 2)
+                memcpy(dst + at, src + at, 2);
+        } else {
             row_convert(dst, g->dst_type, src, g->src_type, (size_t)g->channels);
+        }
         if (width > used)
             memset(dst + used, 0, width - used);
     }
