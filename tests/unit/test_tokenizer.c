@@ -353,6 +353,37 @@ TEST(bad_special_tokens_are_refused)
     refuse(VOCAB, MERGES, "{\"model_max_length\": \"77\"}", NULL, ERR_FORMAT, "model_max_length");
 }
 
+static void refuse_combined(const char *text, const char *words)
+{
+    char dir[] = "/tmp/latentd-tokenizer-XXXXXX";
+    struct tokenizer *t = NULL;
+    struct error err = {0};
+    if (!CHECK(mkdtemp(dir)))
+        return;
+    put(dir, "tokenizer.json", text);
+    int rc = tokenizer_load(&t, dir, &err);
+    CHECK(rc == ERR_FORMAT && !t && strstr(err.msg, words), "expected \"%s\", got %d \"%s\"", words, rc,
+          err.msg);
+    tokenizer_close(&t);
+    put(dir, "tokenizer.json", NULL);
+    rmdir(dir);
+}
+
+TEST(bad_tokenizer_json_is_refused)
+{
+    refuse_combined("{", "not valid JSON");
+    refuse_combined("{}", "JSON object of tokens");
+    refuse_combined("{\"model\": {\"vocab\": [[\"a\", 0]]}}", "JSON object of tokens");
+    refuse_combined("{\"model\": {\"vocab\": " VOCAB "}}", "model.merges");
+    refuse_combined("{\"model\": {\"vocab\": " VOCAB ", \"merges\": [[\"a\"]]}}", "merge 1");
+    refuse_combined("{\"model\": {\"vocab\": " VOCAB ", \"merges\": [[\"a\", \"b</w>\", \"a\"]]}}",
+                    "merge 1");
+    refuse_combined("{\"model\": {\"vocab\": " VOCAB ", \"merges\": [\"a b</w>\", [\"a\", \"x\"]]}}",
+                    "\"x\" is not in");
+    refuse_combined("{\"model\": {\"vocab\": " VOCAB ", \"merges\": []}, \"added_tokens\": [{\"id\": 3}]}",
+                    "content");
+}
+
 TEST(odd_but_good_files_load)
 {
     struct tokenizer *t;
