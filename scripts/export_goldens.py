@@ -90,7 +90,7 @@ def save_weights(folder, stem, tensors, variant="", shards=1):
 
 
 def plain(config):
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dict(config).items() if not k.startswith("_name")}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dict(config).items() if k not in ("_name_or_path", "_use_default_values")}
 
 
 # ---- text encoder ----
@@ -247,7 +247,7 @@ CASES = {
         num_attention_heads=5, max_position_embeddings=20, hidden_act="gelu", projection_dim=16),
     # SD 1.x: heads as one int, convolution projections, three levels
     "unet_sd1": lambda d: unet_case(
-        d, 3, torch.float16, [dict(n=2, h=8, w=12, timesteps=[981, 1]), dict(n=1, h=9, w=7, timesteps=[500])],
+        d, 3, torch.float16, [dict(n=2, h=8, w=12, timesteps=[981, 1]), dict(n=1, h=9, w=7, timesteps=[500, 20, 980])],
         variant=".fp16", block_out_channels=(12, 16, 20), layers_per_block=1, cross_attention_dim=24,
         attention_head_dim=4, norm_num_groups=4, sample_size=8, **types("xx-", "-xx")),
     # SD 2.x: list of heads, linear projections, two layers a block, sharded
@@ -265,7 +265,7 @@ CASES = {
         time_embedding_dim=40, **types("-x", "x-")),
     # only_cross_attention in one block, no middle block (distilled models), layers that differ by block
     "unet_small": lambda d: unet_case(
-        d, 6, torch.float16, [dict(n=2, h=5, w=11, timesteps=[321])],
+        d, 6, torch.float16, [dict(n=2, h=13, w=21, timesteps=[321, 900])],
         block_out_channels=(8, 12), layers_per_block=(1, 2), cross_attention_dim=10, attention_head_dim=(2, 4),
         norm_num_groups=4, only_cross_attention=(True, False), mid_block_type=None, sample_size=8, **types("xx", "xx")),
     "vae_old_names": lambda d: vae_case(
