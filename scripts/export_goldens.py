@@ -90,7 +90,8 @@ def save_weights(folder, stem, tensors, variant="", shards=1):
 
 
 def plain(config):
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dict(config).items() if k not in ("_name_or_path", "_use_default_values")}
+    unstable = ("_name_or_path", "_use_default_values")
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dict(config).items() if k not in unstable}
 
 
 # ---- text encoder ----
