@@ -93,9 +93,11 @@ static double relative_l2(const float *a, const float *b, size_t n)
 
 /* 64 tiles and more, sides that are no multiples of 4, channels that are no multiples of a vector. */
 static const struct conv large[] = {
-    {1, 32, 32, 64, 64, 3, false, ACT_NONE, false}, {1, 37, 41, 48, 40, 3, false, ACT_SILU, true},
-    {1, 34, 50, 33, 65, 3, false, ACT_GELU, false}, {1, 17, 19, 64, 96, 3, true, ACT_NONE, true},
-    {2, 33, 70, 96, 128, 3, false, ACT_NONE, true}, {1, 64, 64, 320, 64, 3, false, ACT_NONE, false},
+    {1, 32, 32, 64, 64, 3, false, ACT_NONE, false},  {1, 37, 41, 48, 40, 3, false, ACT_SILU, true},
+    {1, 34, 50, 33, 65, 3, false, ACT_GELU, false},  {1, 17, 19, 64, 96, 3, true, ACT_NONE, true},
+    {2, 33, 70, 96, 128, 3, false, ACT_NONE, true},  {1, 64, 64, 320, 64, 3, false, ACT_NONE, false},
+    {1, 100, 101, 32, 48, 3, false, ACT_NONE, true}, /* enough tiles for strips that a thread takes by itself
+                                                      */
 };
 enum { LARGE = sizeof large / sizeof *large };
 
@@ -124,9 +126,12 @@ TEST(large_convolutions_stay_within_the_error_of_fp32)
 TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
 {
     static const struct conv shapes[] = {
-        {1, 36, 44, 64, 64, 3, false, ACT_SILU, true}, {1, 8, 8, 320, 64, 3, false, ACT_NONE, true},
-        {1, 9, 7, 40, 33, 3, true, ACT_NONE, false},   {1, 16, 16, 640, 48, 1, false, ACT_NONE, false},
+        {1, 60, 60, 48, 64, 3, false, ACT_SILU, true},
+        {1, 8, 8, 320, 64, 3, false, ACT_NONE, true},
+        {1, 9, 7, 40, 33, 3, true, ACT_NONE, false},
+        {1, 16, 16, 640, 48, 1, false, ACT_NONE, false},
         {1, 3, 5, 1280, 64, 3, false, ACT_NONE, true},
+        {1, 24, 24, 64, 32, 3, false, ACT_NONE, false}, /* few tiles alone, many in a batch */
     };
     for (int t = 0; cpu_tier_name(t); t++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
@@ -136,12 +141,15 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
             struct conv batch = shapes[i];
             batch.n = 3;
             size_t bytes = outputs(shapes[i]) * sizeof(float);
-            float *alone = convolve(one, shapes[i]), *many = convolve(three, batch);
+            float *alone = convolve(one, shapes[i]), *shared = convolve(three, shapes[i]);
+            float *many = convolve(three, batch);
+            CHECK(memcmp(alone, shared, bytes) == 0, "shape %zu on %s: three threads differ from one", i,
+                  cpu_tier_name(t));
             for (int n = 0; n < batch.n; n++)
                 CHECK(memcmp(alone, many + (size_t)n * outputs(shapes[i]), bytes) == 0,
                       "shape %zu, picture %d of 3 on %s differs from the picture alone", i, n,
                       cpu_tier_name(t));
-            free(alone), free(many);
+            free(alone), free(shared), free(many);
             backend_close(&one);
             backend_close(&three);
         }
