@@ -2,11 +2,11 @@
  *
  * The reference is transformers 5 (what current diffusers loads), whose CLIPTokenizer stands on the Rust
  * library `tokenizers` 0.23: NFC, white space to one space, lower case code point by code point, then words.
- * Agreement is exact, also in which version of Unicode each of its parts has. transformers 4.x loads a Python
- * tokenizer instead, which differs (without ftfy installed) in rare texts: it drops control, format and
- * unassigned characters, U+0000 and U+FFFD; puts spaces around each CJK ideograph; lower-cases a final
- * capital sigma to the final form; takes special tokens out of the text by other rules; and uses the Unicode
- * tables of its Python. English prompts give the same ids in both. */
+ * Agreement is exact, down to which version of Unicode each of its parts has. transformers 4.43 loads a
+ * Python tokenizer instead, which differs (without ftfy installed) in rare texts: it drops U+0000, U+FFFD,
+ * and control, format (the joiner inside an emoji), private and unassigned characters; takes each CJK
+ * ideograph as a word; lower-cases a final capital sigma to its final form; recognises <|ENDOFTEXT|> in
+ * capitals; and has the Unicode tables of its Python. English prompts give the same ids. */
 #ifndef LATENTD_TOKENIZER_H
 #define LATENTD_TOKENIZER_H
 
