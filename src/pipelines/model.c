@@ -76,6 +76,7 @@ static int load_parts(struct model *m, const char *dir, struct error *err)
     if (rc || (rc = join(path, dir, "scheduler", err)) ||
         (rc = scheduler_config_load(&m->scheduler, path, err)))
         return rc;
+    scheduler_config_stable_diffusion(m->scheduler);
     if ((rc = join(path, dir, "tokenizer", err)) || (rc = tokenizer_load(&m->tokenizer, path, err)))
         return rc;
     if ((rc = join(path, dir, "text_encoder", err)) ||
