@@ -168,6 +168,7 @@ static void scores(const struct job *job, struct memory *m, int n, int head, int
     for (int j = 0; j < keys; j += nr) {
         t.b = m->kt + (size_t)j * (size_t)job->d_pad * es;
         t.c = m->s + (size_t)j * (size_t)job->block_q;
+        t.half = keys - j <= nr / 2;
         run_rows(job->g, t, rows);
     }
 }
@@ -182,6 +183,7 @@ static void outputs(const struct job *job, struct memory *m, int at, int rows, i
         tap[i] = (size_t)i * (size_t)job->block_q * nr * es;
     struct gemm_tile t = {.tap = tap, .taps = panels, .k = job->g->nr, .lda = nr * es, .add = add};
     for (int p = 0; p < job->d_panels; p++) {
+        t.half = job->d - p * job->g->nr <= job->g->nr / 2;
         t.a = job->g->dtype == DTYPE_F32 ? (const char *)m->s : m->p;
         t.b = m->v + (size_t)p * (size_t)panels * nr * nr * es;
         t.c = m->o + ((size_t)p * (size_t)job->chunk + (size_t)at) * nr;

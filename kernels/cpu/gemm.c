@@ -293,6 +293,7 @@ static void run_chunk(const struct job *job, const struct block *b, struct worke
     struct next_b next = {raw + bytes, bytes, 0};
     bool last = c0 + k == w->channels;
     struct gemm_tile t = {.tap = m->tap, .taps = job->taps, .k = k, .b = data, .add = chunk > 0};
+    t.half = !job->a->geglu && job->a->y.c - p * g->nr <= g->nr / 2;
     for (int s = 0; s < b->segments; s++) {
         if (job->mode == DIRECT) {
             tensor x = job->a->x;

@@ -13,7 +13,8 @@
 
 #include "tier.h"
 
-VEC void micro_run(const int rows, const struct gemm_tile *t)
+/* VECS is 2, or 1 where only the first half of the panel is wanted. */
+VEC void micro_run(const int rows, const int vecs, const struct gemm_tile *t)
 {
     vf acc[MICRO_ROWS][2];
     const char *b = t->b, *next = t->prefetch;
@@ -30,13 +31,14 @@ VEC void micro_run(const int rows, const struct gemm_tile *t)
             a[i] = t->a + t->tap[tap] + (size_t)(3 * i) * lda;
 #pragma GCC unroll 4
         for (int k = t->k; k > 0; k -= MICRO_STEP) {
-            micro_b b0 = micro_load(b), b1 = micro_load(b + VL * 4);
+            micro_b b0 = micro_load(b), b1 = vecs > 1 ? micro_load(b + VL * 4) : b0;
             __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 16
             for (int i = 0; i < rows; i++) {
                 micro_b x = micro_broadcast(a[i / 3] + (size_t)(i % 3) * lda);
                 acc[i][0] = micro_fma(x, b0, acc[i][0]);
-                acc[i][1] = micro_fma(x, b1, acc[i][1]);
+                if (vecs > 1)
+                    acc[i][1] = micro_fma(x, b1, acc[i][1]);
             }
 #pragma GCC unroll 16
             for (int i = 0; i < (rows + 2) / 3; i++)
@@ -48,21 +50,18 @@ VEC void micro_run(const int rows, const struct gemm_tile *t)
     float *c = t->c;
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++, c += 2 * VL) {
-        if (t->add) {
-            acc[i][0] = v_add(v_load(c), acc[i][0]);
-            acc[i][1] = v_add(v_load(c + VL), acc[i][1]);
-        }
-        v_store(c, acc[i][0]);
-        v_store(c + VL, acc[i][1]);
+#pragma GCC unroll 2
+        for (int j = 0; j < vecs; j++)
+            v_store(c + j * VL, t->add ? v_add(v_load(c + j * VL), acc[i][j]) : acc[i][j]);
     }
 }
 
 #define MICRO_CASE(n)                                                                                        \
     case n:                                                                                                  \
-        micro_run(n, t);                                                                                     \
+        micro_run(n, vecs, t);                                                                               \
         break;
 
-static void run(int rows, const struct gemm_tile *t)
+VEC void run_rows(int rows, const int vecs, const struct gemm_tile *t)
 {
     switch (rows) {
         MICRO_CASE(1)
@@ -82,6 +81,14 @@ static void run(int rows, const struct gemm_tile *t)
         MICRO_CASE(14)
 #endif
     }
+}
+
+static void run(int rows, const struct gemm_tile *t)
+{
+    if (t->half)
+        run_rows(rows, 1, t);
+    else
+        run_rows(rows, 2, t);
 }
 
 /* Ten independent chains of multiply-adds in registers for about five milliseconds. */

@@ -17,6 +17,7 @@ struct gemm_tile {
     const void *b;        /* F32: [taps][k][nr]; BF16: [taps][k/2][nr][2] */
     float *c;             /* [rows][nr] */
     bool add;             /* add to c instead of overwriting it */
+    bool half;            /* only the first nr / 2 columns are wanted; the others may be left as they are */
     const char *prefetch; /* memory that will be read next; any valid address */
 };
 

@@ -151,6 +151,7 @@ static void multiply_chunk(const struct job *job, int place, int p, int first)
         .b = b,
         .c = job->m + (size_t)place * job->m_place + (size_t)p * (size_t)job->strip * nr,
         .add = first > 0,
+        .half = job->a->y.c - p * g->nr <= g->nr / 2,
     };
     const size_t lines = (size_t)k * 64, bytes = (size_t)k * nr * sizeof(float);
     int tiles = div_up(job->count, g->mr);
