@@ -271,10 +271,8 @@ tensor upsample_nearest_to(pass *p, tensor x, int h, int w)
     if (!pass_failed(p) && ((h + 1) / 2 != x.h || (w + 1) / 2 != x.w))
         bad_shape(p, "upsample_nearest_to", y, "is not twice the input, or one less");
     y = tensor_new(p, x.n, h, w, x.c, p->be->dtype);
-    /* picture by picture where a row was cut: a slot may count on an even height to tell pictures apart */
-    int at_once = h % 2 == 0 ? x.n : 1;
-    for (int i = 0; i < x.n && !pass_failed(p); i += at_once)
-        p->be->ops.upsample_nearest(p->be, tensor_batch(y, i, at_once), tensor_batch(x, i, at_once), p->err);
+    if (!pass_failed(p))
+        p->be->ops.upsample_nearest(p->be, y, x, p->err);
     return y;
 }
 
