@@ -12,9 +12,12 @@ VEC vb vb_load(const void *p)
 {
     return _mm512_loadu_si512(p);
 }
+/* A pair of bf16 anywhere: a channel view may begin at an odd element. */
+typedef int pair_anywhere __attribute__((aligned(1), may_alias));
+
 VEC vb vb_broadcast(const void *p)
 {
-    return _mm512_set1_epi32(*(const int *)p);
+    return _mm512_set1_epi32(*(const pair_anywhere *)p);
 }
 
 /* c + a.odd * b.odd, then + a.even * b.even, as VDPBF16PS is defined: products of bf16 are exact in fp32, so
