@@ -72,7 +72,13 @@ static void tile_dot_emulated(int c, int a, int b)
 
 #else
 
-#define tile_configure(c)        _tile_loadconfig(c)
+/* Compilers take LDTILECFG to read eight bytes only: without the barrier they may drop the other stores to C.
+ */
+#define tile_configure(c)                                                                                    \
+    do {                                                                                                     \
+        __asm__ volatile("" : : "r"(c) : "memory");                                                          \
+        _tile_loadconfig(c);                                                                                 \
+    } while (0)
 #define tile_done()              _tile_release()
 #define tile_zero(t)             _tile_zero(t)
 #define tile_load(t, p, stride)  _tile_loadd(t, p, stride)
