@@ -35,6 +35,13 @@ void sleep_seconds(double seconds)
     nanosleep(&t, NULL);
 }
 
+bool sanitized(void)
+{
+    const char *bin = getenv("LATENTD_BIN");
+
+    return bin && strstr(bin, "-san");
+}
+
 /* ---- Daemons ---- */
 
 static void become_daemon(const struct daemon *d, const char *const *env)

@@ -62,6 +62,9 @@ void answer_free(struct answer *a);
 /* The value of a header line, "" when there is none; overwritten by the next call. */
 const char *answer_header(const struct answer *a, const char *name);
 
+/* True when the daemon under test is a sanitizer build (LATENTD_BIN in build-san): several times slower, and
+ * its memory says nothing. */
+bool sanitized(void);
 double now_seconds(void);
 void sleep_seconds(double seconds);
 

@@ -286,10 +286,9 @@ TEST(checks_of_the_prompt_and_model)
 TEST(out_of_memory)
 {
     static const char small[] = "{\"prompt\":\"a\",\"seed\":1,\"num_inference_steps\":1}";
-    const char *bin = getenv("LATENTD_BIN");
     struct daemon d;
     /* a sanitizer reserves more addresses than any limit */
-    if (bin && strstr(bin, "san"))
+    if (sanitized())
         return;
     if (!CHECK(daemon_ready(&d, (const char *[]){"TEST_ADDRESS_SPACE=2000000000", NULL})))
         return;

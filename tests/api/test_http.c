@@ -20,11 +20,11 @@ static double resident(void)
     return daemon_metric(&tiny, "process_resident_memory_bytes");
 }
 
-/* Whether the daemon's memory grew by less than LIMIT bytes. A sanitizer (which reserves terabytes of
- * addresses) keeps what was freed, so there the question has no answer. */
+/* Whether the daemon's memory grew by less than LIMIT bytes. A sanitizer keeps what was freed, so there the
+ * question has no answer. */
 static bool grew_less(double before, double limit)
 {
-    return daemon_metric(&tiny, "process_virtual_memory_bytes") > 1e12 || resident() - before < limit;
+    return sanitized() || resident() - before < limit;
 }
 
 #define BODY                                                                                                 \
@@ -248,7 +248,7 @@ TEST(hostile_json)
     CHECK(a.status == 400 && strstr(a.body, "Prompt must"), "%d %.200s", a.status, a.body);
     answer_free(&a);
     free(body);
-    CHECK(now_seconds() - start < 3, "took %.1f s", now_seconds() - start);
+    CHECK(now_seconds() - start < (sanitized() ? 15 : 3), "took %.1f s", now_seconds() - start);
     CHECK(grew_less(before, 16e6), "grew by %.0f bytes", resident() - before);
 }
 
@@ -279,7 +279,7 @@ TEST(slow_clients)
         CHECK(a.status == 200);
         answer_free(&a);
         asks++;
-        late += now_seconds() - asked > 0.1;
+        late += now_seconds() - asked > (sanitized() ? 0.5 : 0.1);
         if (!head_end && client_closed(head[SLOW - 1], 0.001))
             head_end = now_seconds() - start;
         if (!body_end && client_closed(body[SLOW - 1], 0.001))
@@ -287,7 +287,7 @@ TEST(slow_clients)
     }
     CHECK(head_end > 8 && head_end < 13, "headers cut after %.1f s", head_end);
     CHECK(body_end > 18 && body_end < 24, "bodies cut after %.1f s", body_end);
-    CHECK(late <= asks / 10, "%d of %d calls of /health took more than 0.1 s", late, asks);
+    CHECK(late <= asks / 10, "%d of %d calls of /health were late", late, asks);
     for (int i = 0; i < SLOW; i++) {
         CHECK(client_closed(head[i], 1) && client_closed(body[i], 1));
         close(head[i]);
