@@ -142,6 +142,7 @@ static void serve(struct backend *be, const struct tier *t)
     SERVE(be, convert, cpu_convert, t->name);
     SERVE(be, pack_conv2d, cpu_pack_matrix, t->name);
     SERVE(be, pack_linear, cpu_pack_matrix, t->name);
+    SERVE(be, pack_embedding, cpu_pack_embedding, t->name);
 }
 
 int ops_cpu(struct backend *be, const char *isa, struct error *err)

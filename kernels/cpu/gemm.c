@@ -28,7 +28,7 @@ enum {
     BLOCK_COLS = 512, /* outputs of a work item */
     BLOCK_WIDTH = 64, /* positions of one picture row in a block */
     SLAB_BYTES = 512 << 10,
-    DIRECT_CHANNELS = 512, /* channels of a slice that is read in place */
+    DIRECT_CHANNELS = 640, /* channels of a slice that is read in place */
     TAPS_MAX = 121,
 };
 

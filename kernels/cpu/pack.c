@@ -11,7 +11,8 @@ struct pack_job {
     const struct tier *tier;
     struct pool *pool;
     const struct weight_source *src;
-    struct cpu_weight *w;
+    struct cpu_weight *w; /* of a matrix */
+    void *table;          /* of an embedding */
 };
 
 static size_t align_up(size_t n)
@@ -156,7 +157,29 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     w->bytes = bytes;
     struct cpu_weight *packed = w->packed;
     *packed = layout;
-    struct pack_job job = {cpu_tier(be), be->pool, src, packed};
+    struct pack_job job = {.tier = cpu_tier(be), .pool = be->pool, .src = src, .w = packed};
     pool_run(be->pool, packed->panels, pack_panel, &job);
+    return 0;
+}
+
+static void pack_rows(void *ctx, int row, int worker)
+{
+    (void)worker;
+    const struct pack_job *job = ctx;
+    const struct host_array *a = &job->src->w[0];
+    size_t c = (size_t)job->src->in_c, at = (size_t)row * c;
+    job->tier->rows->convert((float *)job->table + at, DTYPE_F32,
+                             (const char *)a->data + at * dtype_size(a->dtype), a->dtype, c);
+}
+
+int cpu_pack_embedding(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
+{
+    size_t bytes = (size_t)src->out_c * (size_t)src->in_c * sizeof(float);
+    int rc = be->mem_alloc(be, bytes, &w->packed, err);
+    if (rc)
+        return rc;
+    w->bytes = bytes;
+    struct pack_job job = {.tier = cpu_tier(be), .pool = be->pool, .src = src, .table = w->packed};
+    pool_run(be->pool, src->out_c, pack_rows, &job);
     return 0;
 }

@@ -192,8 +192,9 @@ int cpu_add(struct backend *, tensor y, tensor a, tensor b, struct error *);
 int cpu_concat_channels(struct backend *, tensor y, tensor a, tensor b, struct error *);
 int cpu_upsample_nearest(struct backend *, tensor y, tensor x, struct error *);
 int cpu_convert(struct backend *, tensor y, tensor x, struct error *);
-/* Convolutions and linear layers. Norms and embeddings stay as ref packs them: gamma [O], beta [O]; table
- * [rows][C]. */
+/* Convolutions and linear layers. Norms stay as ref packs them: gamma [O], beta [O]. */
 int cpu_pack_matrix(struct backend *, weight *w, const struct weight_source *src, struct error *);
+/* The layout that ref's embed_tokens reads: fp32 [rows][C]. */
+int cpu_pack_embedding(struct backend *, weight *w, const struct weight_source *src, struct error *);
 
 #endif
