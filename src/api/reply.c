@@ -56,7 +56,7 @@ void refusal_reply(enum refusal why, struct reply *reply)
         [REFUSED_FULL] = "the queue is full, try again later",
         [REFUSED_LOADING] = "the model is still loading, try again later",
         [REFUSED_DRAINING] = "the server is shutting down",
-        [REFUSED_FAILED] = "the model could not be loaded",
+        [REFUSED_FAILED] = "the server has failed and is about to end",
     };
 
     reply_error(reply, 500, "insufficient capacity: %s", text[why]);
