@@ -196,6 +196,28 @@ class Captions:
         return normal(s) or whole
 
 
+class Draw:
+    """Which pictures come next: all in turn, those of common.txt more often."""
+
+    def __init__(self, meta, count, common, rng):
+        with open(os.path.join(HERE, "common.txt")) as f:
+            names = set(f.read().strip().split("\n"))
+        self.rng = rng
+        often = [i for i, e in enumerate(meta) if e["name"] in names and common]
+        rest = [i for i, e in enumerate(meta) if e["name"] not in names or not common]
+        n = round(common * count)
+        self.pools = [(often, n, []), (rest, count - n, [])]
+
+    def __call__(self):
+        out = []
+        for pool, n, order in self.pools:
+            while len(order) < n:
+                order.extend(self.rng.permutation(pool).tolist())
+            out += order[:n]
+            del order[:n]
+        return out
+
+
 def bytes_to_unicode():
     """The printable stand-ins for the 256 bytes that CLIP and GPT-2 use."""
     bs = list(range(33, 127)) + list(range(161, 173)) + list(range(174, 256))

@@ -9,7 +9,7 @@ import torch
 CACHE = os.environ.get("LATENTD_TRAIN", os.path.expanduser("~/.cache/latentd-train"))
 
 
-def orthogonal(g, steps=5):
+def orthogonal(g, steps=4):
     """Nearest semi-orthogonal matrix to g, roughly (Newton-Schulz, quintic)."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g / (g.norm() + 1e-7)
@@ -22,6 +22,39 @@ def orthogonal(g, steps=5):
     return x.T if tall else x
 
 
+class Team:
+    """The processes of one torchrun, or just this one.
+
+    On a CPU two processes of one thread each do more than one process of two
+    threads when the machine is shared: they wait for each other once a step,
+    not at every operation.
+    """
+
+    def __init__(self, device):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        if self.size > 1:
+            torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+
+    def add(self, x):
+        if self.size > 1:
+            torch.distributed.all_reduce(x)
+        return x
+
+    def mean_grads(self, params, extra=()):
+        """Mean of the gradients over the team; returns the sums of extra."""
+        ps = [p for p in params if p.grad is not None]
+        tail = torch.tensor(list(extra), dtype=torch.float32, device=ps[0].device)
+        if self.size == 1:
+            return tail.tolist()
+        flat = self.add(torch.cat([p.grad.reshape(-1) for p in ps] + [tail]))
+        at = 0
+        for p in ps:
+            p.grad.copy_(flat[at:at + p.numel()].view_as(p.grad) / self.size)
+            at += p.numel()
+        return flat[at:].tolist()
+
+
 class Muon(torch.optim.Optimizer):
     """Momentum with orthogonal updates for weight matrices, Adam for the rest.
 
@@ -31,7 +64,8 @@ class Muon(torch.optim.Optimizer):
     """
 
     def __init__(self, named, lr, momentum=0.95, betas=(0.9, 0.98), weight_decay=0.0,
-                 plain=()):
+                 plain=(), team=None):
+        self.team = team
         mats, rest = [], []
         for n, p in named:
             if not p.requires_grad:
@@ -50,13 +84,22 @@ class Muon(torch.optim.Optimizer):
             if not ps:
                 continue
             if g["muon"]:
-                for p in ps:
+                size, rank = (self.team.size, self.team.rank) if self.team else (1, 0)
+                us = []
+                for j, p in enumerate(ps):
                     st = self.state[p]
                     if not st:
                         st["m"] = torch.zeros_like(p)
                     m = st["m"].mul_(g["momentum"]).add_(p.grad)
-                    u = p.grad.add(m, alpha=g["momentum"]).reshape(p.size(0), -1)
-                    u = orthogonal(u).reshape(p.shape)
+                    if j % size == rank:  # each process works out its share
+                        u = p.grad.add(m, alpha=g["momentum"]).reshape(p.size(0), -1)
+                        us.append(orthogonal(u).reshape(-1))
+                    else:
+                        us.append(torch.zeros(p.numel(), device=p.device))
+                if size > 1:
+                    us = self.team.add(torch.cat(us)).split([p.numel() for p in ps])
+                for p, u in zip(ps, us):
+                    u = u.view(p.shape)
                     n = p.numel() // p.size(0)
                     if g["weight_decay"]:
                         p.mul_(1 - lr * g["weight_decay"])
@@ -152,7 +195,9 @@ def save(path, state):
 
 def begin(work, threads):
     """Write our pid, so that somebody who measures can pause us (SIGSTOP)."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or max(1, os.cpu_count() // int(os.environ.get("WORLD_SIZE", 1))))
+    if int(os.environ.get("RANK", 0)):
+        return
     with open(os.path.join(work, "pid"), "w") as f:
         f.write(str(os.getpid()) + "\n")
 
@@ -160,7 +205,7 @@ def begin(work, threads):
 def arguments(ap, minutes):
     ap.add_argument("--work", default=CACHE)
     ap.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    ap.add_argument("--threads", type=int, default=os.cpu_count())
+    ap.add_argument("--threads", type=int, default=0, help="0: all processors")
     ap.add_argument("--minutes", type=float, default=minutes)
     ap.add_argument("--until", help="HH:MM UTC; end then, instead of after --minutes")
     ap.add_argument("--seed", type=int, default=1)

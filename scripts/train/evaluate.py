@@ -60,7 +60,7 @@ def main():
     ap.add_argument("--batch", type=int, default=20)
     ap.add_argument("--count", type=int, default=200)
     ap.add_argument("--sets", default="names,heldout")
-    ap.add_argument("--threads", type=int, default=os.cpu_count())
+    ap.add_argument("--threads", type=int, default=max(1, os.cpu_count() or 1))
     ap.add_argument("--show", action="store_true", help="list the misses")
     ap.add_argument("--png", help="write generated pictures above the wanted ones here")
     a = ap.parse_args()

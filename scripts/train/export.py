@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Stage 5: write the StableDiffusionPipeline folder (fp16, safetensors)."""
+"""Stage 8: write the StableDiffusionPipeline folder (fp16, safetensors)."""
 import argparse
 import json
 import os
@@ -48,10 +48,15 @@ def main():
         with open(p) as f:
             c = json.load(f)
         c.pop("_name_or_path", None)
+        if "dtype" in c:  # else transformers would compute in fp16, the others in fp32
+            c["dtype"] = "float32"
         with open(p, "w") as f:
             f.write(json.dumps(c, indent=2) + "\n")
     for f in ("LICENSE", "README.md"):
         shutil.copy(os.path.join(HERE, "card", f), os.path.join(a.out + ".tmp", f))
+    for d, _, fs in os.walk(a.out + ".tmp"):
+        for f in fs:
+            os.chmod(os.path.join(d, f), 0o644)
     os.makedirs(os.path.dirname(os.path.abspath(a.out)), exist_ok=True)
     shutil.rmtree(a.out, ignore_errors=True)
     os.rename(a.out + ".tmp", a.out)
