@@ -1,0 +1,187 @@
+/* Final pictures of the shipped model on every tier against diffusers in fp32: at least 35 dB PSNR, from the
+ * prompt's text to 8-bit pixels. Golden: scripts/export_picture_goldens.py. Also here: same bytes whatever
+ * ran before, and what the plan foresees is what a run needs. */
+#include "test.h"
+
+#include <math.h>
+#include <stdint.h>
+
+#include "log.h"
+#include "pipeline.h"
+
+#define FOLDER "tests/golden/data/pictures/"
+
+static const double psnr_least = 35.0;
+
+struct picture {
+    char name[64], prompt[200], negative[200];
+    long long seed;
+    int steps, width, height;
+    double guidance;
+};
+
+/* Reads one line of pictures.txt. */
+static bool read_picture(FILE *f, struct picture *c)
+{
+    int n = fscanf(f, "%63[^\t]\t%lld\t%d\t%lf\t%d\t%d\t%199[^\t]\t%199[^\n]\n", c->name, &c->seed, &c->steps,
+                   &c->guidance, &c->width, &c->height, c->prompt, c->negative);
+    if (n == 8 && strcmp(c->negative, "-") == 0)
+        c->negative[0] = '\0';
+    return n == 8;
+}
+
+static struct text_to_image_params params_of(const struct picture *c)
+{
+    return (struct text_to_image_params){.prompt = c->prompt,
+                                         .negative_prompt = c->negative,
+                                         .width = c->width,
+                                         .height = c->height,
+                                         .guidance_scale = c->guidance,
+                                         .steps = c->steps,
+                                         .seed = c->seed};
+}
+
+static double psnr(const uint8_t *a, const uint8_t *b, size_t count)
+{
+    double sum = 0;
+    for (size_t i = 0; i < count; i++)
+        sum += (double)(a[i] - b[i]) * (a[i] - b[i]);
+    return sum == 0 ? 99 : 10 * log10(255.0 * 255.0 * (double)count / sum);
+}
+
+static void check_picture(struct model *m, const char *tier, const struct picture *c)
+{
+    char path[256];
+    struct error err = {0};
+    struct image im = {0};
+    struct text_to_image_params q = params_of(c);
+    size_t bytes = 3 * (size_t)c->width * (size_t)c->height;
+    uint8_t *want = malloc(bytes);
+    snprintf(path, sizeof path, FOLDER "%s.rgb", c->name);
+    FILE *f = fopen(path, "rb");
+    if (CHECK(want && f && fread(want, 1, bytes, f) == bytes && fgetc(f) == EOF, "%s", path) &&
+        CHECK(text_to_image(m, &q, NULL, &im, &err) == 0, "%s: %s", tier, err.msg)) {
+        double got = psnr(im.rgb, want, bytes);
+        printf("  %-20s %-8s %.1f dB\n", tier, c->name, got);
+        CHECK(got >= psnr_least, "%s, %s: %.1f dB from diffusers", tier, c->prompt, got);
+    }
+    if (f)
+        fclose(f);
+    free(want);
+    image_free(&im);
+}
+
+/* Opens the shipped model on a tier; false when this machine lacks it. */
+static bool open_tier(const char *tier, struct backend **be, struct model **m)
+{
+    struct error err = {0};
+    struct backend_options opt = {.kind = "cpu", .isa = tier};
+    struct model_options from = {.dir = "models", .id = "latentd/emoji"};
+    *m = NULL;
+    int rc = backend_open(be, &opt, &err);
+    if (rc == ERR_UNSUPPORTED)
+        return false;
+    return CHECK(rc == 0 && model_load(m, *be, &from, &err) == 0, "%s: %s", tier, err.msg);
+}
+
+static void check_tier(const char *tier, int most)
+{
+    struct backend *be = NULL;
+    struct model *m = NULL;
+    struct picture c;
+    int pictures = 0;
+    FILE *f = fopen(FOLDER "pictures.txt", "r");
+    if (CHECK(f != NULL, "no " FOLDER "pictures.txt") && open_tier(tier, &be, &m)) {
+        while (pictures < most && read_picture(f, &c)) {
+            check_picture(m, tier, &c);
+            pictures++;
+        }
+        CHECK(pictures > 0);
+    }
+    if (f)
+        fclose(f);
+    model_close(&m);
+    backend_close(&be);
+}
+
+/* ref takes its time: one picture is enough there, and each of its ops is checked elsewhere. */
+TEST(ref_gives_the_picture_of_diffusers)
+{
+    check_tier("ref", 1);
+}
+
+TEST(every_tier_gives_the_picture_of_diffusers)
+{
+    static const char *const tiers[] = {"avx2",        "avx512", "avx512bf16", "amx", "avx512bf16-emulated",
+                                        "amx-emulated"};
+    for (size_t i = 0; i < sizeof tiers / sizeof *tiers; i++)
+        check_tier(tiers[i], 100);
+}
+
+static void check_bytes(struct model *m, const struct text_to_image_params *q, const struct image *want)
+{
+    struct error err = {0};
+    struct image im = {0};
+    if (CHECK(text_to_image(m, q, NULL, &im, &err) == 0, "%s", err.msg))
+        CHECK(memcmp(im.rgb, want->rgb, 3 * (size_t)im.width * (size_t)im.height) == 0, "the bytes differ");
+    image_free(&im);
+}
+
+static bool stop_at_third_step(void *ctx)
+{
+    return ++*(int *)ctx > 3;
+}
+
+TEST(same_request_same_bytes_after_other_jobs)
+{
+    struct backend *be = NULL;
+    struct model *m = NULL;
+    struct error err = {0};
+    struct text_to_image_params q = {
+        .prompt = "a cat", .width = 128, .height = 128, .guidance_scale = 4, .steps = 4, .seed = -5};
+    struct image first = {0}, other = {0};
+    if (open_tier(NULL, &be, &m) && CHECK(text_to_image(m, &q, NULL, &first, &err) == 0, "%s", err.msg)) {
+        struct text_to_image_params big = q;
+        big.width = 256;
+        CHECK(text_to_image(m, &big, NULL, &other, &err) == 0, "%s", err.msg);
+        image_free(&other);
+        check_bytes(m, &q, &first);
+        int asked = 0;
+        struct watcher stop = {.cancelled = stop_at_third_step, .ctx = &asked};
+        CHECK(text_to_image(m, &q, &stop, &other, &err) == ERR_CANCELLED && other.rgb == NULL, "%s", err.msg);
+        check_bytes(m, &q, &first);
+    }
+    image_free(&first);
+    model_close(&m);
+    backend_close(&be);
+}
+
+TEST(bad_sizes_are_refused_before_any_work)
+{
+    struct backend *be = NULL;
+    struct model *m = NULL;
+    static const struct {
+        int width, height, code;
+        const char *words;
+    } bad[] = {{130, 128, ERR_INVALID, "`height` and `width` have to be divisible by 8 but are 128 and 130"},
+               {0, 128, ERR_INVALID, "have to be"},
+               {-8, 128, ERR_INVALID, "have to be"},
+               {128, 1 << 20, ERR_INVALID, "have to be"},
+               {16384, 16384, ERR_NOMEM, "MiB"}};
+    if (!open_tier(NULL, &be, &m))
+        return;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct error err = {0};
+        struct text_to_image_params q = {.prompt = "a cat",
+                                         .width = bad[i].width,
+                                         .height = bad[i].height,
+                                         .guidance_scale = 4,
+                                         .steps = 1};
+        CHECK(text_to_image_admit(m, &q, &err) == bad[i].code && strstr(err.msg, bad[i].words), "%d x %d: %s",
+              q.width, q.height, err.msg);
+    }
+    model_close(&m);
+    backend_close(&be);
+}
+
+TEST_MAIN()
