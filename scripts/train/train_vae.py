@@ -5,7 +5,11 @@ The latents get fixed noise while training, so that the decoder forgives small
 errors of the denoiser. At the end the channels are whitened by folding the
 transform into quant_conv and post_quant_conv: the latents have mean 0 and
 spread 1 in every channel, and scaling_factor is 1.
---decoder trains on with the encoder frozen: latents stay valid, edges sharpen.
+--refine trains on from the finished autoencoder and holds the latents near where
+they were, so that what the later stages learned stays of use.
+--decoder trains on with the encoder frozen: latents stay valid, edges sharpen. With
+--denoised half of the latents are guesses of the trained UNet from noisy ones, so
+that the decoder learns to draw clean pictures from what it will really get.
 """
 import argparse
 import os
@@ -16,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from common import Clock, Ema, Muon, Stop, arguments, autocast, begin, log, rate, save
+from common import Clock, Ema, Muon, Stop, Team, arguments, autocast, begin, log, rate, save
 
 CONFIG = dict(
     in_channels=3, out_channels=3, sample_size=128, latent_channels=16,
@@ -27,7 +31,11 @@ CONFIG = dict(
 
 
 def loss_of(y, x):
-    """L1 and a bit of L2, plus L1 on edges at two scales: flat art lives on edges."""
+    """L1 and a bit of L2, plus L1 on edges at two scales: flat art lives on edges.
+
+    The mean colour of each 16x16 counts squared: L1 settles for the usual colour
+    of a shape, and few emoji are green.
+    """
     d = y - x
     out = d.abs().mean() + d.square().mean()
     for _ in range(2):
@@ -35,7 +43,13 @@ def loss_of(y, x):
         out = out + 0.5 * (gx.abs().mean() + gy.abs().mean())
         d = F.avg_pool2d(d, 2)
         out = out + 0.5 * d.abs().mean()
-    return out
+    return out + 2.0 * opponent(F.avg_pool2d(d, 4)).square().mean()
+
+
+def opponent(rgb):
+    """Lightness, green against magenta, red against blue: N x 3 x H x W -> the same"""
+    r, g, b = rgb.unbind(1)
+    return torch.stack((r + g + b, 2 * g - r - b, r - b), 1) / 3
 
 
 @torch.no_grad()
@@ -44,6 +58,35 @@ def moments(vae, x, dev, size=32):
     for i in range(0, len(x), size):
         out.append(vae.encode(x[i:i + size].to(dev)).latent_dist.mean.float().cpu())
     return torch.cat(out)
+
+
+class Guesser:
+    """Latents as the denoiser sees them: its guess of z from z with noise of a late step."""
+
+    def __init__(self, work, pics, dev):
+        from captions import Captions  # these import this module's neighbours, not the other way round
+        from train import SCHEDULE, build
+        from diffusers import DDIMScheduler
+        self.tok, text, unet = build(work)
+        both = torch.nn.ModuleDict({"text": text, "unet": unet})
+        st = torch.load(os.path.join(work, "unet.pt"), map_location="cpu")
+        both.load_state_dict(st["model"])
+        for p, e in zip(both.parameters(), st["ema"]["s"]):
+            p.data.copy_(e)
+        self.both, self.dev = both.to(dev).eval().requires_grad_(False), dev
+        self.cap = Captions(work, pics, seed=time.time())
+        self.ac = DDIMScheduler(**SCHEDULE).alphas_cumprod.to(dev)
+
+    @torch.no_grad()
+    def __call__(self, z, idx):
+        ids = self.tok([self.cap.draw(i) for i in idx], padding="max_length", max_length=77,
+                       truncation=True, return_tensors="pt").input_ids.to(self.dev)
+        t = torch.randint(20, 450, (len(idx),), device=self.dev)
+        al, sg = self.ac[t].sqrt().view(-1, 1, 1, 1), (1 - self.ac[t]).sqrt().view(-1, 1, 1, 1)
+        noisy = al * z + sg * torch.randn_like(z)
+        h = self.both["text"](input_ids=ids).last_hidden_state
+        v = self.both["unet"](noisy, t, encoder_hidden_states=h).sample.float()
+        return al * noisy - sg * v
 
 
 @torch.no_grad()
@@ -76,32 +119,43 @@ def main():
     ap.add_argument("--batch", type=int, default=4)
     ap.add_argument("--lr", type=float, default=3e-3)
     ap.add_argument("--noise", type=float, default=0.1)
+    ap.add_argument("--refine", action="store_true")
     ap.add_argument("--decoder", action="store_true")
+    ap.add_argument("--denoised", action="store_true", help="with --decoder: half the latents are guesses")
+    ap.add_argument("--anchor", type=float, default=0.02, help="with --refine: pull towards the old latents")
     a = ap.parse_args()
     begin(a.work, a.threads)
     torch.manual_seed(a.seed)
-    rng = np.random.default_rng(a.seed + int(time.time()))
+    team = Team(a.device)
+    rng = np.random.default_rng([a.seed + int(time.time()), team.rank])
     dev = a.device
     pics = torch.from_numpy(np.load(os.path.join(a.work, "pictures.npy")))
     pics = (pics.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
     vae = AutoencoderKL(**CONFIG).to(dev, memory_format=torch.channels_last)
-    ckpt = os.path.join(a.work, "vae-decoder.pt" if a.decoder else "vae.pt")
-    if a.decoder:
+    name = "vae-decoder.pt" if a.decoder else "vae-refine.pt" if a.refine else "vae.pt"
+    ckpt = os.path.join(a.work, name)
+    if a.decoder or a.refine:
         final = os.path.join(a.work, "vae")
         vae = AutoencoderKL.from_pretrained(final).to(dev, memory_format=torch.channels_last)
-        with torch.no_grad():
-            lat = moments(vae, pics, dev)
+        old = torch.load(os.path.join(a.work, "latents.pt"))  # the means of this autoencoder
+    # Reads each cell's mean colour from its latent: a straight way for colour into the encoder.
+    probe = torch.nn.Conv2d(CONFIG["latent_channels"], 3, 1).to(dev)
+    if a.decoder:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
-    opt = Muon(vae.named_parameters(), a.lr, plain=("conv_in", "decoder.conv_out"))
+        probe.requires_grad_(False)
+    both = torch.nn.ModuleDict({"vae": vae, "probe": probe})
+    params = [p for p in both.parameters() if p.requires_grad]
+    opt = Muon(both.named_parameters(), a.lr, plain=("conv_in", "decoder.conv_out", "probe"), team=team)
     ema = Ema(vae.parameters(), 0.998)
     step, used = 0, 0.0
     if os.path.exists(ckpt) and not a.fresh:
         st = torch.load(ckpt, map_location=dev)
-        vae.load_state_dict(st["model"])
+        both.load_state_dict(st["model"])
         opt.load_state_dict(st["opt"])
         ema.load(st["ema"])
         step, used = st["step"], st["used"]
+    guess = Guesser(a.work, np.load(os.path.join(a.work, "pictures.npy")), dev) if a.denoised else None
     clock, stop = Clock(a.minutes, a.until, time.time() - used), Stop()
 
     def forward(x, n):
@@ -116,11 +170,14 @@ def main():
         run = torch.compile(run)
 
     def state():
-        return dict(model=vae.state_dict(), opt=opt.state_dict(), ema=ema.state(),
+        return dict(model=both.state_dict(), opt=opt.state_dict(), ema=ema.state(),
                     step=step, used=time.time() - clock.start)
 
+    # Same weights in all processes, other pictures and noise in each.
+    torch.manual_seed(int(time.time()) + 7919 * team.rank)
     order, last, acc, seen, t0 = [], time.time(), 0.0, 0, time.time()
-    while clock.share() < 1 and not stop.now:
+    share, done = clock.share(), False
+    while share < 1 and not done:
         if len(order) < a.batch:
             order = rng.permutation(len(pics)).tolist()
         idx = [order.pop() for _ in range(a.batch)]
@@ -128,33 +185,50 @@ def main():
         # Mirrored pictures are new pictures for free; the denoiser never sees them.
         flip = torch.rand(a.batch) < (0.0 if a.decoder else 0.3)
         x[flip] = x[flip].flip(-1)
-        lr = rate(clock.share(), step, a.lr, warm=50, floor=0.005)
+        lr = rate(share, step, a.lr, warm=50, floor=0.005)
         for g in opt.param_groups:
             g["lr"] = lr
         with autocast(dev):
-            inp = lat[idx].to(dev) if a.decoder else x
+            inp = old[idx].to(dev) if a.decoder else x
             n = a.noise * torch.randn(a.batch, CONFIG["latent_channels"], 8, 8, device=dev)
+            if guess:
+                half = a.batch // 2
+                n[:half] = guess(inp[:half], idx[:half]) - inp[:half]
             y, z = run(inp, n)
             loss = loss_of(y.float(), x)
             if not a.decoder:  # keeps the latents near unit size, or noise means nothing
                 loss = loss + 1e-3 * z.square().mean() + 0.01 * F.relu(z.square().mean() - 1)
+                loss = loss + opponent(probe(z) - F.avg_pool2d(x, 16)).square().mean()
+            if a.refine:  # pictures, not their mirror images
+                far = (z - old[idx].to(dev)).square().mean((1, 2, 3))
+                loss = loss + a.anchor * (far * ~flip.to(dev)).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        # All must agree on the clock and on stopping, or their weights part.
+        share, end, total = team.mean_grads(params, (
+            0.0 if team.rank else clock.share(), float(stop.now), loss.item()))
+        done = end > 0
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
         opt.step()
         opt.zero_grad(set_to_none=True)
         ema.update()
         step += 1
-        acc = 0.98 * acc + 0.02 * loss.item() if step > 1 else loss.item()
-        seen += a.batch
+        total /= team.size
+        acc = 0.98 * acc + 0.02 * total if acc else total
+        seen += a.batch * team.size
+        if team.rank:
+            continue
         if step % 50 == 0:
             with torch.no_grad():
                 mse = (y.float() - x).square().mean() / 4
             log(a.work, "vae.log", step=step, loss=acc, psnr=float(-10 * torch.log10(mse)),
-                std=z.std().item(), lr=lr, per_s=seen / (time.time() - t0), share=clock.share())
+                std=z.std().item(), lr=lr, per_s=seen / (time.time() - t0), share=share,
+                moved=(z - old[idx].to(dev)).square().mean().item() if a.refine else 0.0)
             seen, t0 = 0, time.time()
         if time.time() - last > 180:
             save(ckpt, state())
             last = time.time()
+    if team.rank:
+        return
     save(ckpt, state())
     ema.swap()
     if not a.decoder:
