@@ -10,6 +10,11 @@ SAN     ?= 0
 WERROR  ?= 1
 BUILD   ?= $(if $(filter 1,$(SAN)),build-san,build)
 VERSION ?= 0.1.0
+NVCC    ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+# CUDA 12.4 or newer, and the C++ compiler that nvcc calls; empty: not here.
+NVCC_RELEASE := $(if $(NVCC),$(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p'))
+NVCC_OK := $(if $(NVCC_RELEASE),$(shell printf '12.4\n$(NVCC_RELEASE)\n' | sort -CV && command -v $(CXX) >/dev/null && echo yes))
+CUDA    ?= $(if $(NVCC_OK),1,0)
 
 PKGS    := libmicrohttpd libcjson libpng
 PKG_OK  := $(shell pkg-config --exists $(PKGS) 2>/dev/null && echo yes)
@@ -23,7 +28,8 @@ LDLIBS  := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -pthread
 LDFLAGS += -pie -Wl,-z,relro,-z,now
 
 ifeq ($(SAN),1)
-ALL_CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -fPIE
+SAN_FLAGS  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+ALL_CFLAGS += $(SAN_FLAGS) -fPIE
 LDFLAGS    += -fsanitize=address,undefined
 else
 ALL_CFLAGS += $(HARDEN)
@@ -35,8 +41,33 @@ AVX512     := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 AVX512BF16 := $(AVX512) -mavx512bf16
 AMX        := $(AVX512) -mamx-tile -mamx-bf16
 
+# CUDA: the runtime is linked in and finds the driver by itself when the program starts; cuDNN and cuBLASLt are
+# opened at run time.
+CUDA_HOME  := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_CODES := $(if $(filter 1,$(CUDA)),$(shell $(NVCC) --list-gpu-code 2>/dev/null))
+CUDA_ARCHS ?= 80 86 89 90a $(if $(filter sm_100,$(CUDA_CODES)),100)
+CUDA_PTX   := $(lastword $(CUDA_ARCHS))
+CUDA_GEN   := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+              -gencode arch=compute_$(patsubst %a,%,$(CUDA_PTX)),code=compute_$(patsubst %a,%,$(CUDA_PTX))
+NVCCFLAGS  := -std=c++17 -O3 -lineinfo -Xcompiler -fPIE,-Wall,-Wextra,-Wshadow --expt-relaxed-constexpr \
+              $(if $(filter 1,$(WERROR)),-Werror all-warnings) -D_GNU_SOURCE -Iinclude
+ifeq ($(CUDA),1)
+LDLIBS     += -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
+endif
+
 SRC := $(sort $(wildcard src/*/*.c) $(wildcard kernels/*.c kernels/ref/*.c kernels/plan/*.c kernels/cpu/*.c))
 LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
+CUDA_SRC := $(sort $(wildcard kernels/cuda/*.c kernels/cuda/*.cu))
+ifeq ($(CUDA),1)
+LIB_OBJ += $(patsubst %,$(BUILD)/%.o,$(basename $(CUDA_SRC)))
+endif
+# The CUDA kernels on the CPU, for tests: see tests/emulator/emulator.h.
+EMULATED := $(BUILD)/emulated
+EMULATED_OBJ := $(filter-out $(BUILD)/kernels/backend.o $(BUILD)/kernels/cuda/%,$(LIB_OBJ)) $(EMULATED)/kernels/backend.o \
+                $(patsubst %,$(EMULATED)/%.o,$(basename $(CUDA_SRC) $(filter-out %/test_emulator.cc,$(wildcard tests/emulator/*.cc))))
+EMULATED_TESTS := $(EMULATED)/test_emulator $(EMULATED)/test_library $(EMULATED)/checkkernels $(EMULATED)/latentd \
+                $(addprefix $(EMULATED)/fake/,libnvidia-ml.so.1 libcublasLt.so.13 libcudnn.so.9) \
+                $(patsubst %.c,$(EMULATED)/%,$(sort $(wildcard tests/golden/test_*.c)))
 MAIN_OBJ := $(BUILD)/src/main.o
 CHECK_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard tests/kernels/*.c)))
 TESTS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/unit/test_*.c tests/golden/test_*.c tests/api/test_*.c tests/fault/test_*.c)))
@@ -49,11 +80,11 @@ help:
 	@echo "  compiler:  $$($(CC) --version 2>/dev/null | head -n 1 || echo 'none: install gcc')"
 	@echo "  libraries: $(if $(PKG_OK),found ($(PKGS)),missing; run scripts/quickstart.sh or install libmicrohttpd-dev libcjson-dev libpng-dev)"
 	@echo "  CPU tiers: avx2 avx512 avx512bf16 amx are all built; the daemon picks at start-up"
-	@echo "  CUDA:      no CUDA backend in this version"
+	@echo "  CUDA:      $(if $(filter 1,$(CUDA)),$(NVCC_RELEASE) at $(NVCC); GPUs: $(CUDA_ARCHS) and newer,$(if $(NVCC_OK),left out (CUDA=0),$(if $(NVCC_RELEASE),nvcc $(NVCC_RELEASE) found; 12.4 or newer and $(CXX) are needed,no nvcc found): only the CPU backends))"
 	@echo "targets: all tests check bench clean   variables: SAN=1 WERROR=0 CUDA=0 BUILD=dir CFLAGS=…"
 
 all: $(BUILD)/latentd
-tests: $(BUILD)/latentd $(BUILD)/checkkernels $(TESTS)
+tests: $(BUILD)/latentd $(BUILD)/checkkernels $(TESTS) $(EMULATED_TESTS)
 
 $(BUILD)/latentd: $(MAIN_OBJ) $(LIB_OBJ)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS)
@@ -61,11 +92,66 @@ $(BUILD)/latentd: $(MAIN_OBJ) $(LIB_OBJ)
 $(BUILD)/checkkernels: $(CHECK_OBJ) $(LIB_OBJ)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS)
 
+$(EMULATED)/checkkernels: $(CHECK_OBJ) $(EMULATED_OBJ)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
+
+$(EMULATED)/test_emulator: $(EMULATED)/tests/emulator/test_emulator.o $(EMULATED_OBJ)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
+
+$(EMULATED)/latentd: $(MAIN_OBJ) $(EMULATED_OBJ)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
+
+$(EMULATED)/test_library: $(EMULATED)/tests/emulator/test_library.o $(EMULATED_OBJ)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
+
+# Libraries that the programs over the emulator open at run time; they enqueue through the emulated CUDA runtime.
+$(EMULATED)/%: LDFLAGS += -rdynamic
+$(EMULATED)/fake/libnvidia-ml.so.1: tests/emulator/fake_nvml.c
+$(EMULATED)/fake/libcublasLt.so.13: tests/emulator/fake_cublaslt.c
+$(EMULATED)/fake/libcudnn.so.9: tests/emulator/fake_cudnn.c
+$(EMULATED)/fake/lib%:
+	@mkdir -p $(@D)
+	$(CC) $(filter-out -fPIE,$(ALL_CFLAGS)) -Itests/emulator -fPIC -shared $< -o $@ -lm
+
+$(EMULATED)/tests/golden/test_%: $(BUILD)/tests/golden/test_%.o $(EMULATED_OBJ)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
+
+$(EMULATED)/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(EMULATED_FLAGS) -MMD -MP -c $< -o $@
+
+$(EMULATED)/%.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(CXX) -x c++ $(CXX_FLAGS) $(EMULATED_FLAGS) -MMD -MP -c $< -o $@
+
+$(EMULATED)/%.o: %.cc Makefile
+	@mkdir -p $(@D)
+	$(CXX) $(CXX_FLAGS) $(EMULATED_FLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/%.o: %.cu Makefile
+	@mkdir -p $(@D)
+	$(NVCC) $(NVCCFLAGS) $(CUDA_GEN) -MMD -MP -c $< -o $@
+
 define TEST_RULE
 $(BUILD)/$(1)test_%: $(BUILD)/$(1)test_%.o $(call TEST_HELP,$(patsubst %/,%,$(1))) $$(LIB_OBJ)
 	$$(CC) $$(ALL_CFLAGS) $$(LDFLAGS) $$^ -o $$@ $$(LDLIBS)
 endef
 $(foreach d,tests/unit/ tests/golden/ tests/api/ tests/fault/,$(eval $(call TEST_RULE,$(d))))
+
+# Whether CUDA is in: the only object that asks is built anew when the answer changes.
+CUDA_STAMP := $(BUILD)/cuda-$(CUDA).stamp
+$(CUDA_STAMP):
+	@mkdir -p $(@D)
+	@rm -f $(BUILD)/cuda-*.stamp
+	@touch $@
+$(BUILD)/kernels/backend.o: $(CUDA_STAMP)
+$(BUILD)/kernels/backend.o: TIER = $(if $(filter 1,$(CUDA)),-DLATENTD_CUDA=1)
+$(BUILD)/kernels/cuda/%.o: TIER = -isystem $(CUDA_HOME)/include
+
+EMULATED_FLAGS := -Itests/emulator -Ikernels/cuda -DLATENTD_CUDA=1 -DLATENTD_CUDA_EMULATED=1
+CXX_FLAGS := -std=gnu++17 $(CFLAGS) -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror) -fno-math-errno -pthread -D_GNU_SOURCE -fPIE \
+             -Iinclude $(SAN_FLAGS)
 
 $(BUILD)/%_avx2.o: TIER = $(AVX2)
 $(BUILD)/%_avx512.o: TIER = $(AVX512)

@@ -4,6 +4,7 @@
 #define LATENTD_BACKEND_H
 
 #include <stddef.h>
+#include <stdio.h>
 
 #include "ops.h"
 
@@ -11,9 +12,19 @@ struct pool;
 
 struct backend_options {
     const char *kind; /* "cpu", "cuda", "ref", "plan" or "auto" (NULL means auto) */
-    const char
-        *isa;    /* highest CPU tier allowed: "ref", "avx2", "avx512", "avx512bf16", "amx"; NULL: the best */
-    int threads; /* 0: one for each core the process may use */
+    const char *isa;  /* highest CPU tier allowed: "ref", "avx2", "avx512", "avx512bf16", "amx"; on CUDA the
+                         activation type, "fp16" or "bf16", and for tests "/NAME" of a candidate that is to
+                         serve  wherever it can; NULL: the best */
+    int threads;      /* 0: one for each core the process may use */
+};
+
+/* A GPU, as /hardware/info and /hardware/stats show it. */
+struct device_info {
+    char id[96]; /* "GPU-…" */
+    char name[256];
+    size_t memory_total, memory_free;            /* bytes */
+    int major, minor;                            /* compute capability */
+    int utilization_compute, utilization_memory; /* per cent of the last second or so */
 };
 
 struct backend {
@@ -27,6 +38,17 @@ struct backend {
     size_t weight_bytes;             /* packed weights alive now; kept by weight_pack and weight_free */
     int (*mem_alloc)(struct backend *, size_t bytes, void **mem, struct error *); /* memory for a region */
     void (*mem_free)(struct backend *, void *mem, size_t bytes);
+    /* The next eight are NULL on a backend that computes in the host's memory and at once. */
+    int (*mem_available)(struct backend *, size_t *bytes, struct error *);
+    int (*upload)(struct backend *, void *dst, const void *src, size_t bytes, struct error *); /* to device */
+    int (*download)(struct backend *, void *dst, const void *src, size_t bytes, struct error *);
+    int (*wait)(struct backend *, struct error *); /* until all that was enqueued is done */
+    /* The GPU in use, looked at anew. 1, or 0 when it cannot be asked. Any thread. */
+    int (*device_info)(struct backend *, struct device_info *);
+    void (*print_choices)(struct backend *,
+                          FILE *); /* which of several kernels serves each shape, and the times */
+    int (*step_begin)(struct backend *, struct error *); /* see pass_step_begin() in ops.h */
+    int (*step_end)(struct backend *, struct error *);
     void (*close)(struct backend *); /* frees state */
 };
 
@@ -42,5 +64,8 @@ void backend_close(struct backend **be);
 /* Filled in by the folders of kernels/. Each returns the number of slots it took. */
 int ops_ref(struct backend *be);
 int ops_plan(struct backend *be);
+/* Opens the first NVIDIA GPU. ERR_UNSUPPORTED says why there is none that serves. Only in builds with CUDA.
+ */
+int backend_open_cuda(struct backend *be, const struct backend_options *opt, struct error *err);
 
 #endif

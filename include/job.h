@@ -93,6 +93,8 @@ void worker_error(struct worker *w, struct error *err);
 struct model *worker_model(struct worker *w);
 void worker_stats(struct worker *w, struct worker_stats *out);
 bool worker_idle(struct worker *w);
+/* The GPU that the worker runs on: 1, or 0 when there is none (yet). */
+int worker_device(struct worker *w, struct device_info *out);
 
 /* What worker_submit would say now, so that a full queue is told before a request costs anything. A refusal
  * is counted. */

@@ -78,6 +78,12 @@ tensor tensor_new(pass *p, int n, int h, int w, int c, enum dtype dtype);
 /* Gives X's memory back to the pass and empties X. Only for tensors that an op returned, not for views. */
 void tensor_free(pass *p, tensor *x);
 
+/* Around one pass of a network that repeats with the same shapes, a denoising step: a backend with a device
+ * may run what lies between as one piece. No tensor_from_host, tensor_to_host or to_rgb8 in between, and
+ * nothing is computed before the end. */
+void pass_step_begin(pass *p);
+void pass_step_end(pass *p);
+
 /* ---- Ops of the networks. Accumulation, norms and softmax are fp32 on every backend. ---- */
 
 enum act { ACT_NONE, ACT_SILU, ACT_GELU, ACT_QUICK_GELU };

@@ -34,8 +34,9 @@ struct text_to_image_params {
     const char *negative_prompt;
     int width, height;
     double guidance_scale;
-    int64_t steps; /* below 1: the pipeline's default, 50 */
-    int64_t seed;  /* negative: 2^64 is added, as torch does */
+    int64_t steps;    /* below 1: the pipeline's default, 50 */
+    int64_t seed;     /* negative: 2^64 is added, as torch does */
+    bool exact_times; /* waits for the device between phases, so that model_last_times() is theirs; slower */
 };
 
 /* Makes one picture. Errors of the parameters are ERR_INVALID with diffusers' words ("`height` and `width`

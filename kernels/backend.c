@@ -21,6 +21,42 @@ static int open_cpu(struct backend *be, const struct backend_options *opt, struc
     return ops_cpu(be, opt->isa, err);
 }
 
+#ifdef LATENTD_CUDA
+static int open_cuda(struct backend *be, const struct backend_options *opt, struct error *err)
+{
+    int rc = backend_open_cuda(be, opt, err);
+    return rc ? error_prefix(err, "backend cuda") : 0;
+}
+
+static int open_auto(struct backend *be, const struct backend_options *opt, struct error *err)
+{
+    struct error why = {0};
+    if (backend_open_cuda(be, opt, &why) == 0)
+        return 0;
+    if (be->close)
+        be->close(be);
+    *be = (struct backend){0};
+    if (why.code != ERR_UNSUPPORTED) /* a GPU that is there and fails is no reason for a quiet detour */
+        return error_set(err, why.code, "backend auto: %s", why.msg);
+    log_info("backend auto: running on the CPU: %s", why.msg);
+    return open_cpu(be, opt, err);
+}
+#else
+static int open_cuda(struct backend *be, const struct backend_options *opt, struct error *err)
+{
+    (void)be;
+    (void)opt;
+    return error_set(err, ERR_UNSUPPORTED,
+                     "backend cuda: this build has no CUDA; accepted are cpu, ref and auto");
+}
+
+static int open_auto(struct backend *be, const struct backend_options *opt, struct error *err)
+{
+    log_info("backend auto: this build has no CUDA; running on the CPU");
+    return open_cpu(be, opt, err);
+}
+#endif
+
 int backend_open(struct backend **out, const struct backend_options *opt, struct error *err)
 {
     static const struct backend_options defaults;
@@ -40,13 +76,12 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
     } else if (strcmp(kind, "ref") == 0) {
         be->name = be->tier = "ref";
         ops_ref(be);
-    } else if (strcmp(kind, "cpu") == 0 || strcmp(kind, "auto") == 0) {
-        if (strcmp(kind, "auto") == 0)
-            log_info("backend auto: this build has no CUDA; running on the CPU");
+    } else if (strcmp(kind, "cpu") == 0) {
         rc = open_cpu(be, opt, err);
+    } else if (strcmp(kind, "auto") == 0) {
+        rc = open_auto(be, opt, err);
     } else if (strcmp(kind, "cuda") == 0) {
-        rc = error_set(err, ERR_UNSUPPORTED,
-                       "backend cuda: this build has no CUDA; accepted are cpu, ref and auto");
+        rc = open_cuda(be, opt, err);
     } else {
         rc = error_set(err, ERR_INVALID, "backend \"%s\" is unknown; accepted are auto, cpu, cuda and ref",
                        kind);

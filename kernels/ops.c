@@ -61,6 +61,18 @@ void tensor_free(pass *p, tensor *x)
     x->data = NULL;
 }
 
+void pass_step_begin(pass *p)
+{
+    if (p->be->step_begin && !pass_failed(p))
+        p->be->step_begin(p->be, p->err);
+}
+
+void pass_step_end(pass *p)
+{
+    if (p->be->step_end) /* also after a failure: the backend forgets the step */
+        p->be->step_end(p->be, p->err);
+}
+
 /* An output of X's shape in the pass's activation type. */
 static tensor like(pass *p, tensor x)
 {

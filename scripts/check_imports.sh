@@ -24,7 +24,8 @@ declare -A may=(
 )
 # library header → the only folder that may include it
 declare -A only=(
-    [microhttpd.h]=src/http [png.h]=src/media [immintrin.h]=kernels/cpu [cuda_runtime.h]=kernels/cuda
+    [microhttpd.h]=src/http [png.h]=src/media [immintrin.h]=kernels/cpu [cuda_runtime_api.h]=kernels/cuda [cuda_runtime.h]=kernels/cuda
+    [cuda_fp16.h]=kernels/cuda [cuda_bf16.h]=kernels/cuda [cublasLt.h]=kernels/cuda [cudnn.h]=kernels/cuda
     [libavcodec/avcodec.h]=src/media
 )
 
@@ -50,6 +51,6 @@ while read -r file; do
         *) echo "$file: $room may not include \"$header\""; bad=1 ;;
         esac
     done < <(sed -nE 's/^[[:space:]]*#[[:space:]]*include[[:space:]]*["<]([^">]+)[">].*/\1/p' "$file")
-done < <(find src kernels -name '*.c' -o -name '*.h' -path '*/*' | grep -E '^(src|kernels)/' | sort)
+done < <(find src kernels -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | grep -E '^(src|kernels)/' | sort)
 [ $bad = 0 ] && echo "imports go one way"
 exit $bad

@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 """Builds a model of true shapes with random weights, in diffusers layout, for benchmarks and for full-size parity.
 
-    make_random_model.py OUT_DIR {sd15,sd-turbo} ... [--seed 0] [--vocab bpe_simple_vocab_16e6.txt.gz]
+    make_random_model.py OUT_DIR {sd15,sd-turbo} ... [--seed 0] [--vocab bpe_simple_vocab_16e6.txt.gz | none]
 
 Writes OUT_DIR/runwayml/stable-diffusion-v1-5 and OUT_DIR/stabilityai/sd-turbo: the configs that the published models
 have, fp16 files (the `.fp16.` variant), and CLIP's tokenizer. Nothing is fetched from a model hub. The vocabulary is
 the one that the Python package open_clip_torch carries (open_clip/bpe_simple_vocab_16e6.txt.gz); it is found there
-when that package is installed.
+when that package is installed. `--vocab none` writes a tokenizer of the same size that knows single bytes only: enough
+for times and memory, not for comparing pictures with other programs' tokenizers.
+
+Needs torch and safetensors. Names and shapes are those of torch_twin.py; where diffusers is installed, the config files
+hold its defaults too. Weights are drawn on the GPU where there is one, which gives other numbers than the CPU does for
+the same seed (`--device cpu` for the same everywhere).
 
 Weights are normal with variance 1 / fan-in, so that every layer keeps the size of what it reads, as a trained model's
 do. The pictures are noise; times, memory and rounding are those of the real thing.
@@ -18,9 +23,9 @@ import os
 import sys
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+
+from torch_twin import NETWORKS
 
 UNET = dict(
     sample_size=64, in_channels=4, out_channels=4, center_input_sample=False, flip_sin_to_cos=True, freq_shift=0,
@@ -57,8 +62,8 @@ MODELS = {
 
 
 def randomize(model, seed):
-    """Fills every parameter of MODEL, in the order of its names."""
-    g = torch.Generator().manual_seed(seed)
+    """Fills every parameter of MODEL, in the order of its names, on the device where it is."""
+    g = torch.Generator(next(model.parameters()).device).manual_seed(seed)
     for name, p in sorted(model.named_parameters()):
         norm = "norm" in name.rsplit(".", 2)[-2]
         with torch.no_grad():
@@ -75,13 +80,10 @@ def randomize(model, seed):
                 p.normal_(0, gain * fan_in**-0.5, generator=g)
 
 
-def build(cls, config, seed):
+def build(cls, config, seed, device):
     with torch.device("meta"):
-        model = cls(config) if cls is CLIPTextModel else cls.from_config(config)
-    model = model.to_empty(device="cpu")
-    if cls is CLIPTextModel:  # not saved, but wanted by whoever uses the model returned
-        emb = model.text_model.embeddings if hasattr(model, "text_model") else model.embeddings
-        emb.position_ids = torch.arange(config.max_position_embeddings)[None]
+        model = cls(config)
+    model = model.to_empty(device=device)
     randomize(model, seed)
     return model.half().eval()
 
@@ -100,10 +102,22 @@ def byte_symbols():
     return [chr(b) for b in plain] + [chr(256 + i) for i in range(len(rest))]
 
 
-def write_tokenizer(folder, bpe, pad):
+def clip_words(bpe):
+    """CLIP's 49,406 words before the two specials, and its merges."""
     merges = gzip.open(bpe).read().decode("utf-8").split("\n")[1:49152 - 256 - 2 + 1]
     symbols = byte_symbols()
-    words = symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges]
+    return symbols + [s + "</w>" for s in symbols] + ["".join(m.split()) for m in merges], merges
+
+
+def byte_words():
+    """As many words, of which only those of a single byte can come out: there is no merge that leads to the rest."""
+    symbols = byte_symbols()
+    words = symbols + [s + "</w>" for s in symbols]
+    return words + [f"unused{i}" for i in range(len(words), 49406)], []
+
+
+def write_tokenizer(folder, bpe, pad):
+    words, merges = byte_words() if bpe == "none" else clip_words(bpe)
     words += ["<|startoftext|>", "<|endoftext|>"]
     write_json(f"{folder}/vocab.json", {w: i for i, w in enumerate(words)})
     with open(f"{folder}/merges.txt", "w", encoding="utf-8") as f:
@@ -118,26 +132,33 @@ def write_tokenizer(folder, bpe, pad):
                     tokenizer_class="CLIPTokenizer", unk_token=eos))
 
 
-def save_text_encoder(model, config, folder):
-    """As published files have it: names under `text_model.`, whatever transformers calls them inside."""
-    tensors = {k if k.startswith("text_model.") else "text_model." + k: v.contiguous()
-               for k, v in model.state_dict().items() if "position_ids" not in k}
-    write_json(f"{folder}/config.json", dict(TEXT, **{k: getattr(config, k) for k in TEXT},
-                                             architectures=["CLIPTextModel"], model_type="clip_text_model",
-                                             torch_dtype="float16"))
-    save_file(tensors, f"{folder}/model.fp16.safetensors", metadata={"format": "pt"})
+def write_config(path, kind, config):
+    """With the defaults that diffusers adds, where it is installed: the model is the same without them."""
+    try:
+        import diffusers
+    except ImportError:
+        write_json(path, dict(config, _class_name=kind, _diffusers_version="0.24.0"))
+        return
+    with torch.device("meta"):
+        getattr(diffusers, kind).from_config(config).save_config(os.path.dirname(path))
 
 
-def make(out, name, seed, bpe):
+def make(out, name, seed, bpe, device):
     spec = MODELS[name]
     folder = f"{out}/{spec['id']}"
     print(f"{name}: {folder}", flush=True)
-    unet = build(UNet2DConditionModel, spec["unet"], seed)
-    unet.save_pretrained(f"{folder}/unet", variant="fp16")
-    del unet
-    build(AutoencoderKL, spec["vae"], seed + 1).save_pretrained(f"{folder}/vae", variant="fp16")
-    config = CLIPTextConfig(**spec["text"])
-    save_text_encoder(build(CLIPTextModel, config, seed + 2), config, f"{folder}/text_encoder")
+    for i, key in enumerate(["unet", "vae", "text"]):
+        cls, path = NETWORKS[key]
+        path = f"{folder}/{path}"
+        config = f"{os.path.dirname(path)}/config.json"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        if key == "text":
+            write_json(config, dict(TEXT, **spec[key], architectures=["CLIPTextModel"], model_type="clip_text_model",
+                                    torch_dtype="float16"))
+        else:
+            write_config(config, cls.__name__, spec[key])
+        state = build(cls, spec[key], seed + i, device).state_dict()
+        save_file({k: v.cpu() for k, v in state.items()}, path, metadata={"format": "pt"})
     write_tokenizer(f"{folder}/tokenizer", bpe, spec["pad_token"])
     write_json(f"{folder}/scheduler/scheduler_config.json", spec["scheduler"])
     write_json(f"{folder}/model_index.json", dict(
@@ -153,7 +174,8 @@ def main():
     ap.add_argument("out")
     ap.add_argument("models", nargs="+", choices=sorted(MODELS))
     ap.add_argument("--seed", type=int, default=0)
-    ap.add_argument("--vocab", help="bpe_simple_vocab_16e6.txt.gz")
+    ap.add_argument("--vocab", help="bpe_simple_vocab_16e6.txt.gz, or none")
+    ap.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     args = ap.parse_args()
     bpe = args.vocab
     if not bpe:
@@ -162,9 +184,9 @@ def main():
             bpe = os.path.join(os.path.dirname(importlib.util.find_spec("open_clip").origin),
                                "bpe_simple_vocab_16e6.txt.gz")
         except AttributeError:
-            sys.exit("the vocabulary is missing: pip install --no-deps open_clip_torch, or give --vocab")
+            sys.exit("the vocabulary is missing: pip install --no-deps open_clip_torch, or give --vocab (or --vocab none)")
     for name in args.models:
-        make(args.out, name, args.seed, bpe)
+        make(args.out, name, args.seed, bpe, args.device)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 # Sourced by quickstart.sh and test.sh: installs Debian or Ubuntu packages that are missing, as root or through sudo.
 # latentd links libmicrohttpd (HTTP), cJSON (JSON) and libpng (PNG).
 BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev"
+# The tests also compile the CUDA kernels for the CPU.
+TEST_PACKAGES="$BUILD_PACKAGES g++"
 
 have_package() {
     [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

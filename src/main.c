@@ -44,9 +44,12 @@ static const char usage[] =
     "  VERSION              what /version says (undefined)\n"
     "  VERBOSE_LOGGING      1: log everything\n"
     "  LATENTD_BACKEND      cpu, cuda or auto (auto)\n"
-    "  LATENTD_ISA          highest CPU tier: ref, avx2, avx512, avx512bf16, amx (the best there is)\n"
+    "  LATENTD_ISA          highest CPU tier: ref, avx2, avx512, avx512bf16, amx (the best there is);\n"
+    "                       on a GPU the type of activations: fp16, bf16 (fp16)\n"
     "  LATENTD_THREADS      CPU threads (one a core)\n"
-    "  LATENTD_QUEUE        requests that may wait (8)\n";
+    "  LATENTD_QUEUE        requests that may wait (8)\n"
+    "  LATENTD_CACHE        where the choice of GPU kernels is kept (~/.cache/latentd; empty: nowhere)\n"
+    "  LATENTD_TUNE         0: GPU kernels are chosen by rule, not by timing them\n";
 
 struct daemon {
     struct config config;
@@ -121,7 +124,7 @@ static int prepare(struct daemon *d, struct error *err)
 static int check_config(const struct config *c, struct error *err)
 {
     static const char *const backends[] = {"auto", "cpu", "cuda", "ref"};
-    static const char *const tiers[] = {"ref", "avx2", "avx512", "avx512bf16", "amx"};
+    static const char *const tiers[] = {"ref", "avx2", "avx512", "avx512bf16", "amx", "fp16", "bf16"};
     bool known = !c->backend, tier = !c->isa;
 
     if (strcmp(c->pipeline, CONFIG_PIPELINE_DEFAULT) != 0)
@@ -135,8 +138,11 @@ static int check_config(const struct config *c, struct error *err)
     for (size_t i = 0; i < sizeof(tiers) / sizeof(*tiers); i++)
         tier = tier || strcmp(c->isa, tiers[i]) == 0;
     if (!tier)
-        return error_set(err, ERR_INVALID,
-                         "LATENTD_ISA is \"%s\", accepted are ref, avx2, avx512, avx512bf16 and amx", c->isa);
+        return error_set(
+            err, ERR_INVALID,
+            "LATENTD_ISA is \"%s\", accepted are ref, avx2, avx512, avx512bf16 and amx, on a GPU fp16 "
+            "and bf16",
+            c->isa);
     return 0;
 }
 

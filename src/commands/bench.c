@@ -1,6 +1,5 @@
-/* latentd bench: flags and lines of the ai-runner's bench.py, and what the CPU adds to them: phases, FLOP/s,
- * peak memory. The GPU memory lines stay, with 0 where there is no GPU, so that scripts which read them go on
- * working. */
+/* latentd bench: flags and lines of the ai-runner's bench.py, and more: phases, FLOP/s, peak memory. The GPU
+ * memory lines stay, with 0 where there is no GPU, so that scripts which read them go on working. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,11 +64,22 @@ static double gib(size_t bytes)
     return (double)bytes / (double)(1u << 30);
 }
 
-static void print_run(int i, const struct sample *t, double flops)
+/* GPU memory: what weights and job take, and what is gone from the GPU as a whole. 0 on the CPU. */
+static void print_memory(const struct session *s, const char *what, size_t allocated)
 {
-    printf("inference %d time: %.3fs\n", i, t->seconds);
-    printf("inference %d max GPU memory allocated: %.3fGiB\n", i, 0.0);
-    printf("inference %d max GPU memory reserved: %.3fGiB\n", i, 0.0);
+    struct device_info d;
+    bool gpu = s->be->device_info && s->be->device_info(s->be, &d);
+    printf("%s max GPU memory allocated: %.3fGiB\n", what, gpu ? gib(allocated) : 0.0);
+    printf("%s max GPU memory reserved: %.3fGiB\n", what, gpu ? gib(d.memory_total - d.memory_free) : 0.0);
+}
+
+static void print_run(const struct session *s, int i, const struct sample *t, const struct plan_report *plan)
+{
+    char what[40];
+    double flops = plan->total.flops;
+    snprintf(what, sizeof what, "inference %d", i);
+    printf("%s time: %.3fs\n", what, t->seconds);
+    print_memory(s, what, s->be->weight_bytes + plan->region_bytes);
     printf("inference %d phases: text %.3fs, %d UNet calls %.3fs, decode %.3fs, %.1f GFLOP/s\n", i,
            t->phase.text, t->phase.calls, t->phase.steps, t->phase.decode, flops / t->seconds * 1e-9);
     fflush(stdout);
@@ -80,11 +90,9 @@ static void print_aggregate(const struct session *s, double mean, double median,
 {
     printf("\n\n----AGGREGATE METRICS----\n\n\n");
     printf("pipeline load time: %.3fs\n", s->load_seconds);
-    printf("pipeline load max GPU memory allocated: %.3fGiB\n", 0.0);
-    printf("pipeline load max GPU memory reserved: %.3fGiB\n", 0.0);
+    print_memory(s, "pipeline load", s->be->weight_bytes);
     printf("avg inference time: %.3fs\n", mean);
-    printf("avg inference max GPU memory allocated: %.3fGiB\n", 0.0);
-    printf("avg inference max GPU memory reserved: %.3fGiB\n", 0.0);
+    print_memory(s, "avg inference", s->be->weight_bytes + plan->region_bytes);
     printf("median inference time: %.3fs\n", median);
     printf("work: %.3f TFLOP, %.1f GFLOP/s at the median\n", plan->total.flops * 1e-12,
            plan->total.flops / median * 1e-9);
@@ -122,7 +130,7 @@ static int run_all(struct session *s, const struct options *o, const struct text
         sum += t[i].seconds;
         image_free(&im);
         if (!rc && !o->json)
-            print_run(i, &t[i], plan.total.flops);
+            print_run(s, i, &t[i], &plan);
     }
     if (rc) {
         fprintf(stderr, "latentd: %s\n", s->err.msg);
@@ -147,7 +155,8 @@ static int bench(struct session *s, const struct options *o)
                                      .height = o->height ? (int)o->height : native,
                                      .guidance_scale = o->guidance,
                                      .steps = o->steps,
-                                     .seed = 0};
+                                     .seed = 0,
+                                     .exact_times = true};
     text_to_image_rules(s->model, &q);
     struct sample *t = calloc((size_t)o->runs, sizeof *t);
     if (!t) {

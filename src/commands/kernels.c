@@ -1,4 +1,5 @@
-/* latentd kernels: who serves each op on this machine. */
+/* latentd kernels: who serves each op on this machine; on a GPU also which kernel won at each shape so far.
+ */
 #include <stdio.h>
 #include <string.h>
 
@@ -26,6 +27,8 @@ int command_kernels(int argc, char **argv)
            pool_threads(s.be->pool));
     for (int i = 0; i < OP_COUNT; i++)
         printf("%-20s %s\n", op_names[i], s.be->served_by[i] ? s.be->served_by[i] : "nobody");
+    if (s.be->print_choices)
+        s.be->print_choices(s.be, stdout);
     session_close(&s);
     return 0;
 }

@@ -110,7 +110,9 @@ static tensor predict(struct run *r, const struct unet_request *req, tensor x, i
     pass *p = &r->p;
     tensor scaled = scheduler_scale_input(p, r->sched, i, x);
     tensor input = r->guided ? repeat_batch(p, scaled, 2) : scaled;
+    pass_step_begin(p);
     tensor e = unet_forward(p, r->m->unet, req, input, i);
+    pass_step_end(p);
     if (r->guided) {
         tensor_free(p, &input);
         tensor both = e;
@@ -162,6 +164,14 @@ static tensor decode(struct run *r, tensor x)
     return y;
 }
 
+/* The time, for phase_times. */
+static double phase_end(struct run *r)
+{
+    if (r->params->exact_times && r->p.be->wait)
+        r->p.be->wait(r->p.be, r->p.err);
+    return seconds();
+}
+
 /* The whole walk. OUT NULL: planning, no pixels are kept. */
 static int walk(struct run *r, struct image *out)
 {
@@ -170,11 +180,11 @@ static int walk(struct run *r, struct image *out)
     if (!enter(r, PHASE_TEXT, 0, 0))
         return p->err->code;
     tensor text = encode_prompt(r);
-    double t1 = seconds();
+    double t1 = phase_end(r);
     tensor x = denoise(r, text);
     tensor_free(p, &text);
     scheduler_end(p, &r->sched);
-    double t2 = seconds();
+    double t2 = phase_end(r);
     if (!enter(r, PHASE_DECODE, 0, 0))
         return p->err->code;
     tensor y = decode(r, x);
@@ -184,7 +194,7 @@ static int walk(struct run *r, struct image *out)
     tensor_free(p, &y);
     r->times.text = t1 - t0;
     r->times.steps = t2 - t1;
-    r->times.decode = seconds() - t2;
+    r->times.decode = phase_end(r) - t2;
     return p->err->code;
 }
 
@@ -240,10 +250,19 @@ out:
 static int check_memory(struct model *m, const struct plan_report *plan,
                         const struct text_to_image_params *params, struct error *err)
 {
-    size_t held = atomic_load(&m->mem_size), have = memory_available();
+    size_t held = atomic_load(&m->mem_size), have = memory_available(), gpu = 0;
+    size_t job = plan->region_bytes > held ? plan->region_bytes : 0;     /* replaces what is held */
     size_t picture = 8 * (size_t)params->width * (size_t)params->height; /* pixels, PNG, base64 */
-    size_t need = (plan->region_bytes > held ? plan->region_bytes : 0) + picture;
-    size_t rest = have > SIZE_MAX - held ? SIZE_MAX : have + (plan->region_bytes > held ? held : 0);
+    int rc = m->be->mem_available ? m->be->mem_available(m->be, &gpu, err) : 0;
+    if (rc)
+        return rc;
+    if (m->be->mem_available && job > gpu + held)
+        return error_set(err, ERR_NOMEM,
+                         "CUDA out of memory: %d x %d needs %zu MiB on the GPU, %zu MiB are free",
+                         params->width, params->height, job >> 20, (gpu + held) >> 20);
+    size_t need = (m->be->mem_available ? 0 : job) + picture;
+    size_t reused = job && !m->be->mem_available ? held : 0;
+    size_t rest = have > SIZE_MAX - reused ? SIZE_MAX : have + reused;
     if (need > rest)
         return error_set(err, ERR_NOMEM, "%d x %d needs %zu MiB of memory, %zu MiB are free", params->width,
                          params->height, need >> 20, rest >> 20);

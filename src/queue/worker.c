@@ -249,6 +249,14 @@ int worker_start(struct worker **out, const struct worker_options *opt, struct e
     return 0;
 }
 
+int worker_device(struct worker *w, struct device_info *out)
+{
+    pthread_mutex_lock(&w->lock);
+    struct backend *be = w->state == WORKER_READY ? w->backend : NULL;
+    pthread_mutex_unlock(&w->lock);
+    return be && be->device_info ? be->device_info(be, out) : 0;
+}
+
 enum worker_state worker_state(struct worker *w)
 {
     pthread_mutex_lock(&w->lock);

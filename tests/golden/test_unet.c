@@ -12,6 +12,20 @@ static tensor host(pass *p, const struct golden_array *a, bool text)
                 : tensor_from_host(p, a->f, d[0], d[1], d[2], d[3], DTYPE_F32);
 }
 
+/* Numbers of Y into PART, through the host: both may be on a device. */
+static void copy_f32(struct stage *s, tensor part, tensor y)
+{
+    size_t bytes = tensor_count(y) * sizeof(float);
+    float *numbers = malloc(bytes);
+    if (CHECK(numbers != NULL) && CHECK(tensor_to_host(&s->p, y, numbers) == 0, "%s", s->err.msg)) {
+        if (s->be->upload)
+            CHECK(s->be->upload(s->be, part.data, numbers, bytes, &s->err) == 0, "%s", s->err.msg);
+        else
+            memcpy(part.data, numbers, bytes);
+    }
+    free(numbers);
+}
+
 /* All calls of one run, one after the other in a tensor [calls * N, H, W, C] on the host side of OUT. */
 static void run_calls(struct stage *s, const struct unet *net, const struct golden *g, int run,
                       const char *folder)
@@ -27,7 +41,7 @@ static void run_calls(struct stage *s, const struct unet *net, const struct gold
         tensor part = tensor_batch(all, k * sample.n, sample.n);
         CHECK(y.dtype == DTYPE_F32 && y.ld == y.c);
         if (!s->err.code)
-            memcpy(part.data, y.data, tensor_count(part) * sizeof(float));
+            copy_f32(s, part, y);
         tensor_free(p, &y);
     }
     unet_end(p, &req);

@@ -105,7 +105,7 @@ static void run_tier(struct check *ck, struct tier *t, const struct attention_ca
         k = tensor_channels(all, c, c);
         v = tensor_channels(all, 2 * c, c);
     } else {
-        q = place(ck, d->q, ck->type, 0, 0);
+        q = place(ck, d->q, ck->type, 0, rng_one_in(ck, 8) ? 3 : 0); /* 3: rows that are not aligned */
         k = place(ck, d->k, ck->type, 0, rng_one_in(ck, 2) ? c : 0);
         v = place(ck, d->v, ck->type, rng_one_in(ck, 2) ? c : 0, 0);
     }
@@ -166,6 +166,16 @@ static void cases(struct check *ck)
         {1, 130, 300, 1, 512, false, false, false, 1},
         {1, 7, 9, 1, 1024, false, false, false, 1},
         {2, 5, 6, 2, 321, false, false, false, 1},
+        {1, 65, 128, 1, 64, false, false, false, 1}, /* edges of tiles of 64 and 128 */
+        {1, 70, 77, 2, 128, false, false, false, 1},
+        {2, 65, 33, 1, 160, false, false, false, 1},
+        {1, 40, 70, 1, 192, false, false, false, 1},
+        {2, 33, 77, 1, 512, false, true, false, 1},
+        {1, 70, 70, 1, 512, true, false, true, 1},
+        {1, 65, 20, 200, 40, false, false, false, 1}, /* so many heads that a GPU is full with large tiles */
+        {2, 66, 66, 100, 64, true, false, true, 1},
+        {1, 65, 30, 200, 80, false, false, false, 1},
+        {2, 65, 31, 100, 128, false, true, false, 1},
         {1, 64, 64, 2, 64, false, false, true, 8}, /* sharp: one weight near 1 */
         {1, 64, 64, 2, 40, false, false, false, 0.001f},
     };

@@ -39,9 +39,10 @@ struct check {
     enum dtype type;   /* activation type of the tiers that are running */
     enum dtype source; /* how weights are handed over in this case */
     uint64_t seed, state;
-    const char *only_op, *only_isa;
+    const char *only_op, *only_isa, *candidate;
     int rounds;
     bool bench;
+    struct tier *running; /* that next_tier gave last: where tensors are placed */
     struct block *arrays; /* memory of the running case */
     struct block *placed; /* tensors of the running call */
     char label[256];      /* of the running case, for messages */
@@ -135,6 +136,11 @@ void verify_bytes(struct check *ck, struct tier *t, int rc, const void *got, con
  * about as long as that root, and so is the sum of the losses: three times the root of n is where one in a
  * thousand million would be. A wrong, missing or 16-bit product is far outside of it. */
 double sum_bound(double n);
+/* What is lost on top of it where a tensor core may have summed, in the same terms; 0 when ck->type is F32.
+ * It adds 8 products at a time (16 on later ones) and cuts the sum off instead of rounding it (Fasi, Higham,
+ * Mikaitis, Pranesh, "Numerical behavior of NVIDIA tensor cores", 2021), so the losses do not cancel: one
+ * unit of half the last place a step, all towards zero. */
+double tensor_core_bound(const struct check *ck, double n);
 /* UNITS of fp32 of each number of WANT; 0 where the numbers only move. */
 struct array bound_units(struct check *ck, struct array want, double units);
 
@@ -169,7 +175,8 @@ struct array shape_array(struct check *ck, const struct shape *s);
 
 /* ---- Bench ---- */
 
-/* Best time of one call in seconds, over at least three calls and 0.2 s of them. */
+/* Best time of one call in seconds, over at least three calls and 0.2 s of them; on a device the median of
+ * seven rows of calls. */
 double bench_time(void (*call)(void *), void *ctx);
 /* Times CALL(y, a, b) at the widths of SD-Turbo: y is HEIGHT times as high and wide as a and b, and WIDTH
  * times as deep. */

@@ -92,7 +92,8 @@ static struct array tolerance(struct check *ck, const struct conv_case *s, const
     ck->source = DTYPE_F32; /* the squared weights are no 16-bit numbers */
     struct array bound = oracle(ck, &plain, &squares);
     ck->source = source;
-    double factor = 1.2 * sum_bound((double)s->c * s->k * s->k) + (s->a.act ? 16 * FP32_UNIT : 0);
+    double n = (double)s->c * s->k * s->k;
+    double factor = 1.2 * sum_bound(n) + tensor_core_bound(ck, n) + (s->a.act ? 16 * FP32_UNIT : 0);
     for (size_t i = 0; i < array_count(bound); i++)
         bound.v[i] = (float)(factor * sqrt((double)bound.v[i]));
     if (winograd_allowed(ck, s, d))

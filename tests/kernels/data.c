@@ -53,6 +53,8 @@ void block_free_all(struct block **list)
     while (*list) {
         struct block *b = *list;
         *list = b->next;
+        if (b->device)
+            b->be->mem_free(b->be, b->device, b->bytes + 2 * BAND);
         free(b->copy);
         free(b->memory);
         free(b);
@@ -136,6 +138,39 @@ static tensor placed(struct check *ck, int n, int h, int w, int c, enum dtype ty
     return x;
 }
 
+/* Puts what B holds on the device of the running tier, and makes X point there. */
+static tensor to_device(struct check *ck, struct block *b, tensor x)
+{
+    struct backend *be = ck->running ? ck->running->be : NULL;
+    void *device = NULL;
+    if (!be || !be->upload)
+        return x;
+    if (be->mem_alloc(be, b->bytes + 2 * BAND, &device, &ck->err) ||
+        be->upload(be, device, b->memory, b->bytes + 2 * BAND, &ck->err)) {
+        fprintf(stderr, "checkkernels: %s\n", ck->err.msg);
+        exit(2);
+    }
+    b->device = device;
+    b->be = be;
+    x.data = b->device + ((char *)x.data - b->memory);
+    return x;
+}
+
+int fetch_placed(struct check *ck, tensor *got)
+{
+    for (struct block *b = ck->placed; b; b = b->next) {
+        if (!b->device)
+            continue;
+        size_t whole = b->bytes + 2 * BAND;
+        int rc = b->be->download(b->be, b->memory, b->device, whole, &ck->err);
+        if (rc)
+            return rc;
+        if (got && (char *)got->data >= b->device && (char *)got->data < b->device + whole)
+            got->data = b->memory + ((char *)got->data - b->device);
+    }
+    return 0;
+}
+
 static void *element_row(tensor x, size_t row)
 {
     return (char *)x.data + row * (size_t)x.ld * dtype_size(x.dtype);
@@ -156,13 +191,14 @@ tensor place(struct check *ck, struct array a, enum dtype type, int first, int g
         exit(2);
     }
     memcpy(b->copy, b->memory + BAND, b->bytes);
-    return x;
+    return to_device(ck, b, x);
 }
 
 tensor place_output(struct check *ck, const struct tier *t, int n, int h, int w, int c, enum dtype type)
 {
     int gap = t->is_ref && rng_one_in(ck, 2) ? rng_range(ck, 1, 5) : 0;
-    return placed(ck, n, h, w, c, type, 0, c + gap);
+    tensor y = placed(ck, n, h, w, c, type, 0, c + gap);
+    return to_device(ck, ck->placed, y);
 }
 
 void *place_host(struct check *ck, size_t bytes)

@@ -36,6 +36,7 @@ static void cases(struct check *ck)
     run_tokens(ck, 1, 77, 1000, 77, 64);
     run_tokens(ck, 2, 77, 300, 77, 768);
     run_tokens(ck, 3, 5, 40, 9, 17);
+    run_tokens(ck, 3, 77, 50, 77, 24); /* more ids than one launch of a GPU takes */
 }
 
 static void round_case(struct check *ck)

@@ -23,6 +23,9 @@ static void run(struct check *ck, const struct shape *s)
 static void cases(struct check *ck)
 {
     each_shape(ck, run);
+    /* More than a GPU moves at a time: cut between rows, and within a row. */
+    run(ck, &(struct shape){1, 1, 3, 100000, 3, 2});
+    run(ck, &(struct shape){1, 1, 2, 270000, 1, 0});
 }
 
 static void round_case(struct check *ck)

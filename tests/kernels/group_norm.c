@@ -17,8 +17,18 @@ static void cases(struct check *ck)
         {3, 2, 2, 96, 1, 1, 1, 1e-5f, 0, 0},    {1, 2, 3, 40, 40, 0, 1, 1e-5f, 0, 0},
         {1, 40, 33, 32, 4, 3, 1, 1e-5f, 0, 0},
     };
+    /* Mostly more than one block of a GPU holds, so that sums are taken in slices; groups narrower and wider
+     * than 16 bytes; means that a variance must not feel. */
+    static const struct norm_case large[] = {
+        {1, 53, 49, 64, 32, 200, 1, 1e-5f, 0, 0}, {2, 53, 49, 16, 4, -9, 2, 1e-6f, 8, 16},
+        {1, 23, 23, 320, 32, 0, 1, 1e-5f, 0, 0},  {1, 13, 14, 1920, 32, 1, 1, 1e-5f, 0, 0},
+        {1, 3, 5, 1600, 1, 0, 1, 1e-5f, 0, 0},    {1, 2, 5, 1600, 1, 0, 1, 1e-5f, 0, 0},
+        {1, 2, 3, 4096, 1, 2, 1, 1e-5f, 0, 0},    {1, 9, 9, 64, 32, -200, 1, 1e-5f, 0, 0},
+    };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         norm_run(ck, list[i]);
+    for (size_t i = 0; i < sizeof large / sizeof large[0]; i++)
+        norm_run(ck, large[i]);
 }
 
 static void bench(struct check *ck, const struct tier *t)

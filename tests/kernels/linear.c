@@ -62,7 +62,8 @@ static struct array tolerance(struct check *ck, const struct linear_case *s, con
     struct array sum = oracle(ck, &plain, &squares);
     ck->source = source;
     struct array bound = array_new(ck, s->n, s->h, s->w, width(s));
-    double factor = 1.2 * sum_bound(s->c) + (s->a.act || s->geglu ? 16 * FP32_UNIT : 0);
+    double factor = 1.2 * sum_bound(s->c) + tensor_core_bound(ck, s->c);
+    factor += s->a.act || s->geglu ? 16 * FP32_UNIT : 0;
     for (size_t i = 0; i < array_count(bound); i++) {
         size_t row = i / (size_t)width(s), c = i % (size_t)width(s);
         const float *p = sum.v + row * (size_t)s->o + c;

@@ -34,6 +34,8 @@ static void cases(struct check *ck)
         run_draw(ck, &list[i], 42, 4, DTYPE_F16);
         run_draw(ck, &list[i], UINT64_MAX, (uint64_t)1 << 40, DTYPE_BF16);
     }
+    for (uint64_t odd = 5; odd < 8; odd++) /* from two blocks of the stream */
+        run_draw(ck, &list[2], 3, odd, DTYPE_F32);
     run_draw(ck, &(struct shape){1, 300, 301, 4, 0, 0}, 7, 8, DTYPE_F32); /* more than one wave of threads */
 }
 

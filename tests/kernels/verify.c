@@ -10,6 +10,11 @@ double sum_bound(double n)
     return (8 + 3 * sqrt(n)) * FP32_UNIT;
 }
 
+double tensor_core_bound(const struct check *ck, double n)
+{
+    return ck->type == DTYPE_F32 ? 0 : n / 8 * FP32_UNIT;
+}
+
 struct array bound_units(struct check *ck, struct array want, double units)
 {
     struct array bound = array_new(ck, want.n, want.h, want.w, want.c);
@@ -96,6 +101,13 @@ void verify(struct check *ck, struct tier *t, int rc, tensor got, const float *w
     char what[400] = "";
     double worst = 0;
     size_t wrong = 0, count = tensor_count(got);
+    if (!rc) /* the device may say only now that a kernel failed */
+        rc = fetch_placed(ck, &got);
+    if (rc) {
+        score(ck, t, call_failure(ck, rc, what, sizeof what));
+        block_free_all(&ck->placed);
+        return;
+    }
     for (size_t i = 0; i < count; i++) {
         size_t row = i / (size_t)got.c, c = i % (size_t)got.c;
         double g = (double)half_load(got.data, got.dtype, row * (size_t)got.ld + c), w = (double)want[i];
@@ -117,6 +129,8 @@ void verify_bytes(struct check *ck, struct tier *t, int rc, const void *got, con
 {
     char what[400] = "";
     const unsigned char *g = got, *w = want;
+    if (!rc)
+        rc = fetch_placed(ck, NULL);
     for (size_t i = 0; i < bytes && !*what; i++)
         if (g[i] != w[i])
             snprintf(what, sizeof what, "byte %zu is %d, should be %d", i, g[i], w[i]);

@@ -1,0 +1,50 @@
+/* Several kernels can serve one shape of an op: our own tiles, cuBLASLt, cuDNN. The first time a shape comes
+ * they are timed on this GPU, the fastest is kept for the life of the process, and written to a file that the
+ * next start reads. The file belongs to one GPU model, driver and version of latentd; any other content is
+ * thrown away.
+ *
+ *   LATENTD_CACHE   the folder of that file (XDG_CACHE_HOME/latentd, HOME/.cache/latentd); empty: no file
+ *   LATENTD_TUNE    0: nothing is timed, the first candidate serves */
+#ifndef LATENTD_CUDA_CHOOSE_H
+#define LATENTD_CUDA_CHOOSE_H
+
+#include <stdio.h>
+
+#include "cuda.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { CHOICE_KEY_MAX = 120, CANDIDATES_MAX = 12, CANDIDATE_NAME_MAX = 24 };
+
+/* One op at one shape. The first candidate is the one that a rule of thumb would take. */
+struct choice {
+    char key[CHOICE_KEY_MAX]; /* op, types, sizes, epilogue: all that the speed depends on; no tab, no newline
+                               */
+    int count;
+    char name[CANDIDATES_MAX][CANDIDATE_NAME_MAX];
+    size_t out_bytes; /* of the output */
+    /* Enqueues candidate I with OUT in place of the output. */
+    int (*run)(struct backend *be, const void *ctx, int i, void *out, struct error *err);
+    const void *ctx;
+};
+
+struct chooser;
+
+/* Reads the file, if there is one. Never fails: without memory or file everything is timed anew. */
+struct chooser *chooser_open(struct backend *be, const char *only);
+void chooser_close(struct chooser **c);
+/* The candidate to use, or a negative code. Times them if the shape is new; the GPU is waited for then. */
+int choose(struct backend *be, const struct choice *c, struct error *err);
+/* What choose_remember() was told for KEY, a hash of a shape; negative: nothing. */
+int choose_known(const struct backend *be, uint64_t key);
+void choose_remember(struct backend *be, uint64_t key, int value);
+/* One line a shape: its key, who won, the time, and how far the next one is behind. */
+void chooser_print(const struct chooser *c, FILE *out);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

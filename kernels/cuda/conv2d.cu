@@ -1,0 +1,31 @@
+/* torch.nn.Conv2d over NHWC, any kernel size: x [N, H, W, I] -> y [N, OH, OW, O], as an implicit GEMM through
+ * gemm.cuh, where tiling, traffic and registers stand. Every thread keeps the window corners of the few rows that it
+ * copies; a tap is two additions and two comparisons, upsampling a shift. A 1x1 kernel without stride is a linear
+ * layer. Channels that are not in whole 16 bytes (the first layers: 3 or 4) are gathered number by number. */
+#include "gemm.cuh"
+
+int gemm_positions(struct backend *be, const struct gemm &a, struct error *err)
+{
+    return gemm_in_vectors(a) ? gemm_run<POSITIONS>(be, a, err) : gemm_run<NUMBERS>(be, a, err);
+}
+
+extern "C" int cuda_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const struct conv2d_args *args,
+                           struct error *err)
+{
+    struct gemm a;
+    int rc = gemm_begin(be, &a, y, x, w, args->add_bc, args->residual, err);
+    if (rc)
+        return rc;
+    a.act = args->act;
+    a.positions = y.h * y.w;
+    a.height = x.h;
+    a.width = x.w;
+    a.out_w = y.w;
+    a.kh = w->kh;
+    a.kw = w->kw;
+    a.stride = args->stride ? args->stride : 1;
+    a.pad = args->pad_end ? 0 : (w->kh - 1) / 2;
+    a.up = args->upsample;
+    bool plain = w->kh == 1 && w->kw == 1 && x.h == y.h && x.w == y.w;
+    return plain ? gemm_rows(be, a, err) : gemm_positions(be, a, err);
+}

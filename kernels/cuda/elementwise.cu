@@ -1,0 +1,251 @@
+/* Ops that treat each number alone: silu, add, convert, clip, lincomb, guide.
+ *
+ * One kernel over all of them: a thread takes two pieces (16 bytes of the narrower side, rows.cuh) a block
+ * apart and loads both before it uses the first: 64 KB under way on a full multiprocessor, twice what 4.3
+ * TB/s need at the latency of an H200. Tensors without gaps between rows are one long row. No shared memory,
+ * under 40 registers.
+ *
+ * Bytes: silu, convert and clip 1 read and 1 write, add and guide 2 and 1, lincomb one read a term. Our
+ * networks fuse all large ones into the matrix products: what is left in SD-Turbo 512 are latents of 64 KB,
+ * where the launch is all there is. */
+#include "rows.cuh"
+
+namespace {
+
+enum { THREADS = 256 };
+
+struct number_args {
+    void *y;
+    const void *x[LINCOMB_MAX];
+    size_t y_ld, x_ld[LINCOMB_MAX]; /* numbers from row to row */
+    size_t items;                   /* pieces, in all rows */
+    size_t columns;                 /* pieces in a row */
+    float value[LINCOMB_MAX];       /* coefficients, limits, scale */
+    int y_type, x_type[LINCOMB_MAX], count;
+};
+
+struct silu_op {
+    enum { INPUTS = 1, DEPTH = 2 };
+    static DEVICE float run(const number_args &, const float x[])
+    {
+        return fast_silu(x[0]);
+    }
+};
+
+struct add_op {
+    enum { INPUTS = 2, DEPTH = 2 };
+    static DEVICE float run(const number_args &, const float x[])
+    {
+        return x[0] + x[1];
+    }
+};
+
+struct convert_op {
+    enum { INPUTS = 1, DEPTH = 2 };
+    static DEVICE float run(const number_args &, const float x[])
+    {
+        return x[0];
+    }
+};
+
+struct clip_op { /* a NaN stays a NaN */
+    enum { INPUTS = 1, DEPTH = 2 };
+    static DEVICE float run(const number_args &a, const float x[])
+    {
+        return x[0] < a.value[0] ? a.value[0] : x[0] > a.value[1] ? a.value[1] : x[0];
+    }
+};
+
+struct guide_op { /* unconditional, conditional; no fused product, so that all backends give the same bits */
+    enum { INPUTS = 2, DEPTH = 2 };
+    static DEVICE float run(const number_args &a, const float x[])
+    {
+        return __fadd_rn(x[0], __fmul_rn(a.value[0], __fadd_rn(x[1], -x[0])));
+    }
+};
+
+/* In double as ref has it: the coefficients often cancel. A product of two fp32 is exact in it, fused or not,
+ * so the bits are ref's. Latents are small enough for GPUs with few double units. */
+struct lincomb_op {
+    enum { INPUTS = LINCOMB_MAX, DEPTH = 1 }; /* six loads at once are enough */
+    static DEVICE float run(const number_args &a, const float x[])
+    {
+        double sum = 0;
+        UNROLL
+        for (int k = 0; k < LINCOMB_MAX; k++)
+            if (k < a.count)
+                sum += (double)a.value[k] * (double)x[k];
+        return (float)sum;
+    }
+};
+
+template <class OP, class TX, class TY, int V>
+__global__ void __launch_bounds__(THREADS) number_pieces(number_args a)
+{
+    piece<TX, V> in[OP::DEPTH][OP::INPUTS];
+    size_t first = (size_t)blockIdx.x * (OP::DEPTH * THREADS) + threadIdx.x, to[OP::DEPTH];
+    UNROLL
+    for (int u = 0; u < OP::DEPTH; u++) {
+        size_t item = first + (size_t)u * THREADS, row, at;
+        if (item >= a.items)
+            break;
+        find_item(item, a.columns, &row, &at);
+        to[u] = row * a.y_ld + at * V;
+        UNROLL
+        for (int k = 0; k < OP::INPUTS; k++)
+            if ((int)OP::INPUTS < (int)LINCOMB_MAX || k < a.count)
+                in[u][k] = load_piece<TX, V>(a.x[k], row * a.x_ld[k] + at * V);
+            else
+                in[u][k] = piece<TX, V>{};
+    }
+    UNROLL
+    for (int u = 0; u < OP::DEPTH; u++) {
+        float x[OP::INPUTS][V], out[V];
+        if (first + (size_t)u * THREADS >= a.items)
+            return;
+        UNROLL
+        for (int k = 0; k < OP::INPUTS; k++)
+            unpack<TX, V>(x[k], in[u][k]);
+        UNROLL
+        for (int i = 0; i < V; i++) {
+            float one[OP::INPUTS];
+            UNROLL
+            for (int k = 0; k < OP::INPUTS; k++)
+                one[k] = x[k][i];
+            out[i] = OP::run(a, one);
+        }
+        store_piece<TY, V>(a.y, to[u], out);
+    }
+}
+
+/* The same number by number, in any mixture of types and pitches. */
+template <class OP> __global__ void __launch_bounds__(THREADS) number_any(number_args a)
+{
+    size_t item = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (item >= a.items)
+        return;
+    size_t row, at;
+    float x[OP::INPUTS];
+    find_item(item, a.columns, &row, &at);
+    UNROLL
+    for (int k = 0; k < OP::INPUTS; k++)
+        x[k] = k < a.count ? load_any(a.x[k], a.x_type[k], row * a.x_ld[k] + at) : 0;
+    store_any(a.y, a.y_type, row * a.y_ld + at, OP::run(a, x));
+}
+
+/* Y = op(X[0], .., X[COUNT - 1]), still without the op's own numbers and without items. Returns whether
+ * pieces of V numbers will do; then COLUMNS counts them. */
+static bool number_setup(struct number_args *a, tensor y, int count, const tensor *x, int v)
+{
+    bool flat = rows_touch(y), pieces = rows_aligned(y);
+    memset(a, 0, sizeof *a);
+    for (int k = 0; k < count; k++) {
+        flat = flat && rows_touch(x[k]);
+        pieces = pieces && rows_aligned(x[k]);
+        a->x[k] = x[k].data;
+        a->x_ld[k] = (size_t)x[k].ld;
+        a->x_type[k] = x[k].dtype;
+    }
+    a->y = y.data;
+    a->y_ld = (size_t)y.ld;
+    a->y_type = y.dtype;
+    a->count = count;
+    a->columns = flat ? tensor_count(y) : (size_t)y.c;
+    pieces = pieces && a->columns % (size_t)v == 0;
+    if (pieces)
+        a->columns /= (size_t)v;
+    a->items = flat ? a->columns : a->columns * tensor_rows(y);
+    return pieces;
+}
+
+template <class OP> static int run_any(struct backend *be, const number_args &a, struct error *err)
+{
+    return launch(be, number_any<OP>, blocks_of(a.items, THREADS), THREADS, 0, a, err);
+}
+
+template <class OP, class TX, class TY, int V>
+static int run_pieces(struct backend *be, const number_args &a, struct error *err)
+{
+    return launch(be, number_pieces<OP, TX, TY, V>, blocks_of(a.items, OP::DEPTH * THREADS), THREADS, 0, a,
+                  err);
+}
+
+static bool all_of(enum dtype type, tensor y, int count, const tensor *x)
+{
+    for (int k = 0; k < count; k++)
+        if (x[k].dtype != type)
+            return false;
+    return y.dtype == type;
+}
+
+/* silu and add: activations. */
+template <class OP>
+static int run_half(struct backend *be, tensor y, int count, const tensor *x, struct error *err)
+{
+    number_args a;
+    bool halves = (y.dtype == DTYPE_F16 || y.dtype == DTYPE_BF16) && all_of(y.dtype, y, count, x);
+    if (number_setup(&a, y, count, x, halves ? 8 : 1) && halves)
+        return y.dtype == DTYPE_F16 ? run_pieces<OP, f16, f16, 8>(be, a, err)
+                                    : run_pieces<OP, bf16, bf16, 8>(be, a, err);
+    return run_any<OP>(be, a, err);
+}
+
+/* clip, guide and lincomb: latents. */
+template <class OP>
+static int run_float(struct backend *be, tensor y, int count, const tensor *x, int values, const float *value,
+                     struct error *err)
+{
+    number_args a;
+    bool floats = all_of(DTYPE_F32, y, count, x);
+    bool pieces = number_setup(&a, y, count, x, floats ? 4 : 1) && floats;
+    for (int i = 0; i < values; i++)
+        a.value[i] = value[i];
+    return pieces ? run_pieces<OP, float, float, 4>(be, a, err) : run_any<OP>(be, a, err);
+}
+
+} // namespace
+
+int cuda_silu(struct backend *be, tensor y, tensor x, struct error *err)
+{
+    return run_half<silu_op>(be, y, 1, &x, err);
+}
+
+int cuda_add(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
+{
+    tensor x[2] = {a, b};
+    return run_half<add_op>(be, y, 2, x, err);
+}
+
+int cuda_convert(struct backend *be, tensor y, tensor x, struct error *err)
+{
+    number_args a;
+    if (y.dtype == x.dtype)
+        return cuda_repeat_batch(be, y, x, err); /* a copy */
+    bool widths = (y.dtype == DTYPE_F32) != (x.dtype == DTYPE_F32);
+    if (number_setup(&a, y, 1, &x, widths ? 8 : 1) && widths) {
+        if (y.dtype == DTYPE_F32)
+            return x.dtype == DTYPE_F16 ? run_pieces<convert_op, f16, float, 8>(be, a, err)
+                                        : run_pieces<convert_op, bf16, float, 8>(be, a, err);
+        return y.dtype == DTYPE_F16 ? run_pieces<convert_op, float, f16, 8>(be, a, err)
+                                    : run_pieces<convert_op, float, bf16, 8>(be, a, err);
+    }
+    return run_any<convert_op>(be, a, err);
+}
+
+int cuda_clip(struct backend *be, tensor y, tensor x, float lo, float hi, struct error *err)
+{
+    float limits[2] = {lo, hi};
+    return run_float<clip_op>(be, y, 1, &x, 2, limits, err);
+}
+
+int cuda_guide(struct backend *be, tensor y, tensor e, float scale, struct error *err)
+{
+    tensor x[2] = {tensor_batch(e, 0, y.n), tensor_batch(e, y.n, y.n)};
+    return run_float<guide_op>(be, y, 2, x, 1, &scale, err);
+}
+
+int cuda_lincomb(struct backend *be, tensor y, int count, const float *coef, const tensor *x,
+                 struct error *err)
+{
+    return run_float<lincomb_op>(be, y, count, x, count, coef, err);
+}

@@ -1,0 +1,110 @@
+/* The GPU's instructions on the host: kernels/cuda compiled by an ordinary compiler and run one block after
+ * the other, each thread a fiber. This shows on any machine that a kernel computes the right numbers, stays
+ * inside its tensors, and does not lean on an order that the GPU does not promise:
+ *
+ *  - fibers run until they wait; which of them runs first, and the order of blocks, changes with the seed
+ *    (EMULATOR_SEED), so a missing barrier gives another result or a NaN;
+ *  - cp.async copies at once or as late as its wait allows, by the seed: a missing wait reads old data, a
+ * buffer filled too early loses what others still read;
+ *  - shared memory holds NaN at first, and ends where the launch said;
+ *  - a warp's instructions need all 32 lanes, at the same instruction; a barrier that nobody can reach ends
+ * the program with the kernel's name.
+ *
+ * It says nothing of speed, and is no proof for the hardware: memory order between threads is stronger here.
+ */
+#ifndef LATENTD_EMULATOR_H
+#define LATENTD_EMULATOR_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cuda_runtime_api.h>
+
+#include "half.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __restrict__ __restrict
+#define SHARED_MEMORY(name) unsigned char *name = emulator_shared()
+
+struct emulator_index {
+    unsigned x, y, z;
+};
+
+/* Of the running fiber. */
+struct emulator_place {
+    emulator_index thread, block, block_dim, grid;
+};
+extern emulator_place *emulator_here;
+
+extern const float *emulator_halves; /* every f16 as a float, by its bits */
+unsigned char *emulator_shared();
+void __syncthreads();
+void __syncwarp();
+/* All threads of the block: how many gave a value that is not 0. */
+int __syncthreads_count(int predicate);
+/* Named barrier ID (1..15) of COUNT threads. */
+void emulator_barrier(int id, int count);
+void __threadfence();
+[[noreturn]] void emulator_fail(const char *what);
+
+/* All 32 lanes meet; the last one runs WORK on what the lanes gave, in the order of lanes. OP names the
+ * instruction, which must be the same for all. */
+void emulator_warp(const char *op, void *mine, void (*work)(void *lane[32]));
+
+void emulator_copy_async(void *dst, const void *src, bool valid);
+void emulator_copy_commit();
+void emulator_copy_wait(int groups);
+
+static inline float __uint_as_float(uint32_t x)
+{
+    float f;
+    memcpy(&f, &x, 4);
+    return f;
+}
+
+static inline uint32_t __float_as_uint(float f)
+{
+    uint32_t x;
+    memcpy(&x, &f, 4);
+    return x;
+}
+
+static inline float __fmul_rn(float a, float b)
+{
+    return a * b;
+}
+
+static inline float __fadd_rn(float a, float b)
+{
+    return a + b;
+}
+
+static inline float rsqrtf(float x)
+{
+    return 1.0f / sqrtf(x);
+}
+
+static inline unsigned __umulhi(unsigned a, unsigned b)
+{
+    return (unsigned)((uint64_t)a * b >> 32);
+}
+
+template <class T> static inline T atomicAdd(T *p, T x)
+{
+    T old = *p;
+    *p = old + x;
+    return old;
+}
+
+template <class T> static inline T __ldg(const T *p)
+{
+    return *p;
+}
+
+#endif

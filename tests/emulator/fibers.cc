@@ -1,0 +1,377 @@
+/* Blocks of threads as fibers of one host thread. See emulator.h. */
+#include "emulator.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#include "launch.h"
+
+namespace {
+
+enum { STACK = 256 << 10, BARRIERS = 16, WARPS_MAX = 32 };
+
+struct gate { /* a meeting point; waits end when `turn` moves on */
+    unsigned turn = 0;
+    int arrived = 0;
+};
+
+struct copy {
+    void *dst;
+    const void *src;
+    bool valid;
+};
+
+struct fiber {
+    emulator_place here;
+    void *sp = nullptr;
+    unsigned char *stack = nullptr;
+    bool done = false;
+    gate *at = nullptr; /* where it waits */
+    unsigned turn = 0;
+    std::vector<std::vector<copy>> groups; /* committed copies that have not happened */
+    std::vector<copy> open;                /* not committed yet */
+    void *fake = nullptr;                  /* ASan's */
+};
+
+struct warp {
+    gate meet;
+    const char *op = nullptr;
+    void *lane[32];
+};
+
+struct block_run {
+    const emulator_launch *l = nullptr;
+    std::vector<fiber> fibers;
+    std::vector<warp> warps;
+    gate barrier[BARRIERS];
+    int expected[BARRIERS] = {0};
+    int live = 0, votes = 0, last_votes = 0;
+    unsigned char *shared = nullptr;
+    fiber *self = nullptr;
+    void *main_sp = nullptr, *main_fake = nullptr;
+    bool eager = false; /* cp.async happens at once */
+} run;
+
+uint64_t random_state;
+
+uint64_t next_random()
+{
+    uint64_t z = random_state += 0x9E3779B97F4A7C15u;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ z >> 27) * 0x94D049BB133111EBu;
+    return z ^ z >> 31;
+}
+
+} // namespace
+
+emulator_place *emulator_here;
+
+static const float *make_halves()
+{
+    static float table[65536];
+    for (uint32_t i = 0; i < 65536; i++)
+        table[i] = f16_to_f32((uint16_t)i);
+    return table;
+}
+
+const float *emulator_halves = make_halves();
+
+/* Saves the callee's registers on this stack and goes on with another one. */
+extern "C" void emulator_switch(void **save, void *to);
+__asm__(".text\n.type emulator_switch,@function\nemulator_switch:\n"
+        "pushq %rbp\npushq %rbx\npushq %r12\npushq %r13\npushq %r14\npushq %r15\n"
+        "movq %rsp, (%rdi)\nmovq %rsi, %rsp\n"
+        "popq %r15\npopq %r14\npopq %r13\npopq %r12\npopq %rbx\npopq %rbp\nret\n");
+
+void emulator_fail(const char *what)
+{
+    fflush(stdout);
+    fprintf(stderr, "emulator: %s, thread %u of block [%u, %u, %u], %u threads, grid [%u, %u, %u]\n", what,
+            emulator_here ? emulator_here->thread.x : 0, emulator_here ? emulator_here->block.x : 0,
+            emulator_here ? emulator_here->block.y : 0, emulator_here ? emulator_here->block.z : 0,
+            run.l ? run.l->threads : 0, run.l ? run.l->grid[0] : 0, run.l ? run.l->grid[1] : 0,
+            run.l ? run.l->grid[2] : 0);
+    abort();
+}
+
+static void to_main(fiber *f)
+{
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(f->done ? nullptr : &f->fake, nullptr, 0);
+#endif
+    emulator_switch(&f->sp, run.main_sp);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(f->fake, nullptr, nullptr);
+#endif
+}
+
+static bool runnable(const fiber &f)
+{
+    return !f.done && !(f.at && f.at->turn == f.turn);
+}
+
+/* Lets another fiber run until G opens: the next lane of the warp if it can, without the way through the scheduler,
+ * which is most of the emulator's time. */
+static void wait_at(gate *g)
+{
+    fiber *f = run.self;
+    f->at = g;
+    f->turn = g->turn;
+#if !defined(__SANITIZE_ADDRESS__)
+    unsigned t = f->here.thread.x;
+    fiber *next = &run.fibers[t % 32 == 31 ? t - 31 : t + 1];
+    if (runnable(*next)) {
+        next->at = nullptr;
+        run.self = next;
+        emulator_here = &next->here;
+        emulator_switch(&f->sp, next->sp);
+        return;
+    }
+#endif
+    to_main(f);
+}
+
+static void open_gate(gate *g)
+{
+    g->turn++;
+    g->arrived = 0;
+}
+
+/* A thread that ended counts as arrived at __syncthreads(), as since Volta. */
+static void arrive(int id)
+{
+    gate *g = &run.barrier[id];
+    g->arrived++;
+    if (g->arrived < (id ? run.expected[id] : run.live)) {
+        wait_at(g);
+        return;
+    }
+    run.last_votes = run.votes;
+    run.votes = 0;
+    open_gate(g);
+}
+
+void __syncthreads()
+{
+    arrive(0);
+}
+
+int __syncthreads_count(int predicate)
+{
+    run.votes += predicate != 0;
+    arrive(0);
+    return run.last_votes; /* no other vote can end before all have read this one: they must pass here first */
+}
+
+void emulator_barrier(int id, int count)
+{
+    if (id < 1 || id >= BARRIERS || count % 32 != 0)
+        emulator_fail("a named barrier that does not exist");
+    run.expected[id] = count;
+    arrive(id);
+}
+
+void __threadfence()
+{
+}
+
+void emulator_warp(const char *op, void *mine, void (*work)(void *lane[32]))
+{
+    unsigned t = emulator_here->thread.x;
+    warp *w = &run.warps[t / 32];
+    if (w->meet.arrived && strcmp(w->op, op) != 0) {
+        fprintf(stderr, "emulator: lanes of a warp are at %s and at %s\n", w->op, op);
+        emulator_fail("a warp that is not together");
+    }
+    w->op = op;
+    w->lane[t % 32] = mine;
+    if (++w->meet.arrived < 32) {
+        wait_at(&w->meet);
+        return;
+    }
+    work(w->lane);
+    open_gate(&w->meet);
+}
+
+static void nothing(void **)
+{
+}
+
+void __syncwarp()
+{
+    emulator_warp("syncwarp", nullptr, nothing);
+}
+
+unsigned char *emulator_shared()
+{
+    return run.shared;
+}
+
+/* ---- Asynchronous copies ---- */
+
+static void perform(const copy &c)
+{
+    if (c.valid)
+        memcpy(c.dst, c.src, 16);
+    else
+        memset(c.dst, 0, 16);
+}
+
+void emulator_copy_async(void *dst, const void *src, bool valid)
+{
+    unsigned char *d = (unsigned char *)dst;
+    if (d < run.shared || d + 16 > run.shared + run.l->shared)
+        emulator_fail("cp.async to an address outside shared memory");
+    if (run.eager)
+        perform({dst, src, valid});
+    else
+        run.self->open.push_back({dst, src, valid});
+}
+
+void emulator_copy_commit()
+{
+    run.self->groups.push_back(std::move(run.self->open));
+    run.self->open.clear();
+}
+
+void emulator_copy_wait(int groups)
+{
+    auto &g = run.self->groups;
+    while ((int)g.size() > groups) {
+        for (const copy &c : g.front())
+            perform(c);
+        g.erase(g.begin());
+    }
+}
+
+/* ---- One block ---- */
+
+static void fiber_main()
+{
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
+#endif
+    run.l->call(run.l->kernel, run.l->args);
+    fiber *f = run.self;
+    emulator_copy_wait(0);
+    f->done = true;
+    run.live--;
+    gate *g = &run.barrier[0];
+    if (run.live > 0 && g->arrived >= run.live) {
+        run.last_votes = run.votes;
+        run.votes = 0;
+        open_gate(g);
+    }
+    to_main(f);
+    abort();
+}
+
+static void prepare(fiber *f)
+{
+    if (!f->stack) {
+        f->stack = (unsigned char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (f->stack == MAP_FAILED) {
+            f->stack = nullptr;
+            emulator_fail("no memory for a fiber");
+        }
+    }
+    void **top = (void **)(f->stack + STACK - 64);
+    *--top = nullptr; /* where a return address would be: keeps the stack aligned at the call */
+    *--top = (void *)fiber_main;
+    for (int i = 0; i < 6; i++)
+        *--top = nullptr;
+    f->sp = top;
+    f->done = false;
+    f->at = nullptr;
+    f->groups.clear();
+    f->open.clear();
+}
+
+static void resume(fiber *f)
+{
+    f->at = nullptr;
+    run.self = f;
+    emulator_here = &f->here;
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(&run.main_fake, f->stack, STACK);
+#endif
+    emulator_switch(&run.main_sp, f->sp);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(run.main_fake, nullptr, nullptr);
+#endif
+}
+
+static void run_block(const emulator_launch *l, unsigned x, unsigned y, unsigned z)
+{
+    unsigned n = l->threads;
+    for (auto &b : run.barrier)
+        b = gate();
+    for (auto &w : run.warps)
+        w = warp();
+    run.live = (int)n;
+    run.votes = 0;
+    run.eager = next_random() % 2;
+    memset(run.shared, 0xff, l->shared);
+    for (unsigned i = 0; i < n; i++) {
+        run.fibers[i].here = {{i, 0, 0}, {x, y, z}, {n, 1, 1}, {l->grid[0], l->grid[1], l->grid[2]}};
+        prepare(&run.fibers[i]);
+    }
+    /* Whole warps in an order that changes from pass to pass, now and then from the last thread to the first. */
+    for (bool any = true; run.live > 0;) {
+        if (!any)
+            emulator_fail("nobody can go on: a barrier or a warp instruction that some threads never reach");
+        any = false;
+        unsigned start = (unsigned)(next_random() % n);
+        bool backwards = next_random() % 2;
+        for (unsigned i = 0; i < n; i++) {
+            unsigned at = (start + i) % n;
+            fiber *f = &run.fibers[backwards ? n - 1 - at : at];
+            if (runnable(*f)) {
+                resume(f); /* and others of its warp */
+                any = true;
+            }
+        }
+    }
+}
+
+void emulator_run(const emulator_launch *l)
+{
+    if (l->threads == 0 || l->threads > 1024 || l->threads % 32 != 0)
+        emulator_fail("a launch whose threads are not 32 to 1024 in whole warps");
+    if (l->shared > EMULATOR_SHARED_MAX)
+        emulator_fail("a launch with more shared memory than a block can have");
+    static bool seeded;
+    if (!seeded) {
+        const char *seed = getenv("EMULATOR_SEED");
+        random_state = seed ? strtoull(seed, nullptr, 10) : 1;
+        seeded = true;
+    }
+    run.l = l;
+    if (run.fibers.size() < l->threads)
+        run.fibers.resize(l->threads);
+    run.warps.resize(l->threads / 32);
+    /* Its own allocation, of the launch's size: a sanitizer sees what reaches beyond it. */
+    void *shared = nullptr;
+    if (posix_memalign(&shared, 1024, l->shared ? l->shared : 1))
+        emulator_fail("no memory for shared memory");
+    run.shared = (unsigned char *)shared;
+    bool backwards = next_random() % 2;
+    size_t count = (size_t)l->grid[0] * l->grid[1] * l->grid[2];
+    for (size_t i = 0; i < count; i++) {
+        size_t at = backwards ? count - 1 - i : i;
+        run_block(l, (unsigned)(at % l->grid[0]), (unsigned)(at / l->grid[0] % l->grid[1]),
+                  (unsigned)(at / l->grid[0] / l->grid[1]));
+    }
+    free(run.shared);
+    run.shared = nullptr;
+    run.l = nullptr;
+    emulator_here = nullptr;
+}
