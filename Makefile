@@ -14,7 +14,8 @@ NVCC    ?= $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/loca
 # CUDA 12.4 or newer, and the C++ compiler that nvcc calls; empty: not here.
 NVCC_RELEASE := $(if $(NVCC),$(shell $(NVCC) --version 2>/dev/null | sed -n 's/.*release \([0-9.]*\),.*/\1/p'))
 NVCC_OK := $(if $(NVCC_RELEASE),$(shell printf '12.4\n$(NVCC_RELEASE)\n' | sort -CV && command -v $(CXX) >/dev/null && echo yes))
-CUDA    ?= $(if $(NVCC_OK),1,0)
+# Not in sanitizer builds: there the kernels run on the emulated GPU (tests/emulator).
+CUDA    ?= $(if $(filter 1,$(SAN)),0,$(if $(NVCC_OK),1,0))
 
 PKGS    := libmicrohttpd libcjson libpng
 PKG_OK  := $(shell pkg-config --exists $(PKGS) 2>/dev/null && echo yes)

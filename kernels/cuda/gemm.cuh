@@ -248,6 +248,7 @@ DEVICE void read_octet(float v[8], const float *from)
     }
 }
 
+/* To global memory. */
 DEVICE void write_octet(float *to, const float v[8])
 {
     vec16 lo, hi;
@@ -256,8 +257,8 @@ DEVICE void write_octet(float *to, const float v[8])
         lo.v[i] = __float_as_uint(v[i]);
         hi.v[i] = __float_as_uint(v[4 + i]);
     }
-    *(vec16 *)to = lo;
-    *(vec16 *)(to + 4) = hi;
+    store_16(to, lo);
+    store_16(to + 4, hi);
 }
 
 /* COUNT: numbers from FROM to the end of its row. */
@@ -299,7 +300,7 @@ template <class T> DEVICE void store_octet(const gemm &a, size_t at, const float
         UNROLL
         for (int i = 0; i < 4; i++)
             bits.v[i] = pack2<T>(v[2 * i], v[2 * i + 1]);
-        *(vec16 *)to = bits;
+        store_16(to, bits);
         return;
     }
     UNROLL

@@ -64,9 +64,15 @@ static int allow_shared(struct backend *be, const void *kernel, unsigned shared,
     if (shared > cuda_of(be)->shared_max)
         return error_set(err, ERR_INTERNAL, "a kernel asks for %u bytes of shared memory, a block has %zu",
                          shared, cuda_of(be)->shared_max);
-    return cuda_check(be,
-                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
-                      "shared memory", err);
+    int rc =
+        cuda_check(be, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
+                   "shared memory", err);
+    /* All of it for shared memory and none for a cache: otherwise only one block may fit where two are meant.
+     */
+    return rc ? rc
+              : cuda_check(be,
+                           cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100),
+                           "shared memory", err);
 }
 
 static void announce(const void *kernel, void (*call)(const void *, const void *), unsigned bytes)

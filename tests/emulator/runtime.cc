@@ -3,7 +3,7 @@
  * The environment says what kind of machine it is:
  *   EMULATOR_NO_DEVICE=1     no GPU            EMULATOR_MAJOR=N   compute capability N.0 (9)
  *   EMULATOR_DRIVER=N        CUDA version of the driver, 1000 major + 10 minor (13000); 0: no driver
- *   EMULATOR_MEMORY=BYTES    of the GPU (8 GiB)
+ *   EMULATOR_MEMORY=BYTES    of the GPU (8 GiB)            EMULATOR_SMS=N  multiprocessors (132)
  *   EMULATOR_FAIL_SIZES=A-B  the first cudaMalloc of A to B bytes finds no memory, whatever was free
  *   EMULATOR_FAIL_LAUNCH=N   from the Nth launch on everything says that the device failed */
 #include <stdint.h>
@@ -151,7 +151,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device)
     strcpy(prop->name, "emulated GPU");
     prop->totalGlobalMem = (size_t)8 << 30;
     prop->major = getenv("EMULATOR_MAJOR") ? atoi(getenv("EMULATOR_MAJOR")) : 9;
-    prop->multiProcessorCount = 132;
+    prop->multiProcessorCount = getenv("EMULATOR_SMS") ? atoi(getenv("EMULATOR_SMS")) : 132;
     return cudaSuccess;
 }
 
@@ -304,8 +304,10 @@ cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b)
     return cudaSuccess;
 }
 
-cudaError_t cudaFuncSetAttribute(const void *f, enum cudaFuncAttribute, int value)
+cudaError_t cudaFuncSetAttribute(const void *f, enum cudaFuncAttribute attr, int value)
 {
+    if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize)
+        return cudaSuccess; /* a hint */
     if (value > EMULATOR_SHARED_MAX)
         return cudaErrorInvalidValue;
     kernels[f].shared_max = value;
