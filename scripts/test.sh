@@ -65,24 +65,30 @@ suite() {
     done
 }
 
-# emulated BUILD-FOLDER LABEL ORDERS PROGRAM…: the CUDA backend on an emulated GPU, in some orders of its threads
-# (tests/emulator/emulator.h). Of the final pictures one is enough there.
+# emulated BUILD-FOLDER LABEL ROUNDS TIERS PROGRAM…: the CUDA backend on an emulated GPU (tests/emulator/emulator.h), every
+# op with ROUNDS random shapes, and goldens on TIERS. Of the final pictures one is enough there.
 emulated() {
-    local build=$1 label=$2 orders=$3 program tier
-    shift 3
+    local build=$1 label=$2 rounds=$3 tiers=$4 program tier
+    shift 4
     run "${label}cuda: test_emulator" "$build/emulated/test_emulator"
-    for seed in $orders; do
-        EMULATOR_SEED=$seed run "${label}cuda: checkkernels, order $seed" "$build/emulated/checkkernels" --isa cuda --rounds 4
-    done
-    for candidate in 256x128 128x128 128x64 64x64 cublaslt cudnn; do
-        LD_LIBRARY_PATH=$build/emulated/fake run "${label}cuda: checkkernels, $candidate" "$build/emulated/checkkernels" \
-            --isa cuda --candidate "$candidate" --rounds 2 --op "$(case $candidate in cublaslt) echo linear ;; *) echo conv2d ;; esac)"
-    done
     run "${label}cuda: test_library" "$build/emulated/test_library"
+    run "${label}cuda: checkkernels" "$build/emulated/checkkernels" --isa cuda --rounds "$rounds"
     for program in "$@"; do
-        for tier in cuda cuda+bf16; do
+        for tier in $tiers; do
             GOLDEN_TIER=$tier GOLDEN_PICTURE=boat run "$label$tier: $program" "$build/emulated/tests/golden/$program"
         done
+    done
+}
+
+# candidates BUILD-FOLDER: another order of threads, and each way to run a product by itself.
+candidates() {
+    local build=$1 candidate op
+    EMULATOR_SEED=2 run "cuda: checkkernels, another order" "$build/emulated/checkkernels" --isa cuda --rounds 2 --seed 2
+    for candidate in 256x128 128x128 128x64 64x64 cublaslt cudnn; do
+        op=conv2d
+        [ $candidate = cublaslt ] && op=linear
+        LD_LIBRARY_PATH=$build/emulated/fake run "cuda: checkkernels, $candidate" "$build/emulated/checkkernels" \
+            --isa cuda --candidate $candidate --rounds 2 --op $op
     done
 }
 
@@ -90,13 +96,14 @@ install_packages $TEST_PACKAGES
 check "imports go one way" scripts/check_imports.sh
 make -s -j"$(nproc)" WERROR=1 all tests
 suite build ""
-emulated build "" "1 2" test_clip_text test_unet test_vae test_model test_picture
+emulated build "" 4 "cuda cuda+bf16" test_clip_text test_unet test_vae test_model test_picture
+candidates build
 if [ $quick = 0 ]; then
     # An optimised sanitizer build: the networks are too slow at -O0.
     make -s -j"$(nproc)" WERROR=1 SAN=1 all tests
     export ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
     suite build-san "san: "
-    emulated build-san "san: " 3 test_unet
+    emulated build-san "san: " 1 cuda test_clip_text test_vae
 fi
 if command -v clang-format >/dev/null && [[ $(clang-format --version) == *"version 14."* ]]; then
     check "formatting" make -s lint
