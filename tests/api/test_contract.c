@@ -456,7 +456,8 @@ static void *parallel_client(void *arg)
     return NULL;
 }
 
-/* Everyone is answered: health always, pictures unless the queue of 8 is full. */
+/* Everyone is answered: health always, pictures unless the queue of 8 is full (it may be before the worker
+ * has woken up). */
 TEST(hundred_parallel_clients)
 {
     pthread_t thread[100];
@@ -471,7 +472,7 @@ TEST(hundred_parallel_clients)
         ok += result[i] == 200;
         full += result[i] == 500;
     }
-    CHECK(ok + full == 100 && ok >= 59, "%d answered, %d refused", ok, full);
+    CHECK(ok + full == 100 && ok >= 50 + 8, "%d answered, %d refused", ok, full);
 }
 
 static char *read_file(const char *path)
