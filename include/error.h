@@ -14,7 +14,8 @@ enum {
     ERR_CANCELLED = -6,   /* the client left, or the daemon is stopping */
     ERR_UNSUPPORTED = -7, /* known, and refused by name */
     ERR_DEVICE = -8,      /* the device failed for good; the process should end */
-    ERR_INTERNAL = -9     /* a bug in latentd */
+    ERR_INTERNAL = -9,    /* a bug in latentd */
+    ERR_LORA = -10        /* a LoRA of the request cannot be had; the words are the client's (HTTP 400) */
 };
 
 struct error {

@@ -16,10 +16,32 @@ void clip_text_close(struct clip_text **net);
 int clip_text_positions(const struct clip_text *net); /* tokens in a prompt: 77 */
 int clip_text_vocab(const struct clip_text *net);
 int clip_text_width(const struct clip_text *net);
+/* Width of the pooled output (CLIPTextModelWithProjection's text_embeds); 0: the model has no
+ * text_projection. */
+int clip_text_projection(const struct clip_text *net);
 /* ids [N, T] on the host -> last_hidden_state [N, 1, T, C] (after the final layer norm). */
 tensor clip_text_forward(pass *p, const struct clip_text *net, const int32_t *ids, int n);
+/* As SDXL reads it: hidden_states[-2] [N, 1, T, C], the input of the last layer, not normed. POOLED, unless
+ * NULL, gets text_embeds [N, 1, 1, projection]: the final norm's row at the end-of-text token (transformers'
+ * rule for finding it), projected. */
+tensor clip_text_forward_penultimate(pass *p, const struct clip_text *net, const int32_t *ids, int n,
+                                     tensor *pooled);
 
-/* ---- UNet2DConditionModel of the SD 1.x and 2.x families ---- */
+/* ---- CLIP vision tower with the safety checker's concepts: diffusers' StableDiffusionSafetyChecker ---- */
+
+struct safety_checker;
+/* Reads DIR/config.json and DIR/model*.safetensors; DIR/../feature_extractor or DIR/preprocessor_config.json
+ * where they are there, else CLIPImageProcessor's defaults for ViT-L/14 at 224. */
+int safety_checker_load(struct safety_checker **net, struct backend *be, const char *dir, const char *variant,
+                        struct error *err);
+void safety_checker_close(struct safety_checker **net);
+/* Pixels of one picture as the tower reads them: [1, side, side, 3] on the host; see safety_checker_side. */
+int safety_checker_side(const struct safety_checker *net);
+/* Host numbers [side, side, 3], resized and normalised -> whether a concept's score is above 0. Waits for the
+ * device. On the plan backend *NSFW stays false. */
+int safety_checker_run(pass *p, const struct safety_checker *net, const float *pixels, bool *nsfw);
+
+/* ---- UNet2DConditionModel of the SD 1.x, 2.x and SDXL families ---- */
 
 struct unet;
 int unet_load(struct unet **net, struct backend *be, const char *dir, const char *variant, struct error *err);
@@ -33,24 +55,38 @@ int unet_levels(const struct unet *net);
 int unet_time_cond_proj_dim(const struct unet *net);
 enum dtype unet_stored_dtype(const struct unet *net);
 
+/* Width of the pooled text that an SDXL UNet reads (addition_embed_type "text_time"), and how many time ids
+ * beside it; 0: none. */
+int unet_pooled_dim(const struct unet *net);
+int unet_time_ids(const struct unet *net);
+
+/* What a request tells the UNet. N is text.n. */
+struct unet_conditions {
+    tensor text;            /* [N, 1, T, C] */
+    const float *timesteps; /* [count] */
+    int count;
+    const float *time_cond; /* [unet_time_cond_proj_dim], or NULL */
+    tensor pooled;          /* SDXL: [N, 1, 1, unet_pooled_dim] */
+    const float *time_ids;  /* SDXL: [N, unet_time_ids], on the host */
+};
+
 /* What depends on the prompt and the timesteps only, computed once a request: text keys and values of every
  * cross-attention, and the time-embedding projection of every resnet for every step. Lives in the pass's
  * memory. */
 struct unet_request;
-/* text [N, 1, T, C] (n as in the steps to come); timesteps[count] on the host; TIME_COND: the guidance
- * embedding, host [unet_time_cond_proj_dim], or NULL for none. NULL when there is no memory. End with
- * unet_end. */
-struct unet_request *unet_begin(pass *p, const struct unet *net, tensor text, const float *timesteps,
-                                int count, const float *time_cond);
+/* N as in the steps to come. NULL when there is no memory. End with unet_end. */
+struct unet_request *unet_begin(pass *p, const struct unet *net, const struct unet_conditions *c);
 void unet_end(pass *p, struct unet_request **req);
 /* One call: x [N, H, W, Cin], F32 or the pass's type -> model output [N, H, W, Cout] in F32, for
  * timesteps[k]. */
 tensor unet_forward(pass *p, const struct unet *net, const struct unet_request *req, tensor x, int k);
 
-/* ---- AutoencoderKL decoder ---- */
+/* ---- AutoencoderKL ---- */
 
 struct vae;
-int vae_load(struct vae **net, struct backend *be, const char *dir, const char *variant, struct error *err);
+/* ENCODER: whether to load the encoder too. */
+int vae_load(struct vae **net, struct backend *be, const char *dir, const char *variant, bool encoder,
+             struct error *err);
 void vae_close(struct vae **net);
 int vae_scale(const struct vae *net); /* pixels per latent: 2^(levels - 1) */
 int vae_latent_channels(const struct vae *net);
@@ -59,5 +95,10 @@ float vae_shift_factor(const struct vae *net); /* 0 where the config has none */
 /* latents already divided by the scaling factor, [N, h, w, C] F32 -> picture [N, scale h, scale w, 3] F32 in
  * about -1..1. */
 tensor vae_decode(pass *p, const struct vae *net, tensor z);
+/* Whether the encoder was loaded; vae_load leaves it out unless asked. */
+bool vae_has_encoder(const struct vae *net);
+/* picture [N, H, W, 3] F32 in -1..1, sides multiples of vae_scale -> moments [N, h, w, 2C] F32: the mean,
+ * then the logarithm of the variance (diffusers' DiagonalGaussianDistribution, before its clamp). */
+tensor vae_encode(pass *p, const struct vae *net, tensor x);
 
 #endif

@@ -10,9 +10,12 @@
 
 struct model;
 
+enum pipeline_kind { PIPELINE_TEXT_TO_IMAGE, PIPELINE_IMAGE_TO_IMAGE };
+
 struct model_options {
-    const char *dir; /* MODEL_DIR: root that holds models */
-    const char *id;  /* MODEL_ID */
+    enum pipeline_kind pipeline; /* PIPELINE: image-to-image also loads the VAE's encoder */
+    const char *dir;             /* MODEL_DIR: root that holds models */
+    const char *id;              /* MODEL_ID */
 };
 
 /* Finds the model's folder and loads tokenizer, text encoder, UNet, VAE and scheduler config from it
@@ -28,10 +31,24 @@ struct backend *model_backend(const struct model *m);
  */
 void model_default_size(const struct model *m, int *width, int *height);
 
+/* LoRAs of a request: models below MODEL_DIR, each with its strength. */
+enum { LORAS_MAX = 4 };
+struct lora_choice {
+    const char *id;
+    float strength;
+};
+struct loras {
+    int count;
+    struct lora_choice item[LORAS_MAX];
+};
+
 struct text_to_image_params {
-    const char
-        *prompt; /* UTF-8, NUL-terminated; split at '|' by the caller: only the first part counts here */
+    const char *prompt; /* UTF-8, NUL-terminated; split at '|' by the caller: the first part */
     const char *negative_prompt;
+    const char *prompt_2,
+        *negative_prompt_2; /* the second part, for SDXL's second encoder; NULL: the first again */
+    struct loras loras;
+    bool safety_check; /* run the safety checker, where there is one; a model's own always runs */
     int width, height;
     double guidance_scale;
     int64_t steps;    /* below 1: the pipeline's default, 50 */
@@ -52,6 +69,31 @@ int text_to_image_plan(struct model *m, const struct text_to_image_params *param
 int text_to_image_admit(struct model *m, const struct text_to_image_params *params, struct error *err);
 /* The model's own rules on parameters, by id (contract 3.3): guidance 0 for sd-turbo and sdxl-turbo. */
 void text_to_image_rules(const struct model *m, struct text_to_image_params *params);
+
+/* ---- Image-to-image: StableDiffusionImg2ImgPipeline, its SDXL twin, and InstructPix2Pix, by the model ----
+ */
+
+struct image_to_image_params {
+    const char *prompt, *negative_prompt; /* UTF-8, not split at '|' */
+    const struct image *image; /* as the client sent it, 8-bit RGB; cut down to multiples of 8 here */
+    double strength, guidance_scale, image_guidance_scale;
+    int64_t steps; /* below 1: the pipeline's default, 50; 100 for InstructPix2Pix */
+    int64_t seed;  /* as above */
+    struct loras loras;
+    bool safety_check, exact_times;
+};
+
+/* As their text-to-image twins. Only image->width and height are read for a plan or an admission. */
+int image_to_image(struct model *m, const struct image_to_image_params *params, const struct watcher *watch,
+                   struct image *out, struct error *err);
+int image_to_image_plan(struct model *m, const struct image_to_image_params *params,
+                        struct plan_report *report, struct error *err);
+int image_to_image_admit(struct model *m, const struct image_to_image_params *params, struct error *err);
+void image_to_image_rules(const struct model *m, struct image_to_image_params *params);
+
+/* Tokens of the request's prompts that did not fit into the text encoder, summed; 0: nothing was cut. For the
+ * warning header; tokenizes only, so any thread may ask. */
+int model_prompt_cut(const struct model *m, const char *prompt, const char *negative_prompt);
 
 /* Seconds spent in each phase of the last text_to_image() on this model. */
 struct phase_times {

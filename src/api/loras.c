@@ -6,7 +6,7 @@
 #include "json_scan.h"
 #include "loras.h"
 
-enum { LORAS_MAX = 4, SHOWN_MAX = 500 };
+enum { SHOWN_MAX = 500 };
 
 struct count {
     int loras;

@@ -46,9 +46,10 @@ static tensor time_embedding(pass *p, const struct unet *net, const float *times
     return t;
 }
 
-struct unet_request *unet_begin(pass *p, const struct unet *net, tensor text, const float *timesteps,
-                                int count, const float *time_cond)
+struct unet_request *unet_begin(pass *p, const struct unet *net, const struct unet_conditions *c)
 {
+    tensor text = c->text;
+    int count = c->count;
     struct unet_request *req = calloc(1, sizeof(*req));
     float *rows = calloc((size_t)count * (size_t)text.n + 1, sizeof(*rows));
     if (!req || !rows) {
@@ -60,8 +61,8 @@ struct unet_request *unet_begin(pass *p, const struct unet *net, tensor text, co
     req->n = text.n;
     req->calls = count;
     for (int i = 0; i < count * text.n; i++)
-        rows[i] = timesteps[i / text.n];
-    tensor t = time_embedding(p, net, rows, count * text.n, time_cond);
+        rows[i] = c->timesteps[i / text.n];
+    tensor t = time_embedding(p, net, rows, count * text.n, c->time_cond);
     for (int i = 0; i < net->once.times; i++)
         req->time[i] = linear(p, net->once.time[i], t, (struct linear_args){0}); /* calls*n 1 1 O */
     for (int i = 0; i < net->once.texts; i++)

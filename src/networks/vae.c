@@ -123,10 +123,13 @@ static int load_weights(struct vae *v, const char *dir, const char *variant, str
     return err->code;
 }
 
-int vae_load(struct vae **out, struct backend *be, const char *dir, const char *variant, struct error *err)
+int vae_load(struct vae **out, struct backend *be, const char *dir, const char *variant, bool encoder,
+             struct error *err)
 {
     struct config c;
     *out = NULL;
+    if (encoder)
+        return error_set(err, ERR_UNSUPPORTED, "the VAE's encoder is not built yet");
     int rc = config_open(&c, dir, err);
     if (rc < 0)
         return rc;

@@ -82,7 +82,7 @@ static int load_parts(struct model *m, const char *dir, struct error *err)
     if ((rc = join(path, dir, "text_encoder", err)) ||
         (rc = clip_text_load(&m->text, m->be, path, variant, err)))
         return rc;
-    if ((rc = join(path, dir, "vae", err)) || (rc = vae_load(&m->vae, m->be, path, variant, err)))
+    if ((rc = join(path, dir, "vae", err)) || (rc = vae_load(&m->vae, m->be, path, variant, false, err)))
         return rc;
     if ((rc = join(path, dir, "unet", err)))
         return rc;

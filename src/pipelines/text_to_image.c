@@ -141,7 +141,11 @@ static tensor denoise(struct run *r, tensor text)
     tensor x = lincomb(p, 1, &sigma, &drawn);
     tensor_free(p, &drawn);
     struct unet_request *req =
-        unet_begin(p, m->unet, text, scheduler_timesteps(r->sched), calls, dim > 0 ? cond : NULL);
+        unet_begin(p, m->unet,
+                   &(struct unet_conditions){.text = text,
+                                             .timesteps = scheduler_timesteps(r->sched),
+                                             .count = calls,
+                                             .time_cond = dim > 0 ? cond : NULL});
     for (int i = 0; i < calls && enter(r, PHASE_STEP, i + 1, calls); i++) {
         tensor e = predict(r, req, x, i);
         tensor next = scheduler_step(p, r->sched, i, e, x, &r->noise);

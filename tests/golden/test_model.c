@@ -112,7 +112,9 @@ static void check_noise(struct stage *s, const char *folder)
         double started = seconds();
         tensor words = tensor_from_host(&s->p, text->f, e[0], 1, e[1], e[2], pass_dtype(&s->p));
         tensor sample = tensor_from_host(&s->p, x->f, d[0], d[1], d[2], d[3], DTYPE_F32);
-        struct unet_request *req = unet_begin(&s->p, net, words, golden_find(&g, -1, "t")->f, 1, NULL);
+        struct unet_request *req = unet_begin(
+            &s->p, net,
+            &(struct unet_conditions){.text = words, .timesteps = golden_find(&g, -1, "t")->f, .count = 1});
         finish(s, &g, "noise", unet_forward(&s->p, net, req, sample, 0), started);
         unet_end(&s->p, &req);
     }
@@ -128,7 +130,7 @@ static void check_picture(struct stage *s, const char *folder)
         return;
     const struct golden_array *z = golden_find(&g, -1, "z");
     const int *d = z->shape;
-    if (CHECK(vae_load(&net, s->be, component("vae"), NULL, &s->err) == 0, "%s", s->err.msg)) {
+    if (CHECK(vae_load(&net, s->be, component("vae"), NULL, false, &s->err) == 0, "%s", s->err.msg)) {
         double started = seconds();
         tensor latents = tensor_from_host(&s->p, z->f, d[0], d[1], d[2], d[3], DTYPE_F32);
         finish(s, &g, "picture", vae_decode(&s->p, net, latents), started);

@@ -34,7 +34,10 @@ static void run_calls(struct stage *s, const struct unet *net, const struct gold
     const struct golden_array *x = golden_find(g, run, "x"), *t = golden_find(g, run, "t");
     const struct golden_array *out = golden_find(g, run, "out"), *cond = golden_find(g, run, "cond");
     tensor text = host(p, golden_find(g, run, "text"), true), sample = host(p, x, false);
-    struct unet_request *req = unet_begin(p, net, text, t->f, (int)t->count, cond ? cond->f : NULL);
+    struct unet_request *req = unet_begin(
+        p, net,
+        &(struct unet_conditions){
+            .text = text, .timesteps = t->f, .count = (int)t->count, .time_cond = cond ? cond->f : NULL});
     tensor all = tensor_new(p, out->shape[0], out->shape[1], out->shape[2], out->shape[3], DTYPE_F32);
     for (int k = (int)t->count - 1; k >= 0; k--) { /* any order will do */
         tensor y = unet_forward(p, net, req, sample, k);
@@ -69,7 +72,10 @@ static void check_plan(struct stage *s, const struct unet *net, const struct gol
     region_init(&none, NULL, SIZE_MAX);
     pass p = {.be = plan, .mem = &none, .err = &err};
     tensor text = host(&p, words, true), sample = host(&p, x, false);
-    struct unet_request *req = unet_begin(&p, net, text, t->f, (int)t->count, c ? c->f : NULL);
+    struct unet_request *req = unet_begin(
+        &p, net,
+        &(struct unet_conditions){
+            .text = text, .timesteps = t->f, .count = (int)t->count, .time_cond = c ? c->f : NULL});
     tensor all = tensor_new(&p, out->shape[0], out->shape[1], out->shape[2], out->shape[3], DTYPE_F32);
     for (int k = (int)t->count - 1; k >= 0; k--) {
         tensor y = unet_forward(&p, net, req, sample, k);

@@ -28,7 +28,7 @@ static void check_vae(struct stage *s, const char *folder)
     struct vae *net = NULL;
     if (!golden_open(&g, folder))
         return;
-    if (CHECK(vae_load(&net, s->be, folder, "fp16", &s->err) == 0, "%s", s->err.msg)) {
+    if (CHECK(vae_load(&net, s->be, folder, "fp16", false, &s->err) == 0, "%s", s->err.msg)) {
         for (int run = 0; golden_find(&g, run, "z"); run++) {
             const struct golden_array *z = golden_find(&g, run, "z"), *out = golden_find(&g, run, "out");
             char what[80];
@@ -63,7 +63,7 @@ TEST(no_post_quant_no_attention)
 static void check_factors(struct stage *s, const char *folder)
 {
     struct vae *net = NULL;
-    if (CHECK(vae_load(&net, s->be, folder, NULL, &s->err) == 0, "%s", s->err.msg))
+    if (CHECK(vae_load(&net, s->be, folder, NULL, false, &s->err) == 0, "%s", s->err.msg))
         CHECK(vae_scaling_factor(net) == 0.5f && vae_shift_factor(net) == 0.25f && vae_scale(net) == 4);
     vae_close(&net);
 }

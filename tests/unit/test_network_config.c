@@ -29,7 +29,7 @@ static int load(enum kind kind, const char *dir, struct error *err)
     if (backend_open(&be, &(struct backend_options){.kind = "ref"}, err) < 0)
         return err->code;
     int rc = kind == UNET  ? unet_load(&unet, be, dir, NULL, err)
-             : kind == VAE ? vae_load(&vae, be, dir, NULL, err)
+             : kind == VAE ? vae_load(&vae, be, dir, NULL, false, err)
                            : clip_text_load(&text, be, dir, NULL, err);
     CHECK(rc == err->code && (rc == 0) == (unet || vae || text));
     unet_close(&unet);

@@ -9,7 +9,7 @@
 static struct image picture(int width, int height, int kind)
 {
     size_t bytes = (size_t)width * (size_t)height * 3;
-    struct image im = {width, height, malloc(bytes)};
+    struct image im = {.width = width, .height = height, .rgb = malloc(bytes)};
     unsigned state = 12345;
     for (size_t i = 0; i < bytes; i++) {
         state = state * 1664525u + 1013904223u;
@@ -90,13 +90,13 @@ TEST(sizes_that_cannot_be_encoded)
     uint8_t pixel[3] = {0};
     static const int sizes[][2] = {{0, 1}, {1, 0}, {-1, 1}, {65537, 1}, {1, 65537}, {2147483647, 2147483647}};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        struct image im = {sizes[i][0], sizes[i][1], pixel};
+        struct image im = {.width = sizes[i][0], .height = sizes[i][1], .rgb = pixel};
         struct buffer out = {0};
         struct error err = {0};
         CHECK(png_encode(&im, &out, &err) == ERR_INVALID && strstr(err.msg, "accepted are") && out.len == 0);
         buffer_free(&out);
     }
-    struct image none = {1, 1, NULL};
+    struct image none = {.width = 1, .height = 1};
     struct buffer out = {0};
     struct error err = {0};
     CHECK(png_encode(&none, &out, &err) == ERR_INVALID && png_encode(&none, &out, NULL) == ERR_INVALID);
