@@ -158,12 +158,13 @@ def old_name(name, tensor):
     return name, tensor
 
 
-def vae_case(folder, seed, dtype, sizes, old=False, variant="", **config):
+def vae_case(folder, seed, dtype, sizes, old=False, variant="", encoder=False, **config):
+    """SIZES: latents (n, h, w) a run. ENCODER: the file holds the encoder too, and each run encodes a picture."""
     model = AutoencoderKL(**config).eval()
     randomize(model, seed)
     model.to(dtype).float()
     tensors = {k: v.to(dtype) for k, v in model.state_dict().items()
-               if not k.startswith(("encoder.", "quant_conv"))}
+               if encoder or not k.startswith(("encoder.", "quant_conv"))}
     if old:
         tensors = dict(old_name(k, v) for k, v in tensors.items())
     save_weights(folder, "diffusion_pytorch_model", tensors, variant)
@@ -173,6 +174,12 @@ def vae_case(folder, seed, dtype, sizes, old=False, variant="", **config):
         z = normal(seed + 1 + i, n, config["latent_channels"], h, w)
         want, error = both(model, lambda m, t: m.decode(z.to(t)).sample)
         out.update({f"{i}.z": nhwc(z), f"{i}.out": nhwc(want), f"{i}.bf16_error": error})
+        if not encoder:
+            continue
+        scale = 2 ** (len(config["block_out_channels"]) - 1)
+        x = normal(seed + 101 + i, n, 3, h * scale, w * scale).clamp(-1, 1)
+        want, error = both(model, lambda m, t: m.encode(x.to(t)).latent_dist.parameters)
+        out.update({f"{i}.pixels": nhwc(x), f"{i}.moments": nhwc(want), f"{i}.moments.bf16_error": error})
     return out
 
 
@@ -277,6 +284,20 @@ CASES = {
         d, 8, torch.float16, [(1, 3, 3)], block_out_channels=(8, 8, 12), latent_channels=3, layers_per_block=2,
         norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
         use_post_quant_conv=False, mid_block_add_attention=False, scaling_factor=0.5, shift_factor=0.25, sample_size=16),
+    # the encoder: old names and shapes in both halves; no quant_conv and no attention, three levels; four levels
+    "vae_encoder_old_names": lambda d: vae_case(
+        d, 9, torch.float16, [(1, 8, 5), (2, 3, 4)], old=True, encoder=True, block_out_channels=(8, 12),
+        latent_channels=4, layers_per_block=1, norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16),
+    "vae_encoder_plain": lambda d: vae_case(
+        d, 10, torch.float16, [(2, 3, 5)], encoder=True, block_out_channels=(4, 8, 8), latent_channels=3,
+        layers_per_block=2, norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, use_quant_conv=False, use_post_quant_conv=False,
+        mid_block_add_attention=False, sample_size=16),
+    "vae_encoder_deep": lambda d: vae_case(
+        d, 11, torch.bfloat16, [(1, 3, 2)], encoder=True, block_out_channels=(4, 4, 8, 8), latent_channels=4,
+        layers_per_block=2, norm_num_groups=2, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, force_upcast=True, sample_size=16),
     "emoji": lambda d: emoji_case(),
 }
 

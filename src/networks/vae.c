@@ -1,6 +1,6 @@
-/* The decoder of AutoencoderKL: latents to picture.
- * Source: diffusers models/autoencoders/autoencoder_kl.py, vae.py (Decoder), unet_2d_blocks.py
- * (UNetMidBlock2D, UpDecoderBlock2D). The encoder half of the file is not loaded. */
+/* AutoencoderKL: pictures to latents and back. The encoder is loaded only when it is asked for.
+ * Source: diffusers models/autoencoders/autoencoder_kl.py, vae.py (Encoder, Decoder), unet_2d_blocks.py
+ * (DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D). */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,28 +13,51 @@
 /* diffusers fixes it in code. */
 static const float NORM_EPS = 1e-6f;
 
+struct vae_down_block {
+    struct resnet resnet[LAYERS_MAX];
+    bool down;
+    weight downsample;
+};
+
+struct vae_middle {
+    struct resnet resnet[2];
+    weight attn_norm, attn_qkv, attn_out; /* single-head attention, where the config has it */
+};
+
 struct vae_up_block {
     struct resnet resnet[LAYERS_MAX + 1];
     bool up;
     weight upsample;
 };
 
+struct vae_encoder {
+    weight conv_in;
+    struct vae_down_block down[LEVELS_MAX];
+    struct vae_middle mid;
+    weight norm_out, conv_out, quant_conv;
+};
+
+struct vae_decoder {
+    weight post_quant_conv, conv_in;
+    struct vae_middle mid;
+    struct vae_up_block up[LEVELS_MAX];
+    weight norm_out, conv_out;
+};
+
 struct vae {
     struct backend *be;
     struct weight_list packed;
     int levels, channels[LEVELS_MAX], layers, groups, latent_c;
-    bool post_quant, mid_attention;
+    bool quant, post_quant, mid_attention, has_encoder;
     float scaling_factor, shift_factor;
-    weight post_quant_conv, conv_in;
-    struct resnet mid[2];
-    weight attn_norm, attn_qkv, attn_out; /* single-head attention of the middle block */
-    struct vae_up_block up[LEVELS_MAX];
-    weight norm_out, conv_out;
+    struct vae_encoder enc;
+    struct vae_decoder dec;
 };
 
 static const struct config_choice vae_choices[] = {
     {"_class_name", "\"AutoencoderKL\""},
     {"act_fn", "\"silu\"|\"swish\""},
+    {"in_channels", "3"},
     {"out_channels", "3"},
     {"norm_type", "\"group\""},
     {"latents_mean", "null"},
@@ -45,7 +68,7 @@ static const struct config_choice vae_choices[] = {
 /* Fallbacks are AutoencoderKL's. */
 static void read_config(struct vae *v, const struct config *c)
 {
-    static const char *const types[] = {"UpDecoderBlock2D", NULL};
+    static const char *const down[] = {"DownEncoderBlock2D", NULL}, *const up[] = {"UpDecoderBlock2D", NULL};
     int type[LEVELS_MAX];
     config_check(c, vae_choices);
     v->levels = json_ints(&c->r, "block_out_channels", v->channels, LEVELS_MAX, 1, 8192);
@@ -54,10 +77,13 @@ static void read_config(struct vae *v, const struct config *c)
                   c->label, (int)LEVELS_MAX);
         return;
     }
-    config_types(c, "up_block_types", type, v->levels, types);
+    if (v->has_encoder)
+        config_types(c, "down_block_types", type, v->levels, down);
+    config_types(c, "up_block_types", type, v->levels, up);
     v->layers = json_int(&c->r, "layers_per_block", 1, 1, LAYERS_MAX);
     v->latent_c = json_int(&c->r, "latent_channels", 4, 1, 64);
     v->groups = json_int(&c->r, "norm_num_groups", 32, 1, 1024);
+    v->quant = json_bool(&c->r, "use_quant_conv", true);
     v->post_quant = json_bool(&c->r, "use_post_quant_conv", true);
     v->mid_attention = json_bool(&c->r, "mid_block_add_attention", true);
     v->scaling_factor = config_float(c, "scaling_factor", 0.18215, 1e-6, 1e6);
@@ -69,42 +95,82 @@ static void read_config(struct vae *v, const struct config *c)
     }
 }
 
-static void load_middle(struct loader *l, struct vae *v)
+static struct resnet_shape resnet_of(const struct vae *v, int in_c, int out_c)
+{
+    return (struct resnet_shape){.in_c = in_c, .out_c = out_c, .groups = v->groups, .eps = NORM_EPS};
+}
+
+/* HALF: "encoder" or "decoder". */
+static void load_middle(struct loader *l, const struct vae *v, struct vae_middle *m, const char *half)
 {
     static const char *const qkv[] = {"to_q", "to_k", "to_v"};
     int c = v->channels[v->levels - 1];
-    struct resnet_shape s = {.in_c = c, .out_c = c, .groups = v->groups, .eps = NORM_EPS};
-    resnet_load(l, &v->mid[0], s, NULL, "decoder.mid_block.resnets.0");
-    if (v->mid_attention) {
-        load_norm(l, &v->attn_norm, c, "decoder.mid_block.attentions.0.group_norm");
-        load_linear_parts(l, &v->attn_qkv, 3, qkv, c, c, true, "decoder.mid_block.attentions.0");
-        load_linear(l, &v->attn_out, c, c, true, "decoder.mid_block.attentions.0.to_out.0");
+    char name[PREFIX_SIZE];
+    for (int k = 0; k < 2; k++) {
+        snprintf(name, sizeof(name), "%s.mid_block.resnets.%d", half, k);
+        resnet_load(l, &m->resnet[k], resnet_of(v, c, c), NULL, name);
     }
-    resnet_load(l, &v->mid[1], s, NULL, "decoder.mid_block.resnets.1");
+    if (!v->mid_attention)
+        return;
+    load_norm(l, &m->attn_norm, c, "%s.mid_block.attentions.0.group_norm", half);
+    load_linear_parts(l, &m->attn_qkv, 3, qkv, c, c, true, "%s.mid_block.attentions.0", half);
+    load_linear(l, &m->attn_out, c, c, true, "%s.mid_block.attentions.0.to_out.0", half);
 }
 
-static void load_all(struct loader *l, struct vae *v)
+static void load_encoder(struct loader *l, struct vae *v)
 {
+    struct vae_encoder *e = &v->enc;
+    int c = v->channels[0];
+    load_conv2d(l, &e->conv_in, c, 3, 3, "encoder.conv_in");
+    for (int i = 0; i < v->levels; i++) {
+        int out = v->channels[i];
+        for (int k = 0; k < v->layers; k++) {
+            char name[PREFIX_SIZE];
+            snprintf(name, sizeof(name), "encoder.down_blocks.%d.resnets.%d", i, k);
+            resnet_load(l, &e->down[i].resnet[k], resnet_of(v, k ? out : c, out), NULL, name);
+        }
+        e->down[i].down = i + 1 < v->levels;
+        if (e->down[i].down)
+            load_conv2d(l, &e->down[i].downsample, out, out, 3, "encoder.down_blocks.%d.downsamplers.0.conv",
+                        i);
+        c = out;
+    }
+    load_middle(l, v, &e->mid, "encoder");
+    load_norm(l, &e->norm_out, c, "encoder.conv_norm_out");
+    load_conv2d(l, &e->conv_out, 2 * v->latent_c, c, 3, "encoder.conv_out");
+    if (v->quant)
+        load_conv2d(l, &e->quant_conv, 2 * v->latent_c, 2 * v->latent_c, 1, "quant_conv");
+}
+
+static void load_decoder(struct loader *l, struct vae *v)
+{
+    struct vae_decoder *d = &v->dec;
     int c = v->channels[v->levels - 1];
     if (v->post_quant)
-        load_conv2d(l, &v->post_quant_conv, v->latent_c, v->latent_c, 1, "post_quant_conv");
-    load_conv2d(l, &v->conv_in, c, v->latent_c, 3, "decoder.conv_in");
-    load_middle(l, v);
+        load_conv2d(l, &d->post_quant_conv, v->latent_c, v->latent_c, 1, "post_quant_conv");
+    load_conv2d(l, &d->conv_in, c, v->latent_c, 3, "decoder.conv_in");
+    load_middle(l, v, &d->mid, "decoder");
     for (int i = 0; i < v->levels; i++) {
         int out = v->channels[v->levels - 1 - i];
         for (int k = 0; k <= v->layers; k++) {
             char name[PREFIX_SIZE];
-            struct resnet_shape s = {.in_c = k ? out : c, .out_c = out, .groups = v->groups, .eps = NORM_EPS};
             snprintf(name, sizeof(name), "decoder.up_blocks.%d.resnets.%d", i, k);
-            resnet_load(l, &v->up[i].resnet[k], s, NULL, name);
+            resnet_load(l, &d->up[i].resnet[k], resnet_of(v, k ? out : c, out), NULL, name);
         }
-        v->up[i].up = i + 1 < v->levels;
-        if (v->up[i].up)
-            load_conv2d(l, &v->up[i].upsample, out, out, 3, "decoder.up_blocks.%d.upsamplers.0.conv", i);
+        d->up[i].up = i + 1 < v->levels;
+        if (d->up[i].up)
+            load_conv2d(l, &d->up[i].upsample, out, out, 3, "decoder.up_blocks.%d.upsamplers.0.conv", i);
         c = out;
     }
-    load_norm(l, &v->norm_out, c, "decoder.conv_norm_out");
-    load_conv2d(l, &v->conv_out, 3, c, 3, "decoder.conv_out");
+    load_norm(l, &d->norm_out, c, "decoder.conv_norm_out");
+    load_conv2d(l, &d->conv_out, 3, c, 3, "decoder.conv_out");
+}
+
+static void load_all(struct loader *l, struct vae *v)
+{
+    if (v->has_encoder)
+        load_encoder(l, v);
+    load_decoder(l, v);
 }
 
 static int load_weights(struct vae *v, const char *dir, const char *variant, struct error *err)
@@ -117,8 +183,8 @@ static int load_weights(struct vae *v, const char *dir, const char *variant, str
     l.check_only = false;
     load_all(&l, v);
     if (!err->code)
-        log_debug("vae: %d levels, %d tensors of the file are not used (the encoder's)", v->levels,
-                  weights_unused(w, NULL));
+        log_debug("vae: %d levels, %s; %d tensors of the file are not used", v->levels,
+                  v->has_encoder ? "encoder and decoder" : "decoder only", weights_unused(w, NULL));
     weights_close(&w);
     return err->code;
 }
@@ -128,8 +194,6 @@ int vae_load(struct vae **out, struct backend *be, const char *dir, const char *
 {
     struct config c;
     *out = NULL;
-    if (encoder)
-        return error_set(err, ERR_UNSUPPORTED, "the VAE's encoder is not built yet");
     int rc = config_open(&c, dir, err);
     if (rc < 0)
         return rc;
@@ -138,6 +202,7 @@ int vae_load(struct vae **out, struct backend *be, const char *dir, const char *
         error_set(err, ERR_NOMEM, "out of memory loading the VAE");
     if (v) {
         v->be = be;
+        v->has_encoder = encoder;
         read_config(v, &c);
     }
     config_close(&c);
@@ -178,18 +243,41 @@ float vae_shift_factor(const struct vae *v)
     return v->shift_factor;
 }
 
+bool vae_has_encoder(const struct vae *v)
+{
+    return v->has_encoder;
+}
+
 /* One head over all pixels: x [N, H, W, C] -> [N, H, W, C]. */
-static tensor attention_forward(pass *p, const struct vae *v, tensor x)
+static tensor attention_forward(pass *p, const struct vae *v, const struct vae_middle *m, tensor x)
 {
     int c = x.c;
     struct attention_args args = {.heads = 1, .scale = 1 / sqrtf((float)c)};
-    tensor h = group_norm(p, &v->attn_norm, x, v->groups, NORM_EPS);                       /* N H W C */
-    replace(p, &h, linear(p, &v->attn_qkv, tensor_as_tokens(h), (struct linear_args){0})); /* N 1 HW 3C */
+    tensor h = group_norm(p, &m->attn_norm, x, v->groups, NORM_EPS);                       /* N H W C */
+    replace(p, &h, linear(p, &m->attn_qkv, tensor_as_tokens(h), (struct linear_args){0})); /* N 1 HW 3C */
     replace(p, &h,
             attention(p, tensor_channels(h, 0, c), tensor_channels(h, c, c), tensor_channels(h, 2 * c, c),
                       args)); /* N 1 HW C */
-    replace(p, &h, linear(p, &v->attn_out, h, (struct linear_args){.residual = tensor_as_tokens(x)}));
+    replace(p, &h, linear(p, &m->attn_out, h, (struct linear_args){.residual = tensor_as_tokens(x)}));
     return tensor_as_image(h, x.h, x.w); /* N H W C */
+}
+
+/* UNetMidBlock2D: *x [N, H, W, C] becomes its output, of the same shape. */
+static void middle_forward(pass *p, const struct vae *v, const struct vae_middle *m, tensor *x)
+{
+    replace(p, x, resnet_forward(p, &m->resnet[0], *x, (tensor){0}));
+    if (v->mid_attention)
+        replace(p, x, attention_forward(p, v, m, *x));
+    replace(p, x, resnet_forward(p, &m->resnet[1], *x, (tensor){0}));
+}
+
+/* *x [N, H, W, in_c] becomes [N, H/2, W/2, out_c]; the last block does not halve. */
+static void down_block_forward(pass *p, const struct vae *v, const struct vae_down_block *b, tensor *x)
+{
+    for (int k = 0; k < v->layers; k++)
+        replace(p, x, resnet_forward(p, &b->resnet[k], *x, (tensor){0}));
+    if (b->down)
+        replace(p, x, conv2d(p, &b->downsample, *x, (struct conv2d_args){.stride = 2, .pad_end = true}));
 }
 
 /* *x [N, H, W, in_c] becomes [N, 2H, 2W, out_c]; the last block does not double. */
@@ -201,19 +289,38 @@ static void up_block_forward(pass *p, const struct vae *v, const struct vae_up_b
         replace(p, x, conv2d(p, &b->upsample, *x, (struct conv2d_args){.upsample = true}));
 }
 
+tensor vae_encode(pass *p, const struct vae *v, tensor x)
+{
+    const struct vae_encoder *e = &v->enc;
+    int scale = vae_scale(v);
+    if (!v->has_encoder || x.h % scale != 0 || x.w % scale != 0) {
+        error_set(p->err, ERR_INTERNAL, "vae_encode: %s",
+                  v->has_encoder ? "the sides are not multiples of vae_scale" : "the encoder was not loaded");
+        return (tensor){0};
+    }
+    tensor h = convert(p, x, pass_dtype(p));                            /* N H W 3 */
+    replace(p, &h, conv2d(p, &e->conv_in, h, (struct conv2d_args){0})); /* N H W C0 */
+    for (int i = 0; i < v->levels; i++)
+        down_block_forward(p, v, &e->down[i], &h);
+    middle_forward(p, v, &e->mid, &h);                                                      /* N h w C */
+    replace(p, &h, group_norm_silu(p, &e->norm_out, h, v->groups, NORM_EPS));               /* N h w C */
+    replace(p, &h, conv2d(p, &e->conv_out, h, (struct conv2d_args){.f32_out = !v->quant})); /* N h w 2L */
+    if (v->quant)
+        replace(p, &h, conv2d(p, &e->quant_conv, h, (struct conv2d_args){.f32_out = true})); /* N h w 2L */
+    return h;
+}
+
 tensor vae_decode(pass *p, const struct vae *v, tensor z)
 {
+    const struct vae_decoder *d = &v->dec;
     tensor h = convert(p, z, pass_dtype(p)); /* N h w latent_c */
     if (v->post_quant)
-        replace(p, &h, conv2d(p, &v->post_quant_conv, h, (struct conv2d_args){0})); /* N h w latent_c */
-    replace(p, &h, conv2d(p, &v->conv_in, h, (struct conv2d_args){0}));             /* N h w C */
-    replace(p, &h, resnet_forward(p, &v->mid[0], h, (tensor){0}));
-    if (v->mid_attention)
-        replace(p, &h, attention_forward(p, v, h));
-    replace(p, &h, resnet_forward(p, &v->mid[1], h, (tensor){0}));
+        replace(p, &h, conv2d(p, &d->post_quant_conv, h, (struct conv2d_args){0})); /* N h w latent_c */
+    replace(p, &h, conv2d(p, &d->conv_in, h, (struct conv2d_args){0}));             /* N h w C */
+    middle_forward(p, v, &d->mid, &h);
     for (int i = 0; i < v->levels; i++)
-        up_block_forward(p, v, &v->up[i], &h);
-    replace(p, &h, group_norm_silu(p, &v->norm_out, h, v->groups, NORM_EPS));          /* N H W C0 */
-    replace(p, &h, conv2d(p, &v->conv_out, h, (struct conv2d_args){.f32_out = true})); /* N H W 3 */
+        up_block_forward(p, v, &d->up[i], &h);
+    replace(p, &h, group_norm_silu(p, &d->norm_out, h, v->groups, NORM_EPS));          /* N H W C0 */
+    replace(p, &h, conv2d(p, &d->conv_out, h, (struct conv2d_args){.f32_out = true})); /* N H W 3 */
     return h;
 }

@@ -1,53 +1,84 @@
-/* The AutoencoderKL decoder against diffusers, on every tier. */
+/* AutoencoderKL against diffusers, both halves, on every tier. */
 #include "golden.h"
 #include "networks.h"
 #include "plan.h"
 #include "test.h"
 
+typedef tensor vae_half(pass *p, const struct vae *net, tensor x);
+
+static tensor image(pass *p, const struct golden_array *a)
+{
+    const int *d = a->shape;
+    return tensor_from_host(p, a->f, d[0], d[1], d[2], d[3], DTYPE_F32);
+}
+
 /* The same walk on the plan backend, over no memory: its peak must be what the real run needed. */
-static void check_plan(struct stage *s, const struct vae *net, const struct golden_array *z)
+static void check_plan(struct stage *s, const struct vae *net, vae_half *half, const struct golden_array *in)
 {
     static struct region none;
     struct backend *plan = NULL;
     struct error err = {0};
-    const int *d = z->shape;
     if (!CHECK(backend_open(&plan, &(struct backend_options){.kind = "plan"}, &err) == 0, "%s", err.msg))
         return;
     plan_set_dtype(plan, s->be->dtype);
     region_init(&none, NULL, SIZE_MAX);
     pass p = {.be = plan, .mem = &none, .err = &err};
-    vae_decode(&p, net, tensor_from_host(&p, z->f, d[0], d[1], d[2], d[3], DTYPE_F32));
+    half(&p, net, image(&p, in));
     CHECK(err.code == 0 && none.peak == s->mem.peak, "planned %zu bytes, the run took %zu: %s", none.peak,
           s->mem.peak, err.msg);
     backend_close(&plan);
 }
 
-static void check_vae(struct stage *s, const char *folder)
+/* One half of the network on the array IN of run RUN, compared with WANT. */
+static void check_half(struct stage *s, const struct vae *net, vae_half *half, const char *what,
+                       const struct golden_array *in, const struct golden_array *want,
+                       const struct golden_array *bf16_error)
+{
+    stage_reset(s);
+    if (!CHECK(in && want && bf16_error, "%s: arrays are missing", what))
+        return;
+    tensor x = image(&s->p, in), y = half(&s->p, net, x);
+    CHECK(y.dtype == DTYPE_F32 && y.h == want->shape[1] && y.w == want->shape[2] && y.c == want->shape[3]);
+    golden_compare(s, what, y, want, bf16_error->f[0]);
+    check_plan(s, net, half, in);
+    tensor_free(&s->p, &x);
+    tensor_free(&s->p, &y);
+    CHECK(s->mem.count == 0, "%d tensors were not given back", s->mem.count);
+}
+
+static void check_runs(struct stage *s, const char *folder, bool encoder)
 {
     struct golden g;
     struct vae *net = NULL;
     if (!golden_open(&g, folder))
         return;
-    if (CHECK(vae_load(&net, s->be, folder, "fp16", false, &s->err) == 0, "%s", s->err.msg)) {
+    if (CHECK(vae_load(&net, s->be, folder, "fp16", encoder, &s->err) == 0, "%s", s->err.msg)) {
+        CHECK(vae_has_encoder(net) == encoder);
         for (int run = 0; golden_find(&g, run, "z"); run++) {
             const struct golden_array *z = golden_find(&g, run, "z"), *out = golden_find(&g, run, "out");
             char what[80];
-            snprintf(what, sizeof(what), "%s run %d", folder + strlen("tests/golden/data/"), run);
-            stage_reset(s);
+            int at = snprintf(what, sizeof(what), "%s run %d", folder + strlen("tests/golden/data/"), run);
             CHECK(z->shape[1] * vae_scale(net) == out->shape[1] && z->shape[3] == vae_latent_channels(net));
-            tensor x =
-                tensor_from_host(&s->p, z->f, z->shape[0], z->shape[1], z->shape[2], z->shape[3], DTYPE_F32);
-            tensor y = vae_decode(&s->p, net, x);
-            CHECK(y.dtype == DTYPE_F32 && y.h == out->shape[1] && y.w == out->shape[2] && y.c == 3);
-            golden_compare(s, what, y, out, golden_find(&g, run, "bf16_error")->f[0]);
-            check_plan(s, net, z);
-            tensor_free(&s->p, &x);
-            tensor_free(&s->p, &y);
-            CHECK(s->mem.count == 0, "%d tensors were not given back", s->mem.count);
+            check_half(s, net, vae_decode, what, z, out, golden_find(&g, run, "bf16_error"));
+            snprintf(what + at, sizeof(what) - (size_t)at, ", encoder");
+            if (encoder)
+                check_half(s, net, vae_encode, what, golden_find(&g, run, "pixels"),
+                           golden_find(&g, run, "moments"), golden_find(&g, run, "moments.bf16_error"));
         }
     }
     vae_close(&net);
+    CHECK(s->be->weight_bytes == 0, "%zu bytes of weights are left", s->be->weight_bytes);
     golden_close(&g);
+}
+
+static void check_vae(struct stage *s, const char *folder)
+{
+    check_runs(s, folder, false);
+}
+
+static void check_both_halves(struct stage *s, const char *folder)
+{
+    check_runs(s, folder, true);
 }
 
 TEST(old_attention_names_and_shapes)
@@ -58,6 +89,51 @@ TEST(old_attention_names_and_shapes)
 TEST(no_post_quant_no_attention)
 {
     golden_each_tier(check_vae, "tests/golden/data/vae_plain");
+}
+
+TEST(encoder_with_old_attention_names_and_shapes)
+{
+    golden_each_tier(check_both_halves, "tests/golden/data/vae_encoder_old_names");
+}
+
+TEST(encoder_without_quant_conv_and_attention_three_levels)
+{
+    golden_each_tier(check_both_halves, "tests/golden/data/vae_encoder_plain");
+}
+
+TEST(encoder_four_levels_bf16_file)
+{
+    golden_each_tier(check_both_halves, "tests/golden/data/vae_encoder_deep");
+}
+
+/* The decoder alone needs no encoder in the file; with the encoder asked for, what is missing has a name. */
+static void check_no_encoder(struct stage *s, const char *folder)
+{
+    struct vae *net = NULL;
+    float pixels[4 * 4 * 3] = {0};
+    CHECK(vae_load(&net, s->be, folder, NULL, true, &s->err) == ERR_FORMAT && !net &&
+              strstr(s->err.msg, "\"encoder.conv_in.weight\" is missing"),
+          "%s", s->err.msg);
+    stage_reset(s);
+    if (CHECK(vae_load(&net, s->be, folder, NULL, false, &s->err) == 0, "%s", s->err.msg)) {
+        vae_encode(&s->p, net, tensor_from_host(&s->p, pixels, 1, 4, 4, 3, DTYPE_F32));
+        CHECK(s->err.code == ERR_INTERNAL && strstr(s->err.msg, "the encoder was not loaded"), "%s",
+              s->err.msg);
+    }
+    vae_close(&net);
+    stage_reset(s);
+    if (CHECK(vae_load(&net, s->be, "tests/golden/data/vae_encoder_plain", NULL, true, &s->err) == 0, "%s",
+              s->err.msg)) {
+        vae_encode(&s->p, net, tensor_from_host(&s->p, pixels, 1, 2, 8, 3, DTYPE_F32));
+        CHECK(s->err.code == ERR_INTERNAL && strstr(s->err.msg, "multiples of vae_scale"), "%s", s->err.msg);
+    }
+    vae_close(&net);
+    stage_reset(s);
+}
+
+TEST(encoder_that_is_not_there_or_does_not_fit)
+{
+    golden_each_tier(check_no_encoder, "tests/golden/data/vae_plain");
 }
 
 static void check_factors(struct stage *s, const char *folder)
