@@ -21,12 +21,12 @@ void scheduler_config_stable_diffusion(struct scheduler_config *c);
  * num_train_timesteps (which every scheduler here refuses; diffusers lets some through to an IndexError or to
  * noise), more than an LCM was distilled for. C must outlive the run. */
 int scheduler_start(struct scheduler **s, const struct scheduler_config *c, int steps, struct error *err);
-/* Image-to-image: leaves out the first STEP of the run's steps, as diffusers does with timesteps[step *
- * order:] and set_begin_index. Called right after scheduler_start; calls, timesteps and i below then count
- * from there. */
+/* Image-to-image: leaves out the first STEP (0 to STEPS) of the run's steps, as diffusers does with
+ * timesteps[step * order:] and set_begin_index. Called right after scheduler_start; calls, timesteps and i
+ * below then count from there. No call may be left (PNDM keeps one more than the others). */
 int scheduler_skip(struct scheduler *s, int step, struct error *err);
-/* diffusers' add_noise at the first timestep left: x0 and noise [N, H, W, C] F32 -> latents (a new tensor).
- */
+/* diffusers' add_noise at the first timestep left: x0 and noise [N, H, W, C] F32 -> latents (a new tensor;
+ * not multiplied by init_noise_sigma). ERR_INVALID when no call is left. */
 tensor scheduler_add_noise(pass *p, const struct scheduler *s, tensor x0, tensor noise);
 void scheduler_end(pass *p, struct scheduler **s); /* gives back latents kept from earlier steps */
 /* Model calls: may exceed STEPS (PNDM's warm-up). timesteps[i] is what the UNet is told at call i. */

@@ -4,11 +4,14 @@
 The model is a fixed function of its input and the timestep (see fake_model, which tests/unit/test_schedulers.c repeats), so
 only the scheduler is on trial. Noise is what torch.randn draws on a CUDA generator, redone here in numpy.
 
-Needs: pip install torch diffusers numpy scipy.   Run: scripts/export_scheduler_goldens.py [OUT]
+Needs: pip install torch diffusers numpy scipy.   Run: scripts/export_scheduler_goldens.py [OUT [NAME...]]
 
 trajectory.bin, little endian: "LDTR", u32 version 1, u64 seed, u32 n h w c, u32 runs; for each run: i32 steps, i32 calls
 (-1: diffusers refuses), u32 whether latents follow, f32 init_noise_sigma, f32 timesteps[calls], and, when they follow,
-f32 latents[calls + 1][n h w c].
+f32 latents[calls + 1][n h w c]. A run with latents begins with init_noise_sigma times the first draw.
+
+strength.bin: the same with version 2, for image-to-image. Each run's steps are followed by i32 skipped, the steps that its
+strength leaves out, and its latents begin with add_noise(fake_image(), the first draw).
 """
 import importlib
 import json
@@ -23,6 +26,7 @@ import torch
 SEED = 1234567890123
 SHAPE = (1, 4, 2, 2)  # N C H W
 STEPS = [1, 2, 4, 20, 50]  # with latents
+STRENGTHS = [(10, 0.05), (10, 0.1), (10, 0.35), (4, 0.5), (10, 1.0)]  # steps, strength
 STEPS_ONLY = [3, 7, 9, 11, 13, 25, 30, 33, 37, 60, 99]  # timesteps alone
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "trained_betas": None}
@@ -150,29 +154,60 @@ def fake_model(x, t):
     return 0.35 * x + 0.2 * pattern + shift
 
 
-def run(scheduler, steps, latents):
+def fake_image():
+    n, c, h, w = SHAPE
+    k = torch.arange(n * h * w * c)
+    return (((k * 29 % 32).float() - 15.5) / 16).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def first_latents(scheduler, g, skipped):
+    """Timesteps and latents that a pipeline's loop begins with; SKIPPED None: text-to-image."""
+    if skipped is None:
+        return scheduler.timesteps, g.draw(SHAPE) * scheduler.init_noise_sigma
+    first = skipped * scheduler.order  # get_timesteps of StableDiffusionImg2ImgPipeline
+    timesteps = scheduler.timesteps[first:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    if len(timesteps) == 0:
+        return timesteps, None  # diffusers goes on with a batch of no pictures
+    return timesteps, scheduler.add_noise(fake_image(), g.draw(SHAPE), timesteps[:1].repeat(SHAPE[0]))
+
+
+def run(scheduler, steps, latents, skipped=None):
     g = Generator()
     importlib.import_module(type(scheduler).__module__).randn_tensor = g.draw
+    asked = struct.pack("<i", steps) if skipped is None else struct.pack("<ii", steps, skipped)
     try:
         scheduler.set_timesteps(steps)
-        times = scheduler.timesteps.to(torch.float32).numpy()
-        x = g.draw(SHAPE) * scheduler.init_noise_sigma
+        if skipped is not None and len(scheduler.timesteps) > 1 and scheduler.timesteps[0] == scheduler.timesteps[1]:
+            raise ValueError("the first two timesteps are equal")  # latentd refuses these steps as text-to-image does
+        timesteps, x = first_latents(scheduler, g, skipped)
+        times = timesteps.to(torch.float32).numpy()
+        if x is None:
+            return asked + struct.pack("<iIf", 0, 0, float(scheduler.init_noise_sigma))
         path = [to_nhwc(x)]
-        for t in scheduler.timesteps:
+        for t in timesteps:
             e = fake_model(scheduler.scale_model_input(x, t), t)
             x = scheduler.step(e, t, x, return_dict=False)[0]
             path.append(to_nhwc(x))
     except (ValueError, IndexError) as e:
         print(f"  {steps} steps: {str(e).splitlines()[0][:90]}")
-        return struct.pack("<iiIf", steps, -1, 0, 0)
+        return asked + struct.pack("<iIf", -1, 0, 0)
     assert np.isfinite(np.stack(path)).all()
-    head = struct.pack("<iiIf", steps, len(times), latents, float(scheduler.init_noise_sigma))
+    head = asked + struct.pack("<iIf", len(times), latents, float(scheduler.init_noise_sigma))
     return head + times.astype("<f4").tobytes() + (np.stack(path).tobytes() if latents else b"")
+
+
+def write(path, version, runs):
+    n, c, h, w = SHAPE
+    path.write_bytes(b"LDTR" + struct.pack("<IQIIIII", version, SEED, n, h, w, c, len(runs)) + b"".join(runs))
 
 
 def main():
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "tests/golden/data/schedulers")
     for name, config in CONFIGS.items():
+        if sys.argv[2:] and name not in sys.argv[2:]:
+            continue
         print(name)
         cls = getattr(diffusers, config["_class_name"])
         folder = out / name
@@ -181,9 +216,9 @@ def main():
         steps = STEPS + [14, 15] * name.startswith(("dpm", "sde"))  # lower_order_final asks for fewer than 15
         runs = [run(cls.from_config(config), s, True) for s in steps]
         runs += [run(cls.from_config(config), s, False) for s in STEPS_ONLY]
-        n, c, h, w = SHAPE
-        head = b"LDTR" + struct.pack("<IQIIIII", 1, SEED, n, h, w, c, len(runs))
-        (folder / "trajectory.bin").write_bytes(head + b"".join(runs))
+        write(folder / "trajectory.bin", 1, runs)
+        runs = [run(cls.from_config(config), n, True, n - min(int(n * strength), n)) for n, strength in STRENGTHS]
+        write(folder / "strength.bin", 2, runs)
 
 
 main()

@@ -83,5 +83,6 @@ const struct scheduler_class ddim_class = {
     .has_thresholding = true,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_SAMPLE | 1u << PREDICT_V,
     .start = ddim_start,
+    .mix = mix_alpha,
     .step = ddim_step,
 };

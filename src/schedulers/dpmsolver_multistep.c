@@ -20,6 +20,13 @@ static struct level level_at(const struct scheduler *s, int i)
     return l;
 }
 
+static void dpm_mix(const struct scheduler *s, int i, double *of_x0, double *of_noise)
+{
+    struct level l = level_at(s, i);
+    *of_x0 = (double)l.alpha;
+    *of_noise = (double)l.sigma;
+}
+
 static bool is_pp(const struct scheduler_config *c)
 {
     return c->algorithm_type == DPMSOLVER_PP || c->algorithm_type == SDE_DPMSOLVER_PP;
@@ -202,7 +209,7 @@ static int order_at(const struct scheduler *s, int i)
 {
     const struct scheduler_config *c = s->config;
     bool few = c->lower_order_final && s->calls < 15;
-    int order = c->solver_order < i + 1 ? c->solver_order : i + 1;
+    int known = i - s->first + 1, order = c->solver_order < known ? c->solver_order : known;
     if (i == s->calls - 1 && (c->euler_at_final || few || c->final_sigma_zero))
         return 1;
     if (i == s->calls - 2 && few && order > 2)
@@ -252,5 +259,6 @@ const struct scheduler_class dpmsolver_multistep_class = {
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_SAMPLE | 1u << PREDICT_V,
     .check = dpm_check,
     .start = dpm_start,
+    .mix = dpm_mix,
     .step = dpm_step,
 };

@@ -42,6 +42,7 @@ const struct scheduler_class euler_class = {
     .has_rescale = true,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_SAMPLE | 1u << PREDICT_V,
     .start = euler_start,
+    .mix = mix_sigma,
     .scale_input = euler_scale_input,
     .step = euler_step,
 };

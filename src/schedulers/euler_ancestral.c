@@ -41,6 +41,7 @@ const struct scheduler_class euler_ancestral_class = {
     .has_rescale = true,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_V,
     .start = euler_ancestral_start,
+    .mix = mix_sigma,
     .scale_input = euler_scale_input,
     .step = euler_ancestral_step,
 };

@@ -52,8 +52,9 @@ enum { KEPT_MAX = 4 };
 /* One run. Lifetime "job". The config must outlive it. */
 struct scheduler {
     const struct scheduler_config *config;
-    int steps; /* as asked; calls may differ */
-    int calls;
+    int steps;        /* as asked; calls may differ */
+    int calls;        /* of the whole run; a class's functions number them from 0 to here */
+    int first;        /* the call that the run begins with: 0, or more under scheduler_skip */
     int next;         /* the call that scheduler_step expects */
     float *timesteps; /* [calls] */
     float *sigmas;    /* [sigma_count], NULL where a scheduler has none */
@@ -76,6 +77,9 @@ struct scheduler_class {
     bool has_rescale;      /* reads rescale_betas_zero_snr */
     bool has_thresholding; /* refused when true */
     unsigned predictions;  /* bits 1 << enum prediction */
+    int order;             /* calls a step under scheduler_skip; 0 means 1 */
+    /* What add_noise mixes x_0 and noise by at call i. */
+    void (*mix)(const struct scheduler *s, int i, double *of_x0, double *of_noise);
     /* Refuses combinations that this class cannot do; may be NULL. */
     int (*check)(const struct scheduler_config *c, const char *file, struct error *err);
     /* Fills timesteps, calls and, where it has them, sigmas and init_noise_sigma. */
@@ -123,6 +127,11 @@ int check_first_timestep(const struct scheduler *s, struct error *err);
 int euler_start(struct scheduler *s, struct error *err);
 /* x / sqrt(sigma^2 + 1). */
 tensor euler_scale_input(pass *p, const struct scheduler *s, int i, tensor x);
+
+/* add_noise of the classes that know a sigma: x_0 + sigma noise. */
+void mix_sigma(const struct scheduler *s, int i, double *of_x0, double *of_noise);
+/* add_noise of those that know a timestep: sqrt(alpha) x_0 + sqrt(1 - alpha) noise. */
+void mix_alpha(const struct scheduler *s, int i, double *of_x0, double *of_noise);
 
 /* ---- scheduler.c ---- */
 

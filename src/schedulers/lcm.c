@@ -78,5 +78,6 @@ const struct scheduler_class lcm_class = {
     .has_thresholding = true,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_SAMPLE | 1u << PREDICT_V,
     .start = lcm_start,
+    .mix = mix_alpha,
     .step = lcm_step,
 };

@@ -99,8 +99,11 @@ static tensor transfer(pass *p, const struct scheduler_config *c, int t, int bef
 static tensor prk_step(pass *p, struct scheduler *s, int i, tensor e, tensor x)
 {
     const struct scheduler_config *c = s->config;
-    int half = i % 2 ? 0 : c->num_train_timesteps / s->steps / 2;
-    int before = (int)s->timesteps[i] - half, t = (int)s->timesteps[i / 4 * 4], stage = i % 4;
+    /* The step's own timestep is counted in calls made, also when the run begins late; half a step back is
+     * taken from the call's. */
+    int made = i - s->first, stage = made % 4;
+    int half = made % 2 ? 0 : c->num_train_timesteps / s->steps / 2;
+    int before = (int)s->timesteps[i] - half, t = (int)s->timesteps[made / 4 * 4];
     const double weights[] = {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6}, one = 1;
     if (stage == 0) {
         keep(p, s, copy_of(p, e), ORDER);
@@ -132,14 +135,14 @@ static tensor plms_step(pass *p, struct scheduler *s, int i, tensor e, tensor x)
     };
     const struct scheduler_config *c = s->config;
     int t = (int)s->timesteps[i], stride = c->num_train_timesteps / s->steps;
-    if (i == 1) { /* the same step again from its beginning, along the mean of both outputs */
+    if (i - s->first == 1) { /* the same step again from its beginning, along the mean of both outputs */
         tensor y =
             transfer(p, c, t + stride, t, s->sample, 2, (double[]){0.5, 0.5}, (tensor[]){s->kept[0], e});
         tensor_free(p, &s->sample);
         return y;
     }
     keep(p, s, copy_of(p, e), ORDER);
-    if (i == 0)
+    if (i == s->first)
         s->sample = copy_of(p, x);
     return transfer(p, c, t, t - stride, x, s->kept_count, weights[s->kept_count], s->kept);
 }
@@ -147,7 +150,7 @@ static tensor plms_step(pass *p, struct scheduler *s, int i, tensor e, tensor x)
 static tensor pndm_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise)
 {
     (void)noise;
-    if (!s->config->skip_prk_steps && i < PRK_CALLS)
+    if (!s->config->skip_prk_steps && i - s->first < PRK_CALLS)
         return prk_step(p, s, i, e, x);
     return plms_step(p, s, i, e, x);
 }
@@ -160,5 +163,6 @@ const struct scheduler_class pndm_class = {
     .timestep_spacing = SPACING_LEADING,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_V,
     .start = pndm_start,
+    .mix = mix_alpha,
     .step = pndm_step,
 };

@@ -31,6 +31,27 @@ int scheduler_start(struct scheduler **out, const struct scheduler_config *c, in
     return 0;
 }
 
+int scheduler_skip(struct scheduler *s, int step, struct error *err)
+{
+    int order = s->config->kind->order ? s->config->kind->order : 1;
+    if (step < 0 || step > s->steps || s->next > s->first)
+        return error_set(err, ERR_INTERNAL, "scheduler_skip: step %d of %d after %d calls", step, s->steps,
+                         s->next - s->first);
+    s->first = step * order < s->calls ? step * order : s->calls;
+    s->next = s->first;
+    return 0;
+}
+
+tensor scheduler_add_noise(pass *p, const struct scheduler *s, tensor x0, tensor noise)
+{
+    double coef[2] = {1, 0};
+    if (s->first >= s->calls)
+        error_set(p->err, ERR_INVALID, "no step is left to add noise at");
+    else
+        s->config->kind->mix(s, s->first, &coef[0], &coef[1]);
+    return combine(p, 2, coef, (tensor[]){x0, noise});
+}
+
 void scheduler_end(pass *p, struct scheduler **s)
 {
     if (!s || !*s)
@@ -49,12 +70,12 @@ void scheduler_end(pass *p, struct scheduler **s)
 
 int scheduler_calls(const struct scheduler *s)
 {
-    return s->calls;
+    return s->calls - s->first;
 }
 
 const float *scheduler_timesteps(const struct scheduler *s)
 {
-    return s->timesteps;
+    return s->timesteps + s->first;
 }
 
 float scheduler_init_noise_sigma(const struct scheduler *s)
@@ -64,8 +85,10 @@ float scheduler_init_noise_sigma(const struct scheduler *s)
 
 tensor scheduler_scale_input(pass *p, const struct scheduler *s, int i, tensor x)
 {
-    if (i < 0 || i >= s->calls)
-        error_set(p->err, ERR_INTERNAL, "scheduler_scale_input: call %d of %d", i, s->calls);
+    i += s->first;
+    if (i < s->first || i >= s->calls)
+        error_set(p->err, ERR_INTERNAL, "scheduler_scale_input: call %d of %d", i - s->first,
+                  scheduler_calls(s));
     if (p->err->code || !s->config->kind->scale_input)
         return copy_of(p, x);
     return s->config->kind->scale_input(p, s, i, x);
@@ -73,9 +96,10 @@ tensor scheduler_scale_input(pass *p, const struct scheduler *s, int i, tensor x
 
 tensor scheduler_step(pass *p, struct scheduler *s, int i, tensor model_output, tensor x, struct noise *noise)
 {
+    i += s->first;
     if (i != s->next || i >= s->calls)
-        error_set(p->err, ERR_INTERNAL, "scheduler_step: call %d of %d when call %d was due", i, s->calls,
-                  s->next);
+        error_set(p->err, ERR_INTERNAL, "scheduler_step: call %d of %d when call %d was due", i - s->first,
+                  scheduler_calls(s), s->next - s->first);
     if (p->err->code)
         return copy_of(p, x);
     s->next++;

@@ -76,6 +76,19 @@ double sigma_to_timestep(const struct scheduler_config *c, double sigma)
     return (1 - w) * low + w * (low + 1);
 }
 
+void mix_sigma(const struct scheduler *s, int i, double *of_x0, double *of_noise)
+{
+    *of_x0 = 1;
+    *of_noise = (double)s->sigmas[i];
+}
+
+void mix_alpha(const struct scheduler *s, int i, double *of_x0, double *of_noise)
+{
+    double alpha = (double)alpha_at(s->config, (int)s->timesteps[i]);
+    *of_x0 = sqrt(alpha);
+    *of_noise = sqrt(1 - alpha);
+}
+
 float sigma_last(const struct scheduler_config *c)
 {
     return c->final_sigma_zero ? 0.0f : c->train_sigmas[0];

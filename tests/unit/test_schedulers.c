@@ -47,7 +47,7 @@ struct golden {
     FILE *f;
     uint64_t seed;
     uint32_t shape[4]; /* N H W C */
-    uint32_t runs;
+    uint32_t version, runs;
     size_t count;
 };
 
@@ -56,17 +56,17 @@ static int read_exact(FILE *f, void *to, size_t bytes)
     return fread(to, 1, bytes, f) == bytes;
 }
 
-static int golden_open(struct golden *g, const char *name)
+/* VERSION 1: trajectory.bin, text-to-image; 2: strength.bin, image-to-image. */
+static int golden_open(struct golden *g, const char *name, uint32_t version)
 {
     char path[300], magic[4];
-    uint32_t version = 0;
-    snprintf(path, sizeof path, DATA "/%s/trajectory.bin", name);
+    snprintf(path, sizeof path, DATA "/%s/%s.bin", name, version == 1 ? "trajectory" : "strength");
     g->f = fopen(path, "rb");
     if (!CHECK(g->f, "%s", path))
         return 0;
-    int ok = read_exact(g->f, magic, 4) && memcmp(magic, "LDTR", 4) == 0 && read_exact(g->f, &version, 4) &&
-             version == 1 && read_exact(g->f, &g->seed, 8) && read_exact(g->f, g->shape, 16) &&
-             read_exact(g->f, &g->runs, 4);
+    int ok = read_exact(g->f, magic, 4) && memcmp(magic, "LDTR", 4) == 0 &&
+             read_exact(g->f, &g->version, 4) && g->version == version && read_exact(g->f, &g->seed, 8) &&
+             read_exact(g->f, g->shape, 16) && read_exact(g->f, &g->runs, 4);
     g->count = (size_t)g->shape[0] * g->shape[1] * g->shape[2] * g->shape[3];
     return CHECK(ok, "%s is not a golden file", path);
 }
@@ -99,16 +99,35 @@ static tensor call_model(pass *p, tensor input, float t)
     return tensor_from_host(p, host, input.n, input.h, input.w, input.c, DTYPE_F32);
 }
 
+/* What a run begins with: noise as strong as the first sigma, or a fixed picture with noise added. */
+static tensor first_latents(struct lab *l, const struct scheduler *s, const struct golden *g,
+                            struct noise *noise)
+{
+    pass *p = &l->p;
+    int n = (int)g->shape[0], h = (int)g->shape[1], w = (int)g->shape[2], c = (int)g->shape[3];
+    float host[256], sigma = scheduler_init_noise_sigma(s);
+    tensor x, z = noise_draw(p, noise, n, h, w, c);
+    if (g->version == 1) {
+        x = lincomb(p, 1, &sigma, &z);
+    } else {
+        for (size_t k = 0; k < g->count; k++)
+            host[k] = ((float)(k * 29 % 32) - 15.5f) / 16.0f;
+        tensor image = tensor_from_host(p, host, n, h, w, c, DTYPE_F32);
+        x = scheduler_add_noise(p, s, image, z);
+        tensor_free(p, &image);
+    }
+    tensor_free(p, &z);
+    return x;
+}
+
 /* Walks one run and returns the largest relative distance of its latents from the golden ones. */
 static double walk(struct lab *l, struct scheduler *s, const struct golden *g, const float *path)
 {
     struct noise noise = {.seed = g->seed, .round = DTYPE_F32};
     pass *p = &l->p;
     double worst = 0;
-    float host[256], sigma = scheduler_init_noise_sigma(s);
-    tensor z = noise_draw(p, &noise, (int)g->shape[0], (int)g->shape[1], (int)g->shape[2], (int)g->shape[3]);
-    tensor x = lincomb(p, 1, &sigma, &z);
-    tensor_free(p, &z);
+    float host[256];
+    tensor x = first_latents(l, s, g, &noise);
     for (int i = 0;; i++) {
         tensor_to_host(p, x, host);
         double d = distance(host, path + (size_t)i * g->count, g->count);
@@ -144,18 +163,22 @@ static double check_run(struct lab *l, const char *name, const struct scheduler_
                         const struct golden *g)
 {
     struct {
-        int32_t steps, calls;
+        int32_t calls;
         uint32_t latents;
         float sigma;
     } head;
+    int32_t steps, skipped = 0;
     struct scheduler *s = NULL;
     struct error err = {0};
     double worst = 0;
-    if (!CHECK(read_exact(g->f, &head, sizeof head)))
+    if (!CHECK(read_exact(g->f, &steps, 4) && (g->version == 1 || read_exact(g->f, &skipped, 4)) &&
+               read_exact(g->f, &head, sizeof head)))
         return 1;
-    int rc = scheduler_start(&s, c, head.steps, &err);
+    int rc = scheduler_start(&s, c, steps, &err);
+    if (g->version == 2 && rc == 0)
+        rc = scheduler_skip(s, skipped, &err);
     if (head.calls < 0) {
-        CHECK(rc == ERR_INVALID && err.msg[0], "%s: %d steps should be refused", name, head.steps);
+        CHECK(rc == ERR_INVALID && err.msg[0], "%s: %d steps should be refused", name, steps);
         scheduler_end(&l->p, &s);
         return 0;
     }
@@ -165,7 +188,7 @@ static double check_run(struct lab *l, const char *name, const struct scheduler_
     if (CHECK(rc == 0, "%s: %s", name, err.msg) &&
         CHECK(scheduler_calls(s) == head.calls, "%s: %d calls, diffusers %d", name, scheduler_calls(s),
               head.calls)) {
-        compare_timesteps(name, head.steps, scheduler_timesteps(s), times, head.calls);
+        compare_timesteps(name, steps, scheduler_timesteps(s), times, head.calls);
         float sigma = scheduler_init_noise_sigma(s);
         CHECK(fabsf(sigma - head.sigma) <= 1e-6f * head.sigma, "%s: init_noise_sigma %.9g, diffusers %.9g",
               name, (double)sigma, (double)head.sigma);
@@ -174,7 +197,7 @@ static double check_run(struct lab *l, const char *name, const struct scheduler_
         /* From a first sigma of 4096 (zero terminal SNR) diffusers adds and takes away numbers that large in
          * fp32, and loses the digits below; here both are one coefficient, worked out in double. */
         double bound = fmax(1e-5, 3 * 0x1p-24 * (double)sigma);
-        CHECK(worst < bound, "%s, %d steps: relative distance %.3g", name, head.steps, worst);
+        CHECK(worst < bound, "%s, %d steps: relative distance %.3g", name, steps, worst);
     }
     scheduler_end(&l->p, &s);
     free(times);
@@ -191,15 +214,18 @@ static void check_config(const char *name)
     double worst = 0;
     lab_open(&l);
     snprintf(dir, sizeof dir, DATA "/%s", name);
-    if (CHECK(scheduler_config_load(&c, dir, &l.err) == 0, "%s", l.err.msg) && golden_open(&g, name)) {
+    CHECK(scheduler_config_load(&c, dir, &l.err) == 0, "%s", l.err.msg);
+    for (uint32_t version = 1; c && version <= 2; version++) {
+        if (!golden_open(&g, name, version))
+            continue;
         for (uint32_t i = 0; i < g.runs; i++) {
             double d = check_run(&l, name, c, &g);
             worst = d > worst ? d : worst;
         }
-        printf("   %-30s %-32s %.1e\n", name, scheduler_config_class(c), worst);
-    }
-    if (g.f)
         fclose(g.f);
+    }
+    if (c)
+        printf("   %-30s %-32s %.1e\n", name, scheduler_config_class(c), worst);
     scheduler_config_close(&c);
     lab_close(&l);
 }
@@ -381,6 +407,34 @@ TEST(calls_out_of_order_are_errors)
     tensor x = noise_draw(&l.p, &noise, 1, 2, 2, 4);
     tensor y = scheduler_step(&l.p, s, 1, x, x, &noise);
     CHECK(l.err.code == ERR_INTERNAL && strstr(l.err.msg, "call 0 was due"), "%s", l.err.msg);
+    tensor_free(&l.p, &y);
+    tensor_free(&l.p, &x);
+    scheduler_end(&l.p, &s);
+    scheduler_config_close(&c);
+    lab_close(&l);
+}
+
+TEST(skipped_steps_are_those_of_the_run)
+{
+    struct lab l;
+    struct scheduler_config *c;
+    struct scheduler *s = NULL;
+    struct noise noise = {.seed = 1};
+    struct error err = {0};
+    lab_open(&l);
+    CHECK(load_text(&c, "{\"_class_name\": \"DDIMScheduler\"}", &l.err) == 0);
+    CHECK(scheduler_start(&s, c, 4, &l.err) == 0);
+    CHECK(scheduler_skip(s, -1, &err) == ERR_INTERNAL && scheduler_skip(s, 5, &err) == ERR_INTERNAL);
+    CHECK(scheduler_skip(s, 3, &l.err) == 0 && scheduler_calls(s) == 1 && scheduler_timesteps(s)[0] == 0);
+    tensor x = noise_draw(&l.p, &noise, 1, 2, 2, 4);
+    tensor y = scheduler_step(&l.p, s, 0, x, x, &noise);
+    CHECK(l.err.code == 0 && scheduler_skip(s, 0, &err) == ERR_INTERNAL, "after a step");
+    tensor_free(&l.p, &y);
+    scheduler_end(&l.p, &s);
+    CHECK(scheduler_start(&s, c, 4, &l.err) == 0 && scheduler_skip(s, 4, &l.err) == 0);
+    CHECK(scheduler_calls(s) == 0);
+    y = scheduler_add_noise(&l.p, s, x, x);
+    CHECK(l.err.code == ERR_INVALID && strstr(l.err.msg, "no step is left"), "%s", l.err.msg);
     tensor_free(&l.p, &y);
     tensor_free(&l.p, &x);
     scheduler_end(&l.p, &s);
