@@ -30,15 +30,25 @@ tensor clip_text_forward_penultimate(pass *p, const struct clip_text *net, const
 /* ---- CLIP vision tower with the safety checker's concepts: diffusers' StableDiffusionSafetyChecker ---- */
 
 struct safety_checker;
-/* Reads DIR/config.json and DIR/model*.safetensors; DIR/../feature_extractor or DIR/preprocessor_config.json
- * where they are there, else CLIPImageProcessor's defaults for ViT-L/14 at 224. */
+enum { SAFETY_CONCEPTS = 17, SAFETY_SPECIALS = 3 };
+/* Reads DIR/config.json and DIR/model*.safetensors. */
 int safety_checker_load(struct safety_checker **net, struct backend *be, const char *dir, const char *variant,
                         struct error *err);
 void safety_checker_close(struct safety_checker **net);
-/* Pixels of one picture as the tower reads them: [1, side, side, 3] on the host; see safety_checker_side. */
-int safety_checker_side(const struct safety_checker *net);
-/* Host numbers [side, side, 3], resized and normalised -> whether a concept's score is above 0. Waits for the
- * device. On the plan backend *NSFW stays false. */
+int safety_checker_side(const struct safety_checker *net);       /* pixels of a side of what it reads: 224 */
+int safety_checker_projection(const struct safety_checker *net); /* numbers of a picture's embedding */
+/* PIXELS [side, side, 3] on the host, resized and normalised (pipelines/safety.c) -> the picture's projected
+ * embedding [1, 1, 1, projection], F32. */
+tensor safety_checker_embed(pass *p, const struct safety_checker *net, const float *pixels);
+/* The cosine of an embedding [projection] (on the host) with each concept less the concept's threshold,
+ * rounded to three digits; nsfw when one of the 17 is above 0. A special concept above 0 adds 0.01 to all
+ * scores after it. */
+struct safety_scores {
+    float special[SAFETY_SPECIALS], concept[SAFETY_CONCEPTS];
+    bool nsfw;
+};
+void safety_checker_score(const struct safety_checker *net, const float *embed, struct safety_scores *s);
+/* Both in one. Waits for the device. On the plan backend *NSFW stays false. */
 int safety_checker_run(pass *p, const struct safety_checker *net, const float *pixels, bool *nsfw);
 
 /* ---- UNet2DConditionModel of the SD 1.x, 2.x and SDXL families ---- */

@@ -57,6 +57,14 @@ void load_norm(struct loader *l, weight *w, int c, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 void load_embedding(struct loader *l, weight *w, int rows, int c, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
+/* A convolution without bias whose K x K windows do not overlap (ViT's patches), as a linear layer over
+ * windows cut by the caller: NAME.weight [out_c, in_c, K, K] read as [out_c, in_c * K * K]. */
+void load_patches(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
+    __attribute__((format(printf, 6, 7)));
+/* The tensor of exactly this NAME, [rows, c] or, when ROWS is 0, [c], as fp32 into OUT. Nothing is written
+ * while check_only is set. */
+void load_floats(struct loader *l, float *out, int rows, int c, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
 
 /* How many tensors of the file no load_* call asked for (position_ids and the like), for the log. */
 int weights_unused(const struct weights *w, const char **first_name);

@@ -34,6 +34,18 @@ void config_close(struct config *c)
     c->root = NULL;
 }
 
+void config_section(const struct config *c, const char *key, struct config *section)
+{
+    cJSON *object = cJSON_GetObjectItemCaseSensitive(c->root, key);
+    if (!cJSON_IsObject(object))
+        return;
+    *section = *c;
+    section->root = object;
+    section->r.object = object;
+    section->r.file = section->label;
+    snprintf(section->label, sizeof(section->label), "%.150s, %.60s", c->label, key);
+}
+
 bool config_ok(const struct config *c)
 {
     return c->r.err->code == 0;

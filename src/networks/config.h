@@ -22,6 +22,9 @@ struct config_choice {
 int config_open(struct config *c, const char *dir, struct error *err);
 void config_close(struct config *c);
 bool config_ok(const struct config *c);
+/* SECTION reads the object under KEY as C reads the whole file; it stays as it is when there is none. Ends
+ * with C; config_close is for C alone. */
+void config_section(const struct config *c, const char *key, struct config *section);
 /* Whether KEY is there at all, even as null. */
 bool config_has(const struct config *c, const char *key);
 

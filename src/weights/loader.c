@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "half.h"
 #include "weights_private.h"
 
 enum { NAME_SIZE = 512 };
@@ -40,11 +41,11 @@ static const char *const old_names[][2] = {
     {"to_out.0", "proj_attn"},
 };
 
-/* NAME.SUFFIX, else the same under its old name. */
+/* NAME.SUFFIX (NAME alone when SUFFIX is empty), else the same under its old name. */
 static struct st_tensor *find_either(const struct weights *w, const char *name, const char *suffix)
 {
     char full[NAME_SIZE + 32];
-    snprintf(full, sizeof(full), "%s.%s", name, suffix);
+    snprintf(full, sizeof(full), "%s%s%s", name, *suffix ? "." : "", suffix);
     struct st_tensor *t = weights_find(w, full);
     for (size_t i = 0; !t && i < sizeof(old_names) / sizeof(*old_names); i++) {
         size_t len = strlen(name), tail = strlen(old_names[i][0]);
@@ -89,8 +90,8 @@ static struct host_array find_array(struct loader *l, const char *name, const ch
     char want[128], have[256];
     print_shape(want, sizeof(want), shape, dims);
     if (!t) {
-        error_set(l->err, ERR_FORMAT, "%s: tensor \"%s.%s\" is missing; the config expects it with shape %s",
-                  l->weights->file[0].label, name, suffix, want);
+        error_set(l->err, ERR_FORMAT, "%s: tensor \"%s%s%s\" is missing; the config expects it with shape %s",
+                  l->weights->file[0].label, name, *suffix ? "." : "", suffix, want);
         return a;
     }
     if (!same_shape(t, shape, dims, trailing_ones)) {
@@ -131,6 +132,19 @@ void weight_list_free(struct weight_list *list, struct backend *be)
         weight_free(be, list->item[i]);
     free(list->item);
     *list = (struct weight_list){0};
+}
+
+/* All numbers of A, which may lie unaligned in a mapped file, as fp32. */
+static void host_floats(struct host_array a, float *out)
+{
+    const unsigned char *at = a.data;
+    if (a.dtype == DTYPE_F32)
+        memcpy(out, at, a.count * sizeof(*out));
+    for (size_t i = 0; i < a.count && a.dtype != DTYPE_F32; i++) {
+        uint16_t h;
+        memcpy(&h, at + 2 * i, sizeof(h));
+        out[i] = a.dtype == DTYPE_F16 ? f16_to_f32(h) : bf16_to_f32(h);
+    }
 }
 
 static void pack(struct loader *l, weight *w, const struct weight_source *src, const char *name)
@@ -217,4 +231,22 @@ void load_embedding(struct loader *l, weight *w, int rows, int c, const char *fm
     struct weight_source src = matrix_source(WEIGHT_EMBEDDING, rows, c, 1);
     add_matrix(l, &src, 0, rows, c, false, name);
     pack(l, w, &src, name);
+}
+
+void load_patches(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
+{
+    NAME_OR_RETURN(l, name, fmt);
+    uint64_t shape[4] = {(uint64_t)out_c, (uint64_t)in_c, (uint64_t)k, (uint64_t)k};
+    struct weight_source src = matrix_source(WEIGHT_LINEAR, out_c, in_c * k * k, 1);
+    src.w[0] = find_array(l, name, "weight", shape, 4, false);
+    pack(l, w, &src, name);
+}
+
+void load_floats(struct loader *l, float *out, int rows, int c, const char *fmt, ...)
+{
+    NAME_OR_RETURN(l, name, fmt);
+    uint64_t shape[2] = {(uint64_t)rows, (uint64_t)c};
+    struct host_array a = find_array(l, name, "", rows ? shape : shape + 1, rows ? 2 : 1, false);
+    if (!l->err->code && !l->check_only)
+        host_floats(a, out);
 }

@@ -1,0 +1,101 @@
+/* The safety checker against diffusers' StableDiffusionSafetyChecker, stage by stage, on every tier: pixels
+ * (CLIPImageProcessorPil), projected embedding, scores, decision. Goldens:
+ * scripts/export_safety_goldens.py. */
+#include "golden.h"
+#include "networks.h"
+#include "test.h"
+
+enum { PICTURES = 3 };
+
+/* Row I of A, which is [PICTURES, n]. */
+static const float *row(const struct golden_array *a, int i)
+{
+    return a->f + (size_t)i * a->count / PICTURES;
+}
+
+static void compare_scores(const char *where, const float *got, const float *want, int n, double allowed)
+{
+    for (int k = 0; k < n; k++)
+        CHECK(fabs((double)got[k] - (double)want[k]) <= allowed, "%s: score %d is %g, expected %g", where, k,
+              (double)got[k], (double)want[k]);
+}
+
+/* The decision from the reference's own embedding: no tier computes in it. */
+static void check_scores(const struct safety_checker *net, const struct golden *g)
+{
+    const struct golden_array *e = golden_find(g, -1, "embeds"), *nsfw = golden_find(g, -1, "nsfw");
+    for (int i = 0; i < PICTURES; i++) {
+        struct safety_scores s;
+        safety_checker_score(net, row(e, i), &s);
+        compare_scores("special", s.special, row(golden_find(g, -1, "special"), i), SAFETY_SPECIALS, 1e-6);
+        compare_scores("concept", s.concept, row(golden_find(g, -1, "concept"), i), SAFETY_CONCEPTS, 1e-6);
+        CHECK(s.nsfw == (nsfw->i[i] != 0), "picture %d", i);
+    }
+}
+
+static void check_picture(struct stage *s, const struct safety_checker *net, const struct golden *g, int i,
+                          const char *folder)
+{
+    const struct golden_array *e = golden_find(g, -1, "embeds"), *pixels = golden_find(g, i, "pixels");
+    struct golden_array want = {.count = e->count / PICTURES, .f = e->f + (size_t)i * e->count / PICTURES};
+    bool nsfw = false;
+    stage_reset(s);
+    if (!CHECK(safety_checker_side(net) == pixels->shape[0]))
+        return;
+    tensor x = safety_checker_embed(&s->p, net, pixels->f);
+    golden_compare(s, folder, x, &want, golden_find(g, -1, "bf16_error")->f[0]);
+    tensor_free(&s->p, &x);
+    CHECK(safety_checker_run(&s->p, net, pixels->f, &nsfw) == 0, "%s", s->err.msg);
+    /* picture 2 is 0.004 above the bar, less than what 16 bits resolve */
+    if (i < 2 || s->be->dtype == DTYPE_F32)
+        CHECK(nsfw == (golden_find(g, -1, "nsfw")->i[i] != 0), "picture %d on %s", i, s->name);
+    CHECK(s->mem.count == 0, "%d tensors were not given back", s->mem.count);
+}
+
+static void check_checker(struct stage *s, const char *folder)
+{
+    struct golden g;
+    struct safety_checker *net = NULL;
+    if (!golden_open(&g, folder))
+        return;
+    if (CHECK(safety_checker_load(&net, s->be, folder, NULL, &s->err) == 0, "%s", s->err.msg)) {
+        check_scores(net, &g);
+        for (int i = 0; i < PICTURES; i++)
+            check_picture(s, net, &g, i, folder + strlen("tests/golden/data/"));
+    }
+    safety_checker_close(&net);
+    CHECK(s->be->weight_bytes == 0, "%zu bytes of weights are left", s->be->weight_bytes);
+    golden_close(&g);
+}
+
+TEST(todays_names)
+{
+    golden_each_tier(check_checker, "tests/golden/data/safety");
+}
+
+TEST(published_names)
+{
+    golden_each_tier(check_checker, "tests/golden/data/safety_old");
+}
+
+/* Walked on the plan backend, a checker finds nothing and asks for memory. */
+TEST(plan)
+{
+    static struct region mem;
+    struct error err = {0};
+    struct backend *be = NULL;
+    struct safety_checker *net = NULL;
+    float pixels[16 * 16 * 3] = {0};
+    bool nsfw = true;
+    region_init(&mem, NULL, 0);
+    CHECK(backend_open(&be, &(struct backend_options){.kind = "plan"}, &err) == 0, "%s", err.msg);
+    if (CHECK(safety_checker_load(&net, be, "tests/golden/data/safety", NULL, &err) == 0, "%s", err.msg)) {
+        pass p = {.be = be, .mem = &mem, .err = &err};
+        CHECK(safety_checker_run(&p, net, pixels, &nsfw) == 0, "%s", err.msg);
+        CHECK(!nsfw && mem.count == 0 && mem.peak > 0);
+    }
+    safety_checker_close(&net);
+    backend_close(&be);
+}
+
+TEST_MAIN()
