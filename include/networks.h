@@ -55,6 +55,10 @@ int safety_checker_run(pass *p, const struct safety_checker *net, const float *p
 
 struct unet;
 int unet_load(struct unet **net, struct backend *be, const char *dir, const char *variant, struct error *err);
+/* The same with the config of CONFIG_DIR and the weights WEIGHTS_DIR/STEM.safetensors: SDXL-Lightning, a UNet
+ * file without a config of its own. */
+int unet_load_from(struct unet **net, struct backend *be, const char *config_dir, const char *weights_dir,
+                   const char *stem, const char *variant, struct error *err);
 void unet_close(struct unet **net);
 int unet_in_channels(const struct unet *net);
 int unet_sample_size(const struct unet *net);
@@ -66,7 +70,7 @@ int unet_time_cond_proj_dim(const struct unet *net);
 enum dtype unet_stored_dtype(const struct unet *net);
 
 /* Width of the pooled text that an SDXL UNet reads (addition_embed_type "text_time"), and how many time ids
- * beside it; 0: none. */
+ * beside it: 6; 0: none. */
 int unet_pooled_dim(const struct unet *net);
 int unet_time_ids(const struct unet *net);
 
@@ -76,7 +80,7 @@ struct unet_conditions {
     const float *timesteps; /* [count] */
     int count;
     const float *time_cond; /* [unet_time_cond_proj_dim], or NULL */
-    tensor pooled;          /* SDXL: [N, 1, 1, unet_pooled_dim] */
+    tensor pooled;          /* SDXL: [N, 1, 1, unet_pooled_dim], F32 or the pass's type */
     const float *time_ids;  /* SDXL: [N, unet_time_ids], on the host */
 };
 
@@ -84,7 +88,9 @@ struct unet_conditions {
  * cross-attention, and the time-embedding projection of every resnet for every step. Lives in the pass's
  * memory. */
 struct unet_request;
-/* N as in the steps to come. NULL when there is no memory. End with unet_end. */
+/* N as in the steps to come. NULL, and an error in the pass, when there is no memory, or when a condition
+ * that the model reads is missing, of the wrong shape, or given to a model that does not read it
+ * (ERR_INTERNAL, says which). End with unet_end. */
 struct unet_request *unet_begin(pass *p, const struct unet *net, const struct unet_conditions *c);
 void unet_end(pass *p, struct unet_request **req);
 /* One call: x [N, H, W, Cin], F32 or the pass's type -> model output [N, H, W, Cout] in F32, for

@@ -54,6 +54,23 @@ static inline tensor tensor_batch(tensor x, int first, int count)
     return x;
 }
 
+/* Tokens [first, first + count) of X [1, 1, T, C], as a view. */
+static inline tensor tensor_tokens(tensor x, int first, int count)
+{
+    size_t step = (size_t)x.ld * dtype_size(x.dtype);
+    x.data = x.data ? (char *)x.data + (size_t)first * step : NULL;
+    x.w = count;
+    return x;
+}
+
+/* Vectors [A, 1, 1, B], contiguous, seen as [N, 1, 1, C], where A B = N C. */
+static inline tensor tensor_as_vectors(tensor x, int n, int c)
+{
+    x.n = n;
+    x.c = x.ld = c;
+    return x;
+}
+
 /* [N, H, W, C] seen as tokens [N, 1, H*W, C], and back. */
 static inline tensor tensor_as_tokens(tensor x)
 {

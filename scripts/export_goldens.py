@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from make_random_model import randomize
 
@@ -113,16 +113,42 @@ def text_case(folder, seed, dtype, prefix, variant="", **config):
     return {"ids": ids.int(), "states": want, "bf16_error": np.float32(error)}
 
 
+def projection_case(folder, seed, dtype, prompts, **config):
+    """SDXL's kind: the states before the last layer, and the pooled output. PROMPTS: lists of ids, padded with 0; the rest
+    of the vocabulary is as it comes."""
+    cfg = CLIPTextConfig(**config)
+    model = CLIPTextModelWithProjection(cfg).eval()
+    randomize(model, seed)
+    model.to(dtype).float()
+    tensors = {k: v.to(dtype) for k, v in model.state_dict().items() if not k.endswith("position_ids")}
+    save_weights(folder, "model", tensors)
+    write_json(f"{folder}/config.json",
+               dict(config, architectures=["CLIPTextModelWithProjection"], model_type="clip_text_model"))
+    ids = torch.tensor([p + [0] * (cfg.max_position_embeddings - len(p)) for p in prompts])
+    out = {"ids": ids.int()}
+    for name, pick in (("penultimate", lambda o: o.hidden_states[-2]), ("pooled", lambda o: o.text_embeds)):
+        want, error = both(model, lambda m, t: pick(m(input_ids=ids, output_hidden_states=True)))
+        out.update({name: want, f"{name}.bf16_error": np.float32(error)})
+    return out
+
+
 # ---- UNet ----
 
-def unet_run(out, i, model, seed, n, h, w, timesteps, tokens=7):
+def unet_run(out, i, model, seed, n, h, w, timesteps, tokens=7, time_ids=None):
+    """TIME_IDS: a list for each picture (addition_embed_type "text_time")."""
     cfg = model.config
     x = normal(seed, n, cfg.in_channels, h, w)
     text = normal(seed + 1, n, tokens, cfg.cross_attention_dim)
     cond = normal(seed + 2, 1, cfg.time_cond_proj_dim) if cfg.time_cond_proj_dim else None
 
+    if time_ids:
+        ids = torch.tensor(time_ids, dtype=torch.float32)
+        pooled = normal(seed + 3, n, cfg.projection_class_embeddings_input_dim - ids.shape[1] * cfg.addition_time_embed_dim)
+
     def run(m, t):
         kw = {"timestep_cond": cond.to(t).expand(n, -1)} if cond is not None else {}
+        if time_ids:
+            kw["added_cond_kwargs"] = {"text_embeds": pooled.to(t), "time_ids": ids}
         return torch.cat([m(x.to(t), torch.tensor(k), text.to(t), **kw).sample for k in timesteps])
 
     want, error = both(model, run)
@@ -130,6 +156,8 @@ def unet_run(out, i, model, seed, n, h, w, timesteps, tokens=7):
                 f"{i}.out": nhwc(want), f"{i}.bf16_error": error})
     if cond is not None:
         out[f"{i}.cond"] = cond
+    if time_ids:
+        out.update({f"{i}.pooled": pooled, f"{i}.ids": ids})
 
 
 def unet_case(folder, seed, dtype, runs, variant="", shards=1, **config):
@@ -253,6 +281,15 @@ CASES = {
     "text_gelu": lambda d: text_case(
         d, 2, torch.float32, "", vocab_size=90, hidden_size=40, intermediate_size=56, num_hidden_layers=2,
         num_attention_heads=5, max_position_embeddings=20, hidden_act="gelu", projection_dim=16),
+    # SDXL's second encoder, OpenCLIP bigG's kind; both rules of finding the end of the text
+    "text_projection_highest_id": lambda d: projection_case(
+        d, 12, torch.float16, [[48, 5, 9, 49], [48, 30, 49, 49, 7, 49], [3, 20, 4]], vocab_size=50, hidden_size=24,
+        intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, max_position_embeddings=12,
+        hidden_act="gelu", projection_dim=20, bos_token_id=0, eos_token_id=2, pad_token_id=1),
+    "text_projection_eos": lambda d: projection_case(
+        d, 13, torch.float16, [[48, 5, 9, 47, 49, 47], [48, 30, 49]], vocab_size=50, hidden_size=24,
+        intermediate_size=40, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=12,
+        hidden_act="quick_gelu", projection_dim=24, bos_token_id=48, eos_token_id=47, pad_token_id=0),
     # SD 1.x: heads as one int, convolution projections, three levels
     "unet_sd1": lambda d: unet_case(
         d, 3, torch.float16, [dict(n=2, h=8, w=12, timesteps=[981, 1]), dict(n=1, h=9, w=7, timesteps=[500, 20, 980])],
@@ -276,6 +313,20 @@ CASES = {
         d, 6, torch.float16, [dict(n=2, h=13, w=21, timesteps=[321, 900])],
         block_out_channels=(8, 12), layers_per_block=(1, 2), cross_attention_dim=10, attention_head_dim=(2, 4),
         norm_num_groups=4, only_cross_attention=(True, False), mid_block_type=None, sample_size=8, **types("xx", "xx")),
+    # SDXL: pooled text and time ids, depth and heads that differ by block, odd sizes
+    "unet_sdxl": lambda d: unet_case(
+        d, 14, torch.float16,
+        [dict(n=2, h=8, w=12, timesteps=[999, 249], time_ids=[[512, 768, 0, 0, 512, 768], [1024, 576, 16, 8, 1024, 576]]),
+         dict(n=1, h=9, w=7, timesteps=[500, 20, 980], time_ids=[[72, 56, 0, 0, 72, 56]])],
+        block_out_channels=(8, 12, 16), layers_per_block=1, cross_attention_dim=20, attention_head_dim=(8, 3, 4),
+        norm_num_groups=4, use_linear_projection=True, transformer_layers_per_block=(3, 1, 2), sample_size=8,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=12 + 6 * 8,
+        **types("-xx", "xx-")),
+    # instruct-pix2pix: the picture's latents beside the noise
+    "unet_pix2pix": lambda d: unet_case(
+        d, 16, torch.float16, [dict(n=3, h=6, w=10, timesteps=[951, 31])], variant=".fp16", in_channels=8,
+        out_channels=4, block_out_channels=(8, 12), layers_per_block=1, cross_attention_dim=16, attention_head_dim=4,
+        norm_num_groups=4, sample_size=8, **types("x-", "-x")),
     "vae_old_names": lambda d: vae_case(
         d, 7, torch.float16, [(1, 8, 5), (2, 3, 4)], old=True, block_out_channels=(16, 24), latent_channels=4,
         layers_per_block=1, norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 2,

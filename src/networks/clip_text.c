@@ -1,6 +1,6 @@
 /* CLIP's text encoder: token and position embeddings, pre-norm transformer layers with a causal mask, final
- * norm. Source: transformers models/clip/modeling_clip.py (CLIPTextModel). The pooled output and the
- * projection, which Stable Diffusion does not read, are not computed. */
+ * norm. Source: transformers models/clip/modeling_clip.py (CLIPTextModel,
+ * CLIPTextModelWithProjection). */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +23,9 @@ struct clip_text {
     int vocab, width, hidden, positions, layers, heads;
     float eps;
     enum act act;
-    weight tokens, position, final_norm;
+    int projection;  /* width of text_projection; 0: there is none */
+    int end_of_text; /* its id; 2 stands for the highest id of a prompt, see end_of_text() */
+    weight tokens, position, final_norm, text_projection;
     struct clip_layer layer[CLIP_LAYERS_MAX];
 };
 
@@ -44,6 +46,8 @@ static void read_config(struct clip_text *net, const struct config *c)
     net->layers = json_int(&c->r, "num_hidden_layers", 12, 1, CLIP_LAYERS_MAX);
     net->heads = json_int(&c->r, "num_attention_heads", 8, 1, 256);
     net->eps = config_float(c, "layer_norm_eps", 1e-5, 1e-12, 1e-2);
+    net->projection = json_int(&c->r, "projection_dim", 512, 1, 8192);
+    net->end_of_text = json_int(&c->r, "eos_token_id", 49407, 0, 1 << 20);
     const char *act = json_string(&c->r, "hidden_act", "quick_gelu");
     net->act = act[0] == 'q' ? ACT_QUICK_GELU : ACT_GELU;
     if (net->width % net->heads != 0)
@@ -69,6 +73,8 @@ static void load_all(struct loader *l, struct clip_text *net, const char *prefix
         load_linear(l, &y->fc2, c, net->hidden, true, "%sencoder.layers.%d.mlp.fc2", prefix, i);
     }
     load_norm(l, &net->final_norm, c, "%sfinal_layer_norm", prefix);
+    if (net->projection)
+        load_linear(l, &net->text_projection, net->projection, c, false, "text_projection");
 }
 
 static int load_weights(struct clip_text *net, const char *dir, const char *variant, struct error *err)
@@ -77,6 +83,8 @@ static int load_weights(struct clip_text *net, const char *dir, const char *vari
     if (weights_open(&w, dir, "model", variant, err) < 0)
         return err->code;
     const char *prefix = weights_has(w, "embeddings.token_embedding.weight") ? "" : "text_model.";
+    if (!weights_has(w, "text_projection.weight")) /* CLIPTextModel, whatever projection_dim says */
+        net->projection = 0;
     struct loader l = {.weights = w, .be = net->be, .check_only = true, .packed = &net->packed, .err = err};
     load_all(&l, net, prefix);
     l.check_only = false;
@@ -136,6 +144,11 @@ int clip_text_width(const struct clip_text *net)
     return net->width;
 }
 
+int clip_text_projection(const struct clip_text *net)
+{
+    return net->projection;
+}
+
 /* x [N, 1, T, C] -> [N, 1, T, C]. */
 static tensor layer_forward(pass *p, const struct clip_text *net, const struct clip_layer *y, tensor x)
 {
@@ -162,5 +175,55 @@ tensor clip_text_forward(pass *p, const struct clip_text *net, const int32_t *id
     for (int i = 0; i < net->layers; i++)
         replace(p, &x, layer_forward(p, net, &net->layer[i], x));
     replace(p, &x, layer_norm(p, &net->final_norm, x, net->eps));
+    return x;
+}
+
+/* Where the pooled output is read in ids [T]: at the first end-of-text token, or at token 0 when there is
+ * none. Configs written before transformers 4.31 say 2 for it, which was wrong; transformers then takes the
+ * highest id, the first of several, and so does this. */
+static int end_of_text(const struct clip_text *net, const int32_t *ids)
+{
+    int at = 0;
+    for (int t = 1; t < net->positions; t++) {
+        if (net->end_of_text == 2 ? ids[t] > ids[at]
+                                  : ids[at] != net->end_of_text && ids[t] == net->end_of_text)
+            at = t;
+    }
+    return at;
+}
+
+/* Last layer's output x [N, 1, T, C] -> text_embeds [N, 1, 1, projection]. */
+static tensor pool(pass *p, const struct clip_text *net, tensor x, const int32_t *ids)
+{
+    tensor all = {0}; /* 1 1 1 N*projection, as it grows */
+    for (int i = 0; i < x.n; i++) {
+        int t = end_of_text(net, ids + (size_t)i * (size_t)net->positions);
+        tensor y = layer_norm(p, &net->final_norm, tensor_tokens(tensor_batch(x, i, 1), t, 1), net->eps);
+        replace(p, &y, linear(p, &net->text_projection, y, (struct linear_args){0})); /* 1 1 1 projection */
+        if (i == 0) {
+            all = y;
+            continue;
+        }
+        replace(p, &all, concat_channels(p, all, y));
+        tensor_free(p, &y);
+    }
+    return tensor_as_vectors(all, x.n, net->projection);
+}
+
+tensor clip_text_forward_penultimate(pass *p, const struct clip_text *net, const int32_t *ids, int n,
+                                     tensor *pooled)
+{
+    if (pooled && !net->projection) {
+        error_set(p->err, ERR_INTERNAL, "this text encoder has no text_projection, so no pooled output");
+        return *pooled = (tensor){0};
+    }
+    tensor x = embed_tokens(p, &net->tokens, &net->position, ids, n, net->positions); /* N 1 T C */
+    for (int i = 0; i + 1 < net->layers; i++)
+        replace(p, &x, layer_forward(p, net, &net->layer[i], x));
+    if (pooled) {
+        tensor last = layer_forward(p, net, &net->layer[net->layers - 1], x); /* N 1 T C */
+        *pooled = pool(p, net, last, ids);
+        tensor_free(p, &last);
+    }
     return x;
 }

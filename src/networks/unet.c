@@ -27,46 +27,107 @@ struct unet_call {
 
 /* ---- Once a request ---- */
 
-/* TimestepEmbedding: sinusoid, plus the guidance embedding where the model has one, through two linears ->
- * SiLU of it, which is what every resnet reads. timesteps [rows] -> [rows, 1, 1, time_c]. */
-static tensor time_embedding(pass *p, const struct unet *net, const float *timesteps, int rows,
-                             const float *time_cond)
+/* Timesteps, plus the guidance embedding where the model has one: timesteps [rows] -> [rows, 1, 1, C0]. */
+static tensor time_sinusoids(pass *p, const struct unet *net, const struct unet_conditions *c,
+                             const float *timesteps, int rows)
 {
     const struct unet_config *u = &net->cfg;
     tensor t = timestep_embedding(p, timesteps, rows, u->channels[0], u->flip_sin_to_cos, u->freq_shift);
-    if (time_cond && u->time_cond_c) {
-        tensor c = tensor_from_host(p, time_cond, 1, 1, 1, u->time_cond_c, pass_dtype(p));
-        replace(p, &c, linear(p, &net->time_cond, c, (struct linear_args){0})); /* 1 1 1 C0 */
-        replace(p, &c, repeat_batch(p, c, rows));                               /* rows 1 1 C0 */
-        replace(p, &t, add(p, t, c));                                           /* rows 1 1 C0 */
-        tensor_free(p, &c);
+    if (c->time_cond && u->time_cond_c) {
+        tensor g = tensor_from_host(p, c->time_cond, 1, 1, 1, u->time_cond_c, pass_dtype(p));
+        replace(p, &g, linear(p, &net->time_cond, g, (struct linear_args){0})); /* 1 1 1 C0 */
+        replace(p, &g, repeat_batch(p, g, rows));                               /* rows 1 1 C0 */
+        replace(p, &t, add(p, t, g));                                           /* rows 1 1 C0 */
+        tensor_free(p, &g);
     }
-    replace(p, &t, linear(p, &net->time1, t, (struct linear_args){.act = ACT_SILU})); /* rows 1 1 time_c */
-    replace(p, &t, linear(p, &net->time2, t, (struct linear_args){.act = ACT_SILU})); /* rows 1 1 time_c */
     return t;
+}
+
+/* addition_embed_type "text_time": the pooled text, then the sinusoids of the time ids, through two linears
+ * -> [N, 1, 1, time_c]. */
+static tensor added_embedding(pass *p, const struct unet *net, const struct unet_conditions *c)
+{
+    const struct unet_config *u = &net->cfg;
+    int n = c->text.n, ids = u->time_ids, width = u->time_id_c;
+    tensor t = timestep_embedding(p, c->time_ids, n * ids, width, u->flip_sin_to_cos, u->freq_shift);
+    tensor h = convert(p, c->pooled, pass_dtype(p));                                   /* N 1 1 pooled */
+    replace(p, &h, concat_channels(p, h, tensor_as_vectors(t, n, ids * width)));       /* N 1 1 both */
+    replace(p, &h, linear(p, &net->added1, h, (struct linear_args){.act = ACT_SILU})); /* N 1 1 time_c */
+    replace(p, &h, linear(p, &net->added2, h, (struct linear_args){0}));               /* N 1 1 time_c */
+    tensor_free(p, &t);
+    return h;
+}
+
+/* TimestepEmbedding, plus SDXL's addition where the model has it -> SiLU of it, which is what every resnet
+ * reads. timesteps [count * N], those of call 0 first -> [count * N, 1, 1, time_c]. */
+static tensor time_embedding(pass *p, const struct unet *net, const struct unet_conditions *c,
+                             const float *timesteps)
+{
+    tensor t = time_sinusoids(p, net, c, timesteps, c->count * c->text.n);
+    replace(p, &t, linear(p, &net->time1, t, (struct linear_args){.act = ACT_SILU})); /* rows 1 1 time_c */
+    if (!net->cfg.pooled_c) {
+        replace(p, &t,
+                linear(p, &net->time2, t, (struct linear_args){.act = ACT_SILU})); /* rows 1 1 time_c */
+        return t;
+    }
+    tensor added = added_embedding(p, net, c);                                          /* N 1 1 time_c */
+    replace(p, &added, repeat_batch(p, added, c->count));                               /* rows 1 1 time_c */
+    replace(p, &t, linear(p, &net->time2, t, (struct linear_args){.residual = added})); /* rows 1 1 time_c */
+    replace(p, &t, silu(p, t));                                                         /* rows 1 1 time_c */
+    tensor_free(p, &added);
+    return t;
+}
+
+/* What is given must be what the model reads: nothing is made up, and nothing left unread. */
+static bool check_conditions(pass *p, const struct unet_config *u, const struct unet_conditions *c)
+{
+    const char *wrong = NULL;
+    if (c->text.n < 1 || c->text.c != u->text_c)
+        wrong = "text is not as wide as cross_attention_dim";
+    else if (c->count < 1 || !c->timesteps)
+        wrong = "there are no timesteps";
+    else if (c->time_cond && !u->time_cond_c)
+        wrong = "time_cond is given, but the model has no time_cond_proj_dim";
+    else if (u->pooled_c && !c->pooled.data)
+        wrong = "the pooled text is missing (addition_embed_type \"text_time\")";
+    else if (u->pooled_c && !c->time_ids)
+        wrong = "the time ids are missing (addition_embed_type \"text_time\")";
+    else if (u->pooled_c && (c->pooled.n != c->text.n || c->pooled.h * c->pooled.w != 1))
+        wrong = "the pooled text is not one vector for each picture of the text";
+    else if (c->pooled.data && c->pooled.c != u->pooled_c)
+        wrong = "the pooled text is not as wide as the model reads it";
+    else if (c->time_ids && !u->time_ids)
+        wrong = "time ids are given, but the model has no addition_embed_type";
+    if (wrong && !p->err->code)
+        error_set(p->err, ERR_INTERNAL,
+                  "unet_begin: %s; text [%d, %d, %d, %d] for %d, pooled [%d, %d, %d, %d] for %d", wrong,
+                  c->text.n, c->text.h, c->text.w, c->text.c, u->text_c, c->pooled.n, c->pooled.h,
+                  c->pooled.w, c->pooled.c, u->pooled_c);
+    return !p->err->code;
 }
 
 struct unet_request *unet_begin(pass *p, const struct unet *net, const struct unet_conditions *c)
 {
-    tensor text = c->text;
-    int count = c->count;
+    if (!check_conditions(p, &net->cfg, c))
+        return NULL;
+    int n = c->text.n;
     struct unet_request *req = calloc(1, sizeof(*req));
-    float *rows = calloc((size_t)count * (size_t)text.n + 1, sizeof(*rows));
+    float *rows = calloc((size_t)c->count * (size_t)n, sizeof(*rows));
     if (!req || !rows) {
         error_set(p->err, ERR_NOMEM, "out of memory starting a request");
         free(rows);
         free(req);
         return NULL;
     }
-    req->n = text.n;
-    req->calls = count;
-    for (int i = 0; i < count * text.n; i++)
-        rows[i] = c->timesteps[i / text.n];
-    tensor t = time_embedding(p, net, rows, count * text.n, c->time_cond);
+    req->n = n;
+    req->calls = c->count;
+    for (int i = 0; i < c->count * n; i++)
+        rows[i] = c->timesteps[i / n];
+    tensor t = time_embedding(p, net, c, rows);
     for (int i = 0; i < net->once.times; i++)
         req->time[i] = linear(p, net->once.time[i], t, (struct linear_args){0}); /* calls*n 1 1 O */
     for (int i = 0; i < net->once.texts; i++)
-        req->text[i] = linear(p, net->once.text[i], text, (struct linear_args){0}); /* N 1 S 2C */
+        req->text[i] = linear(p, net->once.text[i], c->text, (struct linear_args){0}); /* N 1 S 2C */
     tensor_free(p, &t);
     free(rows);
     return req;

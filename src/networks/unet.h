@@ -11,6 +11,9 @@ struct unet_config {
     bool only_cross[LEVELS_MAX];
     bool middle; /* mid_block_type is not null */
     int text_c, time_c, time_cond_c;
+    /* addition_embed_type "text_time" (SDXL): pooled text beside the sinusoids of time_ids numbers, each
+     * time_id_c wide. All 0 without it. */
+    int pooled_c, time_ids, time_id_c;
     int groups, conv_in_k, conv_out_k;
     float eps, freq_shift;
     bool flip_sin_to_cos, pad_end; /* downsample_padding 0 */
@@ -38,7 +41,7 @@ struct unet {
     struct unet_config cfg;
     enum dtype stored;
     struct once once;
-    weight time1, time2, time_cond;
+    weight time1, time2, time_cond, added1, added2;
     weight conv_in, norm_out, conv_out;
     struct unet_down down[LEVELS_MAX];
     struct resnet mid_resnet[2];

@@ -28,9 +28,7 @@ static const struct config_choice choices[] = {
     {"class_embed_type", "null"},
     {"num_class_embeds", "null"},
     {"class_embeddings_concat", "false"},
-    {"projection_class_embeddings_input_dim", "null"},
-    {"addition_embed_type", "null"},
-    {"addition_time_embed_dim", "null"},
+    {"addition_embed_type", "\"text_time\""},
     {"encoder_hid_dim", "null"},
     {"encoder_hid_dim_type", "null"},
     {"reverse_transformer_layers_per_block", "null"},
@@ -87,6 +85,24 @@ static void read_numbers(struct unet_config *u, const struct config *c)
     u->middle = json_string(&c->r, "mid_block_type", NULL) || !config_has(c, "mid_block_type");
 }
 
+/* SDXL's conditioning on sizes: six numbers (original size, crop, target size). The config gives the width of
+ * the pooled text and of their sinusoids together. The refiner, which reads five numbers, is not built: it
+ * looks like a model with a narrower pooled text, which no text encoder then fits. */
+static void read_addition(struct unet_config *u, const struct config *c)
+{
+    if (!json_string(&c->r, "addition_embed_type", NULL))
+        return;
+    int all = json_int(&c->r, "projection_class_embeddings_input_dim", 0, 1, 65536);
+    u->time_ids = 6;
+    u->time_id_c = json_int(&c->r, "addition_time_embed_dim", 0, 2, 8192);
+    u->pooled_c = all - u->time_ids * u->time_id_c;
+    if (u->pooled_c < 1 || u->time_id_c < 2 || u->time_id_c % 2 != 0)
+        error_set(c->r.err, ERR_FORMAT,
+                  "%s: \"projection_class_embeddings_input_dim\" %d does not hold a pooled text and %d "
+                  "times \"addition_time_embed_dim\" %d, an even number",
+                  c->label, all, u->time_ids, u->time_id_c);
+}
+
 /* Channels divide into groups and heads. The up blocks norm what they read: their own channels and the
  * skip's. */
 static void check_divisions(const struct unet_config *u, const struct config *c)
@@ -117,6 +133,8 @@ int unet_config_load(struct unet_config *u, const char *dir, struct error *err)
     read_blocks(u, &c);
     if (config_ok(&c))
         read_numbers(u, &c);
+    if (config_ok(&c))
+        read_addition(u, &c);
     if (config_ok(&c))
         check_divisions(u, &c);
     config_close(&c);

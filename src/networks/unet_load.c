@@ -88,6 +88,11 @@ static void load_all(struct loader *l, struct unet *net)
     load_linear(l, &net->time2, u->time_c, u->time_c, true, "time_embedding.linear_2");
     if (u->time_cond_c)
         load_linear(l, &net->time_cond, c, u->time_cond_c, false, "time_embedding.cond_proj");
+    if (u->pooled_c) {
+        int added_c = u->pooled_c + u->time_ids * u->time_id_c;
+        load_linear(l, &net->added1, u->time_c, added_c, true, "add_embedding.linear_1");
+        load_linear(l, &net->added2, u->time_c, u->time_c, true, "add_embedding.linear_2");
+    }
     load_conv2d(l, &net->conv_in, c, u->in_c, u->conv_in_k, "conv_in");
     for (int i = 0; i < u->levels; i++)
         load_down(l, net, i);
@@ -98,10 +103,11 @@ static void load_all(struct loader *l, struct unet *net)
     load_conv2d(l, &net->conv_out, u->out_c, c, u->conv_out_k, "conv_out");
 }
 
-static int load_weights(struct unet *net, const char *dir, const char *variant, struct error *err)
+static int load_weights(struct unet *net, const char *dir, const char *stem, const char *variant,
+                        struct error *err)
 {
     struct weights *w = NULL;
-    if (weights_open(&w, dir, "diffusion_pytorch_model", variant, err) < 0)
+    if (weights_open(&w, dir, stem, variant, err) < 0)
         return err->code;
     struct loader l = {.weights = w, .be = net->be, .check_only = true, .packed = &net->packed, .err = err};
     load_all(&l, net);
@@ -115,11 +121,12 @@ static int load_weights(struct unet *net, const char *dir, const char *variant, 
     return err->code;
 }
 
-int unet_load(struct unet **out, struct backend *be, const char *dir, const char *variant, struct error *err)
+int unet_load_from(struct unet **out, struct backend *be, const char *config_dir, const char *weights_dir,
+                   const char *stem, const char *variant, struct error *err)
 {
     struct unet_config cfg;
     *out = NULL;
-    int rc = unet_config_load(&cfg, dir, err);
+    int rc = unet_config_load(&cfg, config_dir, err);
     if (rc < 0)
         return rc;
     struct unet *net = calloc(1, sizeof(*net));
@@ -127,11 +134,16 @@ int unet_load(struct unet **out, struct backend *be, const char *dir, const char
         return error_set(err, ERR_NOMEM, "out of memory loading the UNet");
     net->be = be;
     net->cfg = cfg;
-    rc = load_weights(net, dir, variant, err);
+    rc = load_weights(net, weights_dir, stem, variant, err);
     if (rc < 0)
         unet_close(&net);
     *out = net;
     return rc;
+}
+
+int unet_load(struct unet **out, struct backend *be, const char *dir, const char *variant, struct error *err)
+{
+    return unet_load_from(out, be, dir, dir, "diffusion_pytorch_model", variant, err);
 }
 
 void unet_close(struct unet **net)
@@ -166,6 +178,16 @@ int unet_levels(const struct unet *net)
 int unet_time_cond_proj_dim(const struct unet *net)
 {
     return net->cfg.time_cond_c;
+}
+
+int unet_pooled_dim(const struct unet *net)
+{
+    return net->cfg.pooled_c;
+}
+
+int unet_time_ids(const struct unet *net)
+{
+    return net->cfg.time_ids;
 }
 
 enum dtype unet_stored_dtype(const struct unet *net)

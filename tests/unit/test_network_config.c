@@ -9,13 +9,15 @@
 #include "networks.h"
 #include "test.h"
 
-enum kind { UNET, VAE, TEXT };
+enum kind { UNET, SDXL, VAE, ENCODER, TEXT };
 
 static const struct {
     const char *folder, *weights;
 } models[] = {
     [UNET] = {"tests/golden/data/unet_sd1", "diffusion_pytorch_model.fp16.safetensors"},
+    [SDXL] = {"tests/golden/data/unet_sdxl", "diffusion_pytorch_model.safetensors"},
     [VAE] = {"tests/golden/data/vae_plain", "diffusion_pytorch_model.safetensors"},
+    [ENCODER] = {"tests/golden/data/vae_encoder_plain", "diffusion_pytorch_model.safetensors"},
     [TEXT] = {"tests/golden/data/text_gelu", "model.safetensors"},
 };
 
@@ -28,9 +30,13 @@ static int load(enum kind kind, const char *dir, struct error *err)
     struct clip_text *text = NULL;
     if (backend_open(&be, &(struct backend_options){.kind = "ref"}, err) < 0)
         return err->code;
-    int rc = kind == UNET  ? unet_load(&unet, be, dir, NULL, err)
-             : kind == VAE ? vae_load(&vae, be, dir, NULL, false, err)
-                           : clip_text_load(&text, be, dir, NULL, err);
+    int rc = 0;
+    if (kind == UNET || kind == SDXL)
+        rc = unet_load(&unet, be, dir, NULL, err);
+    else if (kind == VAE || kind == ENCODER)
+        rc = vae_load(&vae, be, dir, NULL, kind == ENCODER, err);
+    else
+        rc = clip_text_load(&text, be, dir, NULL, err);
     CHECK(rc == err->code && (rc == 0) == (unet || vae || text));
     unet_close(&unet);
     vae_close(&vae);
@@ -119,7 +125,7 @@ TEST(unknown_kinds_are_refused_by_name)
         {UNET, "resnet_time_scale_shift", "\"scale_shift\"", ERR_UNSUPPORTED, "default"},
         {UNET, "class_embed_type", "\"timestep\"", ERR_UNSUPPORTED, "class_embed_type"},
         {UNET, "num_class_embeds", "1000", ERR_UNSUPPORTED, "num_class_embeds"},
-        {UNET, "addition_embed_type", "\"text_time\"", ERR_UNSUPPORTED, "addition_embed_type"},
+        {UNET, "addition_embed_type", "\"text_image\"", ERR_UNSUPPORTED, "accepted: \"text_time\""},
         {UNET, "encoder_hid_dim", "768", ERR_UNSUPPORTED, "encoder_hid_dim"},
         {UNET, "dual_cross_attention", "true", ERR_UNSUPPORTED, "dual_cross_attention"},
         {UNET, "num_attention_heads", "8", ERR_UNSUPPORTED, "num_attention_heads"},
@@ -131,6 +137,9 @@ TEST(unknown_kinds_are_refused_by_name)
         {VAE, "_class_name", "\"AutoencoderTiny\"", ERR_UNSUPPORTED, "AutoencoderKL"},
         {VAE, "up_block_types", "[\"UpDecoderBlock2D\",\"UpDecoderBlock2D\",\"AttnUpDecoderBlock2D\"]",
          ERR_UNSUPPORTED, "accepted: UpDecoderBlock2D"},
+        {ENCODER, "down_block_types", "[\"DownEncoderBlock2D\",\"DownBlock2D\",\"DownEncoderBlock2D\"]",
+         ERR_UNSUPPORTED, "accepted: DownEncoderBlock2D"},
+        {ENCODER, "in_channels", "4", ERR_UNSUPPORTED, "in_channels"},
         {VAE, "latents_mean", "[0,0,0]", ERR_UNSUPPORTED, "latents_mean"},
         {VAE, "out_channels", "6", ERR_UNSUPPORTED, "out_channels"},
         {TEXT, "hidden_act", "\"relu\"", ERR_UNSUPPORTED, "\"quick_gelu\"|\"gelu\""},
@@ -159,6 +168,10 @@ TEST(numbers_are_bounded)
         {UNET, "norm_num_groups", "-4", ERR_FORMAT, "norm_num_groups"},
         {UNET, "norm_eps", "0", ERR_FORMAT, "norm_eps"},
         {UNET, "in_channels", "4.5", ERR_FORMAT, "in_channels"},
+        {UNET, "addition_embed_type", "\"text_time\"", ERR_FORMAT, "projection_class_embeddings_input_dim"},
+        {SDXL, "addition_time_embed_dim", "null", ERR_FORMAT, "addition_time_embed_dim"},
+        {SDXL, "addition_time_embed_dim", "7", ERR_FORMAT, "an even number"},
+        {SDXL, "projection_class_embeddings_input_dim", "48", ERR_FORMAT, "does not hold a pooled text"},
         {UNET, "only_cross_attention", "[true]", ERR_FORMAT, "only_cross_attention"},
         {UNET, "only_cross_attention", "[1,0,0]", ERR_FORMAT, "only_cross_attention"},
         {UNET, "flip_sin_to_cos", "1", ERR_FORMAT, "flip_sin_to_cos"},
@@ -186,7 +199,12 @@ TEST(numbers_that_do_not_fit_the_weights)
         {UNET, "block_out_channels", "[16,16,20]", ERR_FORMAT, "has shape"},
         {UNET, "layers_per_block", "2", ERR_FORMAT, "is missing"},
         {UNET, "time_cond_proj_dim", "256", ERR_FORMAT, "\"time_embedding.cond_proj.weight\" is missing"},
+        {SDXL, "projection_class_embeddings_input_dim", "61", ERR_FORMAT,
+         "\"add_embedding.linear_1.weight\" has shape [32, 60], the config expects [32, 61]"},
+        {SDXL, "transformer_layers_per_block", "2", ERR_FORMAT, "transformer_blocks.1.norm1.weight"},
         {VAE, "latent_channels", "4", ERR_FORMAT, "\"decoder.conv_in.weight\""},
+        {ENCODER, "latent_channels", "4", ERR_FORMAT, "\"encoder.conv_out.weight\""},
+        {ENCODER, "use_quant_conv", "true", ERR_FORMAT, "\"quant_conv.weight\" is missing"},
         {VAE, "mid_block_add_attention", "true", ERR_FORMAT,
          "decoder.mid_block.attentions.0.group_norm.weight"},
         {TEXT, "hidden_size", "80", ERR_FORMAT, "embeddings.token_embedding.weight"},
@@ -194,6 +212,24 @@ TEST(numbers_that_do_not_fit_the_weights)
         {TEXT, "num_hidden_layers", "3", ERR_FORMAT, "encoder.layers.2.layer_norm1.weight"},
     };
     CHECK_FIELDS(list);
+}
+
+TEST(config_and_weights_from_two_folders)
+{
+    struct error err = {0};
+    struct backend *be = NULL;
+    struct unet *net = NULL;
+    CHECK(backend_open(&be, &(struct backend_options){.kind = "ref"}, &err) == 0, "%s", err.msg);
+    CHECK(unet_load_from(&net, be, "tests/golden/data/unet_sdxl", "tests/golden/data/unet_sd1",
+                         "diffusion_pytorch_model.fp16", NULL, &err) == ERR_FORMAT &&
+              strstr(err.msg, "unet_sd1/diffusion_pytorch_model.fp16.safetensors: tensor") && !net,
+          "%s", err.msg);
+    err = (struct error){0};
+    CHECK(unet_load_from(&net, be, "tests/golden/data/unet_sd1", "tests/golden/data/unet_sd1",
+                         "diffusion_pytorch_model.fp16", NULL, &err) == 0,
+          "%s", err.msg);
+    unet_close(&net);
+    backend_close(&be);
 }
 
 TEST(missing_folder)
