@@ -82,13 +82,11 @@ emulated() {
 
 # candidates BUILD-FOLDER: another order of threads, and each way to run a product by itself.
 candidates() {
-    local build=$1 candidate op
+    local build=$1 pair
     EMULATOR_SEED=2 run "cuda: checkkernels, another order" "$build/emulated/checkkernels" --isa cuda --rounds 2 --seed 2
-    for candidate in 256x128 128x128 128x64 64x64 cublaslt cudnn; do
-        op=conv2d
-        [ $candidate = cublaslt ] && op=linear
-        LD_LIBRARY_PATH=$build/emulated/fake run "cuda: checkkernels, $candidate" "$build/emulated/checkkernels" \
-            --isa cuda --candidate $candidate --rounds 2 --op $op
+    for pair in 256x128:conv2d 128x128:conv2d 128x64:conv2d 64x64:conv2d cublaslt:linear cublaslt:conv2d cudnn:conv2d; do
+        LD_LIBRARY_PATH=$build/emulated/fake run "cuda: checkkernels, $pair" "$build/emulated/checkkernels" \
+            --isa cuda --candidate "${pair%:*}" --rounds 2 --op "${pair#*:}"
     done
 }
 

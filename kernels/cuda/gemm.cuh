@@ -240,7 +240,7 @@ DEVICE void gemm_multiply(float acc[S::MF][S::NF][4], const struct gemm_fragment
 
 DEVICE void read_octet(float v[8], const float *from)
 {
-    vec16 lo = *(const vec16 *)from, hi = *(const vec16 *)(from + 4);
+    vec16 lo = load_16(from), hi = load_16(from + 4);
     UNROLL
     for (int i = 0; i < 4; i++) {
         v[i] = __uint_as_float(lo.v[i]);
@@ -265,7 +265,7 @@ DEVICE void write_octet(float *to, const float v[8])
 template <class T> DEVICE void add_octet(float v[8], const T *from, bool vector, int count)
 {
     if (vector && count >= 8) {
-        vec16 bits = *(const vec16 *)from;
+        vec16 bits = load_16(from);
         UNROLL
         for (int i = 0; i < 4; i++) {
             v[2 * i] += low_half<T>(bits.v[i]);
@@ -717,11 +717,13 @@ static int gemm_run_option(struct backend *be, const void *ctx, int i, void *out
     return rc || a.splits == 1 ? rc : gemm_reduce(be, a, err);
 }
 
-/* All that the speed of A depends on, as a number. */
+/* All that the speed of A depends on, and which of the candidates can serve it at all, as a number. */
 static inline uint64_t gemm_key(struct backend *be, const struct gemm &a, int gather)
 {
-    const int parts[] = {gather,  be->dtype, a.rows, a.cols,  a.depth,   a.kh,  a.kw,          a.stride,
-                         a.height, a.width,   a.up,   a.geglu, a.f32_out, a.act, a.residual != NULL, a.y_ld};
+    const int parts[] = {gather,         be->dtype, a.rows,    a.cols,           a.depth,           a.outputs, a.kh,
+                         a.kw,           a.stride,  a.pad,     a.height,         a.width,           a.up,      a.geglu,
+                         a.f32_out,      a.act,     a.vectors, a.add != nullptr, a.bias16 != nullptr,
+                         a.residual != nullptr, a.y_ld};
     uint64_t key = 0xcbf29ce484222325u; /* FNV-1a, word by word */
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         key = (key ^ (uint64_t)(unsigned)parts[i]) * 0x100000001b3u;
@@ -743,10 +745,10 @@ template <int GATHER> static int gemm_compete(struct backend *be, const struct g
         else
             snprintf(c.name[i], sizeof c.name[i], "%dx%d/%d", gemm_shapes[o->shape].bm, gemm_shapes[o->shape].bn, o->splits);
     }
-    snprintf(c.key, sizeof c.key, "%s %s %dx%dx%d k%dx%d s%d %dx%d ld%d%s%s%s%s%s", gathers[GATHER],
+    snprintf(c.key, sizeof c.key, "%s %s %dx%dx%d k%dx%d s%d %dx%d ld%d%s%s%s%s%s%s", gathers[GATHER],
              be->dtype == DTYPE_F16 ? "fp16" : "bf16", a.rows, a.cols, a.depth, a.kh, a.kw, a.stride, a.height, a.width,
-             a.y_ld, a.up ? " up" : "", a.geglu ? " geglu" : "", a.act ? " act" : "", a.residual ? " residual" : "",
-             a.f32_out ? " f32" : "");
+             a.y_ld, a.up ? " up" : "", a.geglu ? " geglu" : "", a.act ? " act" : "", a.add ? " add" : "",
+             a.residual ? " residual" : "", a.f32_out ? " f32" : "");
     c.out_bytes = (size_t)a.rows * (size_t)a.y_ld * (a.f32_out ? 4 : 2);
     c.run = gemm_run_option<GATHER>;
     c.ctx = list;
@@ -760,31 +762,32 @@ template <int GATHER> static int gemm_run(struct backend *be, const struct gemm 
     struct gemm_options list;
     list.a = a;
     uint64_t key = gemm_key(be, a, GATHER);
-    int known = choose_known(be, key);
+    int known = choose_known(be, key), first = GATHER == NUMBERS ? GEMM_SHAPES - 1 : 0;
     if (known < 0) {
-        gemm_list(be, &list, GATHER == NUMBERS ? GEMM_SHAPES - 1 : 0);
-        struct gemm_option ours = list.o[0];
+        gemm_list(be, &list, first);
         gemm_list_libraries<GATHER>(be, &list);
         int best = gemm_compete<GATHER>(be, &list, err);
         if (best < 0)
             return best;
         list.o[0] = list.o[best];
-        if (list.o[0].shape >= GEMM_SHAPES) {
-            /* The file's choice may be refused today: another library, less memory. */
-            struct error why;
-            memset(&why, 0, sizeof why);
-            int rc = gemm_run_option<GATHER>(be, &list, 0, NULL, &why);
-            if (rc == 0)
-                choose_remember(be, key, list.o[0].shape + GEMM_KINDS * list.o[0].splits);
-            if (rc != ERR_UNSUPPORTED)
-                return rc ? error_set(err, rc, "%s", why.msg) : 0;
-            list.o[0] = ours;
-        }
-        choose_remember(be, key, list.o[0].shape + GEMM_KINDS * list.o[0].splits);
     } else {
         list.o[0].shape = known % GEMM_KINDS;
         list.o[0].splits = known / GEMM_KINDS;
     }
+    if (list.o[0].shape >= GEMM_SHAPES) {
+        /* A library may refuse today what was chosen before: another version, less memory. */
+        struct error why;
+        memset(&why, 0, sizeof why);
+        int rc = gemm_run_option<GATHER>(be, &list, 0, NULL, &why);
+        if (rc == 0 && known < 0)
+            choose_remember(be, key, list.o[0].shape + GEMM_KINDS * list.o[0].splits);
+        if (rc != ERR_UNSUPPORTED)
+            return rc ? error_set(err, rc, "%s", why.msg) : 0;
+        gemm_list(be, &list, first);
+        known = -1;
+    }
+    if (known < 0)
+        choose_remember(be, key, list.o[0].shape + GEMM_KINDS * list.o[0].splits);
     return gemm_run_option<GATHER>(be, &list, 0, NULL, err);
 }
 

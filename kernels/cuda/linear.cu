@@ -123,7 +123,7 @@ template <class T> DEVICE void few_sums(const gemm &a, float sum[FEW_ROWS], int 
         vec16 weights[FEW_AHEAD];
         UNROLL
         for (int j = 0; j < FEW_AHEAD; j++)
-            weights[j] = first + j * FEW_STEP < a.depth ? *(const vec16 *)(w + first + j * FEW_STEP) : vec16{};
+            weights[j] = first + j * FEW_STEP < a.depth ? load_16(w + first + j * FEW_STEP) : vec16{};
         UNROLL
         for (int j = 0; j < FEW_AHEAD; j++) {
             int k = first + j * FEW_STEP;
@@ -131,7 +131,7 @@ template <class T> DEVICE void few_sums(const gemm &a, float sum[FEW_ROWS], int 
             for (int r = 0; r < FEW_ROWS; r++) {
                 if (r >= a.rows || k >= a.depth)
                     continue;
-                vec16 numbers = *(const vec16 *)(x + (int64_t)r * a.x_ld + k);
+                vec16 numbers = load_16(x + (int64_t)r * a.x_ld + k);
                 UNROLL
                 for (int i = 0; i < 4; i++) {
                     sum[r] += low_half<T>(weights[j].v[i]) * low_half<T>(numbers.v[i]);

@@ -63,7 +63,7 @@ template <class T> __global__ void __launch_bounds__(PACK_THREADS) pack_rows(str
         }
         out.v[i] = pack2<T>(v[0], v[1]);
     }
-    ((vec16 *)a.dst)[packed_row(a, row) * per_row + at % per_row] = out;
+    store_16((vec16 *)a.dst + packed_row(a, row) * per_row + at % per_row, out);
 }
 
 /* ROWS rows of a part, in pieces that fill one half of the pinned memory. */

@@ -297,6 +297,8 @@ int step_end(struct backend *be, struct error *err)
             step_free(&st->now);
             return rc;
         }
+        if (st->step[CUDA_GRAPHS - 1]) /* rare; it may still be running */
+            rc = cuda_check(be, cudaStreamSynchronize(st->stream), "waiting for an old step", err);
         step_free(&st->step[CUDA_GRAPHS - 1]);
         st->step[CUDA_GRAPHS - 1] = st->now;
         st->now = NULL;

@@ -151,6 +151,11 @@ static void cases(struct check *ck)
         {2, 5, 9, 32, 48, 3, {0}, true, false, true, 0, 0},
         {2, 5, 6, 24, 40, 3, {.act = ACT_SILU}, true, true, true, 0, 0},
         {1, 4, 4, 32, 32, 1, {.act = ACT_GELU}, true, true, true, 0, 0},
+        /* twins: what was chosen for the first of each must not be taken for the second */
+        {2, 5, 6, 32, 24, 1, {0}, true, false, false, 0, 0},
+        {2, 5, 6, 32, 24, 1, {0}, true, true, false, 0, 0},
+        {1, 8, 8, 16, 24, 3, {.stride = 2}, true, false, false, 0, 0},
+        {1, 8, 8, 16, 24, 3, {.stride = 2, .pad_end = true}, true, false, false, 0, 0},
         {1, 4, 7, 31, 31, 1, {.act = ACT_QUICK_GELU}, false, true, true, 0, 0},
         {2, 3, 5, 33, 65, 3, {.act = ACT_SILU, .f32_out = true}, true, true, true, 0, 0},
         /* views */
