@@ -13,11 +13,17 @@ enum param_type {
     PARAM_STRING,  /* struct param_string */
     PARAM_INTEGER, /* struct param_integer */
     PARAM_NUMBER,  /* double */
-    PARAM_BOOLEAN  /* bool */
+    PARAM_BOOLEAN, /* bool */
+    PARAM_FILE     /* struct param_file; forms only */
 };
 
 struct param_string {
     char *data; /* UTF-8, NUL-terminated, owned, malloc; may hold NUL characters */
+    size_t len;
+};
+
+struct param_file {
+    const char *data; /* borrowed from the request's body */
     size_t len;
 };
 
@@ -42,11 +48,12 @@ struct param_table {
     const char *schema; /* name in openapi.json */
     const struct param *param;
     int count;
+    bool form; /* multipart/form-data, not JSON */
 };
 
-/* Reads the JSON body of REQUEST into *OUT, as pydantic reads a model: with its coercions, and with every
- * fault of every parameter in one 422 reply. Returns true, or false and a filled REPLY. OUT must be zeroed;
- * params_free it either way. */
+/* Reads the body of REQUEST, JSON or a form, into *OUT, as pydantic reads a model: with its coercions, and
+ * with every fault of every parameter in one 422 reply. Returns true, or false and a filled REPLY. OUT must
+ * be zeroed; params_free it either way. */
 bool params_read(const struct param_table *table, const struct api_request *request, void *out,
                  struct reply *reply);
 void params_free(const struct param_table *table, void *out);

@@ -57,7 +57,8 @@ static const struct param rows[] = {
         "Number of images to generate per prompt."),
 };
 
-const struct param_table text_to_image_table = {"TextToImageParams", rows, sizeof(rows) / sizeof(*rows)};
+const struct param_table text_to_image_table = {"TextToImageParams", rows, sizeof(rows) / sizeof(*rows),
+                                                false};
 
 /* One request, from its checks to its reply. */
 struct text_to_image_work {

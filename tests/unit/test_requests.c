@@ -21,7 +21,7 @@ static const struct param rows[] = {
     {"number", "", PARAM_NUMBER, false, "0.5", "", offsetof(struct values, number)},
     {"flag", "", PARAM_BOOLEAN, false, "true", "", offsetof(struct values, flag)},
 };
-static const struct param_table table = {"Values", rows, sizeof(rows) / sizeof(*rows)};
+static const struct param_table table = {"Values", rows, sizeof(rows) / sizeof(*rows), false};
 
 /* "<status> <body>", where the body of a 200 is what the script's endpoint says. */
 static void answer(const char *body, size_t len, const char *content_type, struct buffer *out)
