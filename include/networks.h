@@ -6,6 +6,8 @@
 
 #include "ops.h"
 
+struct weight_list; /* see weights.h */
+
 /* ---- CLIP text encoder: transformers' CLIPTextModel (ViT-L of SD 1.x, OpenCLIP ViT-H of SD 2.x) ---- */
 
 struct clip_text;
@@ -13,6 +15,8 @@ struct clip_text;
 int clip_text_load(struct clip_text **net, struct backend *be, const char *dir, const char *variant,
                    struct error *err);
 void clip_text_close(struct clip_text **net);
+/* Its packed weights, for LoRAs: names begin with "text_model." or not, as in the file. */
+struct weight_list *clip_text_weights(struct clip_text *net);
 int clip_text_positions(const struct clip_text *net); /* tokens in a prompt: 77 */
 int clip_text_vocab(const struct clip_text *net);
 int clip_text_width(const struct clip_text *net);
@@ -60,6 +64,8 @@ int unet_load(struct unet **net, struct backend *be, const char *dir, const char
 int unet_load_from(struct unet **net, struct backend *be, const char *config_dir, const char *weights_dir,
                    const char *stem, const char *variant, struct error *err);
 void unet_close(struct unet **net);
+/* Its packed weights by their names in diffusers, for LoRAs. */
+struct weight_list *unet_weights(struct unet *net);
 int unet_in_channels(const struct unet *net);
 int unet_sample_size(const struct unet *net);
 int unet_cross_attention_dim(const struct unet *net);

@@ -24,9 +24,19 @@ bool weights_has(const struct weights *w, const char *name);
  * pointers go into the network's own struct, which must not move. */
 struct weight_list {
     weight **item;
+    struct weight_origin *origin; /* of each item, when the loader was told to keep them */
+    struct weights *weights;      /* kept open for them, see weight_list_keep() */
     int count, capacity;
 };
-/* Frees every weight of the list, and the list. */
+/* What a weight was packed from. The arrays point into list->weights. */
+struct weight_origin {
+    char *name[WEIGHT_PARTS_MAX]; /* of the module, a part each: "mid_block.attentions.0.proj_in" */
+    struct weight_source source;
+};
+/* Leaves *W open with the list, so that its weights can be packed again, and sets *W to NULL. The pages that
+ * it has mapped are given back. */
+void weight_list_keep(struct weight_list *list, struct weights **w);
+/* Frees every weight of the list, what it keeps, and the list. */
 void weight_list_free(struct weight_list *list, struct backend *be);
 
 /* Loading reads as a list of names. The loader keeps the first error; when SKIP_PACK is set it only checks,
@@ -35,6 +45,7 @@ struct loader {
     struct weights *weights;
     struct backend *be;
     bool check_only;
+    bool keep; /* remember the origin of matrices and convolutions; call weight_list_keep() at the end */
     struct weight_list *packed; /* gets every weight packed */
     struct error *err;
 };

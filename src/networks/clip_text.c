@@ -85,13 +85,16 @@ static int load_weights(struct clip_text *net, const char *dir, const char *vari
     const char *prefix = weights_has(w, "embeddings.token_embedding.weight") ? "" : "text_model.";
     if (!weights_has(w, "text_projection.weight")) /* CLIPTextModel, whatever projection_dim says */
         net->projection = 0;
-    struct loader l = {.weights = w, .be = net->be, .check_only = true, .packed = &net->packed, .err = err};
+    struct loader l = {
+        .weights = w, .be = net->be, .check_only = true, .keep = true, .packed = &net->packed, .err = err};
     load_all(&l, net, prefix);
     l.check_only = false;
     load_all(&l, net, prefix);
     if (!err->code)
         log_debug("text encoder: %d layers of %d, %d tensors of the file are not used", net->layers,
                   net->width, weights_unused(w, NULL));
+    if (!err->code)
+        weight_list_keep(&net->packed, &w);
     weights_close(&w);
     return err->code;
 }
@@ -127,6 +130,11 @@ void clip_text_close(struct clip_text **net)
     weight_list_free(&(*net)->packed, (*net)->be);
     free(*net);
     *net = NULL;
+}
+
+struct weight_list *clip_text_weights(struct clip_text *net)
+{
+    return &net->packed;
 }
 
 int clip_text_positions(const struct clip_text *net)

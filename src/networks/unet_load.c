@@ -109,7 +109,8 @@ static int load_weights(struct unet *net, const char *dir, const char *stem, con
     struct weights *w = NULL;
     if (weights_open(&w, dir, stem, variant, err) < 0)
         return err->code;
-    struct loader l = {.weights = w, .be = net->be, .check_only = true, .packed = &net->packed, .err = err};
+    struct loader l = {
+        .weights = w, .be = net->be, .check_only = true, .keep = true, .packed = &net->packed, .err = err};
     load_all(&l, net);
     l.check_only = false;
     load_all(&l, net);
@@ -117,6 +118,8 @@ static int load_weights(struct unet *net, const char *dir, const char *stem, con
     if (!err->code)
         log_debug("unet: %d levels, %d resnets, %d cross-attentions, %d tensors of the file are not used",
                   net->cfg.levels, net->once.times, net->once.texts, weights_unused(w, NULL));
+    if (!err->code)
+        weight_list_keep(&net->packed, &w);
     weights_close(&w);
     return err->code;
 }
@@ -153,6 +156,11 @@ void unet_close(struct unet **net)
     weight_list_free(&(*net)->packed, (*net)->be);
     free(*net);
     *net = NULL;
+}
+
+struct weight_list *unet_weights(struct unet *net)
+{
+    return &net->packed;
 }
 
 int unet_in_channels(const struct unet *net)

@@ -120,17 +120,47 @@ static bool list_add(struct weight_list *list, weight *w)
         if (!item)
             return false;
         list->item = item;
+        struct weight_origin *origin = realloc(list->origin, (size_t)capacity * sizeof(*origin));
+        if (!origin)
+            return false;
+        list->origin = origin;
         list->capacity = capacity;
     }
+    list->origin[list->count] = (struct weight_origin){0};
     list->item[list->count++] = w;
     return true;
 }
 
+/* The last weight of the list came from SRC, whose parts have these names. */
+static bool list_origin(struct weight_list *list, const struct weight_source *src, const char *const *names)
+{
+    struct weight_origin *o = &list->origin[list->count - 1];
+    o->source = *src;
+    for (int i = 0; i < src->parts; i++) {
+        o->name[i] = strdup(names[i]);
+        if (!o->name[i])
+            return false;
+    }
+    return true;
+}
+
+void weight_list_keep(struct weight_list *list, struct weights **w)
+{
+    weights_drop_pages(*w);
+    list->weights = *w;
+    *w = NULL;
+}
+
 void weight_list_free(struct weight_list *list, struct backend *be)
 {
-    for (int i = 0; i < list->count; i++)
+    for (int i = 0; i < list->count; i++) {
         weight_free(be, list->item[i]);
+        for (int k = 0; k < WEIGHT_PARTS_MAX; k++)
+            free(list->origin[i].name[k]);
+    }
     free(list->item);
+    free(list->origin);
+    weights_close(&list->weights);
     *list = (struct weight_list){0};
 }
 
@@ -147,16 +177,26 @@ static void host_floats(struct host_array a, float *out)
     }
 }
 
-static void pack(struct loader *l, weight *w, const struct weight_source *src, const char *name)
+/* PARTS: the names of the source's parts; NULL: NAME is the only one. */
+static void pack_named(struct loader *l, weight *w, const struct weight_source *src, const char *name,
+                       const char *const *parts)
 {
     if (l->err->code || l->check_only)
         return;
-    if (weight_pack(l->be, w, src, l->err) < 0)
+    bool keep = l->keep && src->kind != WEIGHT_NORM && src->kind != WEIGHT_EMBEDDING;
+    if (weight_pack(l->be, w, src, l->err) < 0) {
         error_prefix(l->err, "%s", name);
-    else if (!list_add(l->packed, w)) {
+    } else if (!list_add(l->packed, w)) {
         weight_free(l->be, w);
         error_set(l->err, ERR_NOMEM, "out of memory loading %s", name);
+    } else if (keep && !list_origin(l->packed, src, parts ? parts : &name)) {
+        error_set(l->err, ERR_NOMEM, "out of memory loading %s", name);
     }
+}
+
+static void pack(struct loader *l, weight *w, const struct weight_source *src, const char *name)
+{
+    pack_named(l, w, src, name, NULL);
 }
 
 void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
@@ -205,14 +245,16 @@ void load_geglu(struct loader *l, weight *w, int out_c, int in_c, const char *fm
 void load_linear_parts(struct loader *l, weight *w, int parts, const char *const *names, int part_c, int in_c,
                        bool bias, const char *fmt, ...)
 {
-    char name[NAME_SIZE + 32];
+    char name[WEIGHT_PARTS_MAX][NAME_SIZE + 32];
+    const char *list[WEIGHT_PARTS_MAX] = {0};
     NAME_OR_RETURN(l, prefix, fmt);
     struct weight_source src = matrix_source(WEIGHT_LINEAR, parts * part_c, in_c, parts);
     for (int i = 0; i < parts; i++) {
-        snprintf(name, sizeof(name), "%s.%s", prefix, names[i]);
-        add_matrix(l, &src, i, part_c, in_c, bias, name);
+        snprintf(name[i], sizeof(name[i]), "%s.%s", prefix, names[i]);
+        add_matrix(l, &src, i, part_c, in_c, bias, name[i]);
+        list[i] = name[i];
     }
-    pack(l, w, &src, prefix);
+    pack_named(l, w, &src, prefix, list);
 }
 
 void load_norm(struct loader *l, weight *w, int c, const char *fmt, ...)

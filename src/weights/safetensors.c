@@ -4,8 +4,8 @@
  * bytes that no tensor owns.
  *
  * The file is mapped, not read. A mapping raises SIGBUS when another process truncates the file while it is
- * being read; that can only happen while a model loads, because packing copies every weight and the mapping
- * is then closed. */
+ * being read; that can only happen while a model loads, because packing copies every weight. What is read of
+ * a file later, to merge LoRAs, goes through safetensors_read(), which cannot raise it. */
 #include "safetensors.h"
 
 #include <cjson/cJSON.h>
@@ -272,17 +272,40 @@ int safetensors_open(struct safetensors *st, const char *path, const char *label
         if (map == MAP_FAILED)
             rc = error_set(err, ERR_IO, "%s: mmap: %s", label, strerror(errno));
     }
-    close(fd);
-    if (rc < 0)
-        return rc;
-    rc = safetensors_parse(st, map, size, label, err);
+    if (rc == 0) {
+        rc = safetensors_parse(st, map, size, label, err);
+        if (rc < 0)
+            munmap(map, size);
+    }
     if (rc < 0) {
-        munmap(map, size);
+        close(fd);
     } else {
         st->map = map;
+        st->fd = fd;
         madvise(map, size, MADV_WILLNEED); /* a hint: read ahead while the header's names are being checked */
     }
     return rc;
+}
+
+int safetensors_read(const struct safetensors *st, const void *at, void *out, size_t bytes, struct error *err)
+{
+    const char *from = at, *map = st->map;
+    if (!map || from < map || from >= map + st->size) {
+        memcpy(out, at, bytes);
+        return 0;
+    }
+    size_t done = 0, offset = (size_t)(from - map);
+    while (done < bytes) {
+        ssize_t n = pread(st->fd, (char *)out + done, bytes - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return error_set(err, ERR_IO, "%s: %s", st->label, strerror(errno));
+        if (n == 0)
+            return error_set(err, ERR_IO, "%s: the file became shorter while it was in use", st->label);
+        done += (size_t)n;
+    }
+    return 0;
 }
 
 void safetensors_close(struct safetensors *st)
@@ -291,8 +314,10 @@ void safetensors_close(struct safetensors *st)
         free(st->tensor[i].name);
     free(st->tensor);
     free(st->label);
-    if (st->map)
+    if (st->map) {
         munmap(st->map, st->size);
+        close(st->fd);
+    }
     *st = (struct safetensors){0};
 }
 

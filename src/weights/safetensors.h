@@ -44,6 +44,7 @@ struct st_tensor {
 struct safetensors {
     char *label; /* "unet/diffusion_pytorch_model.safetensors": for error texts; owned */
     void *map;   /* the whole file, read-only; NULL when parsed from memory that the caller owns */
+    int fd;      /* of the same file; only when MAP is set */
     size_t size;
     const unsigned char *data; /* data section */
     struct st_tensor *tensor;  /* sorted by name */
@@ -55,6 +56,10 @@ int safetensors_open(struct safetensors *st, const char *path, const char *label
 /* The same for SIZE bytes in memory, which must outlive ST. */
 int safetensors_parse(struct safetensors *st, const void *bytes, size_t size, const char *label,
                       struct error *err);
+/* Copies BYTES of the mapped file from AT, an address inside it, without touching the mapping: a file that
+ * was cut short meanwhile is ERR_IO. Other addresses are memory and copied as such. */
+int safetensors_read(const struct safetensors *st, const void *at, void *out, size_t bytes,
+                     struct error *err);
 void safetensors_close(struct safetensors *st);
 /* NULL when there is no such tensor. */
 struct st_tensor *safetensors_find(const struct safetensors *st, const char *name);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "json.h"
@@ -261,4 +262,24 @@ enum dtype weights_dtype(const struct weights *w)
             return t == ST_F16 ? DTYPE_F16 : t == ST_BF16 ? DTYPE_BF16 : DTYPE_F32;
     }
     return DTYPE_F32;
+}
+
+void weights_drop_pages(struct weights *w)
+{
+    for (int i = 0; i < w->files; i++)
+        if (w->file[i].map) /* a hint: failing costs nothing but memory that the system can take back */
+            madvise(w->file[i].map, w->file[i].size, MADV_DONTNEED);
+}
+
+int weights_read(const struct weights *w, const struct host_array *a, void *out, struct error *err)
+{
+    size_t bytes = a->count * dtype_size(a->dtype);
+    const char *at = a->data;
+    for (int i = 0; i < w->files; i++) {
+        const char *map = w->file[i].map;
+        if (map && at >= map && at < map + w->file[i].size)
+            return safetensors_read(&w->file[i], at, out, bytes, err);
+    }
+    memcpy(out, at, bytes);
+    return 0;
 }

@@ -13,5 +13,9 @@ struct weights {
 };
 
 struct st_tensor *weights_find(const struct weights *w, const char *name);
+/* Gives the mapped pages back to the system; they are read anew when touched. */
+void weights_drop_pages(struct weights *w);
+/* Copies the numbers of A, an array that a load_* found in W, as they are stored. */
+int weights_read(const struct weights *w, const struct host_array *a, void *out, struct error *err);
 
 #endif
