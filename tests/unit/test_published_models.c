@@ -1,0 +1,346 @@
+/* The repositories that the ai-runner loads: their configs are accepted, and the tensors that diffusers and
+ * transformers expect are those that are bound here, none left over and none missing. The lists come from
+ * scripts/export_tensor_names.py. A file here is a header over a hole of the data's size, and the plan
+ * backend packs without looking at numbers, so the full sizes cost nothing. */
+#include <cjson/cJSON.h>
+#include <unistd.h>
+
+#include "json.h"
+#include "networks.h"
+#include "plan.h"
+#include "test.h"
+
+static const char published[] = "tests/unit/data/published";
+
+enum { TENSORS_MAX = 2000, NAME_MAX_LENGTH = 160 };
+
+struct entry {
+    char name[NAME_MAX_LENGTH], shape[64]; /* "320, 320, 3, 3" */
+    const char *type;
+    uint64_t numbers, bytes;
+    bool extra; /* published files carry it, nothing reads it */
+};
+
+struct entries {
+    struct entry item[TENSORS_MAX];
+    int count;
+};
+
+/* One published component: where its files are for now, and what is in them. */
+struct component {
+    const char *kind; /* "unet", "vae", "text_encoder", "text_encoder_2", "safety_checker" */
+    char dir[64];
+    const cJSON *config;
+    struct entries list;
+};
+
+/* ---- The lists ---- */
+
+static void add_entry(struct entries *l, const char *name, const char *shape, const char *type, size_t size,
+                      bool extra)
+{
+    if (l->count == TENSORS_MAX || strlen(name) >= NAME_MAX_LENGTH || strlen(shape) >= sizeof l->item->shape)
+        abort();
+    struct entry *e = &l->item[l->count++];
+    *e = (struct entry){.type = type, .numbers = 1, .extra = extra};
+    strcpy(e->name, name);
+    strcpy(e->shape, shape);
+    for (const char *s = shape; *s; s += strcspn(s, "0123456789")) {
+        char *end;
+        e->numbers *= strtoull(s, &end, 10);
+        s = end;
+    }
+    e->bytes = e->numbers * size;
+}
+
+/* Every name that PATTERN stands for: "{0-1,4}" is 0, 1 and 4. */
+static void expand(struct entries *l, const char *pattern, const char *shape)
+{
+    const char *open = strchr(pattern, '{');
+    if (!open) {
+        add_entry(l, pattern, shape, "F16", 2, false);
+        return;
+    }
+    char *s = (char *)(uintptr_t)open;
+    while (*s != '}') {
+        long from = strtol(s + 1, &s, 10), to = *s == '-' ? strtol(s + 1, &s, 10) : from;
+        for (long i = from; i <= to; i++) {
+            char name[NAME_MAX_LENGTH];
+            snprintf(name, sizeof name, "%.*s%ld%s", (int)(open - pattern), pattern, i,
+                     strchr(open, '}') + 1);
+            expand(l, name, shape);
+        }
+    }
+}
+
+static void read_list(struct entries *l, const char *name)
+{
+    char path[256], line[512], shape[64], pattern[NAME_MAX_LENGTH];
+    snprintf(path, sizeof path, "%s/%s.txt", published, name);
+    FILE *f = fopen(path, "rb");
+    if (!CHECK(f != NULL, "%s", path))
+        return;
+    while (fgets(line, sizeof line, f)) {
+        if (!CHECK(sscanf(line, "%63s %159s", shape, pattern) == 2, "%s: %s", path, line))
+            break;
+        char commas[64] = "";
+        for (char *s = strtok(shape, "x"); s; s = strtok(NULL, "x"))
+            snprintf(commas + strlen(commas), sizeof commas - strlen(commas), "%s%s", *commas ? ", " : "", s);
+        expand(l, pattern, commas);
+    }
+    fclose(f);
+}
+
+static void read_extra(struct entries *l, const cJSON *extra)
+{
+    const cJSON *item;
+    cJSON_ArrayForEach(item, extra)
+    {
+        char shape[64] = "";
+        const cJSON *dim;
+        cJSON_ArrayForEach(dim, cJSON_GetArrayItem(item, 1)) snprintf(
+            shape + strlen(shape), sizeof shape - strlen(shape), "%s%d", *shape ? ", " : "", dim->valueint);
+        add_entry(l, item->string, shape, "I64", 8, true);
+    }
+}
+
+/* ---- The files ---- */
+
+/* Writes the weights without the entry LEFT_OUT (negative: all). */
+static void write_weights(const struct component *c, int left_out)
+{
+    char path[256], *header = NULL;
+    size_t length = 0;
+    uint64_t at = 0;
+    bool text = strncmp(c->kind, "text", 4) == 0 || strcmp(c->kind, "safety_checker") == 0;
+    FILE *h = open_memstream(&header, &length);
+    if (!h)
+        abort();
+    for (int i = 0; i < c->list.count; i++) {
+        const struct entry *e = &c->list.item[i];
+        if (i == left_out)
+            continue;
+        fprintf(h, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%llu,%llu]}", at ? "," : "{",
+                e->name, e->type, e->shape, (unsigned long long)at, (unsigned long long)(at + e->bytes));
+        at += e->bytes;
+    }
+    fputc('}', h);
+    fclose(h);
+    snprintf(path, sizeof path, "%s/%s.fp16.safetensors", c->dir, text ? "model" : "diffusion_pytorch_model");
+    FILE *f = fopen(path, "wb");
+    uint64_t size = length; /* this machine is little-endian, as the format */
+    if (!f || fwrite(&size, 8, 1, f) != 1 || fwrite(header, 1, length, f) != length || fflush(f) != 0 ||
+        ftruncate(fileno(f), (off_t)(8 + size + at)) != 0 || fclose(f) != 0)
+        abort();
+    free(header);
+}
+
+static void write_config(const struct component *c)
+{
+    char path[256], *text = cJSON_Print(c->config);
+    snprintf(path, sizeof path, "%s/config.json", c->dir);
+    FILE *f = fopen(path, "wb");
+    if (!f || !text || fputs(text, f) < 0 || fclose(f) != 0)
+        abort();
+    cJSON_free(text);
+}
+
+static void open_component(struct component *c, const char *kind, const cJSON *json)
+{
+    *c = (struct component){.kind = kind, .config = cJSON_GetObjectItem(json, "config")};
+    strcpy(c->dir, "/tmp/latentd-test-XXXXXX");
+    if (!mkdtemp(c->dir))
+        abort();
+    read_list(&c->list, cJSON_GetObjectItem(json, "tensors")->valuestring);
+    read_extra(&c->list, cJSON_GetObjectItem(json, "extra"));
+    write_config(c);
+    write_weights(c, -1);
+}
+
+static void close_component(struct component *c)
+{
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'", c->dir);
+    if (system(command) != 0)
+        abort();
+}
+
+/* ---- Loading ---- */
+
+struct networks {
+    struct unet *unet;
+    struct vae *vae;
+    struct clip_text *text[2];
+    struct safety_checker *checker;
+};
+
+static int load(struct networks *n, struct backend *be, const struct component *c, struct error *err)
+{
+    if (strcmp(c->kind, "unet") == 0)
+        return unet_load(&n->unet, be, c->dir, "fp16", err);
+    if (strcmp(c->kind, "vae") == 0)
+        return vae_load(&n->vae, be, c->dir, "fp16", true, err);
+    if (strcmp(c->kind, "safety_checker") == 0)
+        return safety_checker_load(&n->checker, be, c->dir, "fp16", err);
+    return clip_text_load(&n->text[strcmp(c->kind, "text_encoder") != 0], be, c->dir, "fp16", err);
+}
+
+static void close_networks(struct networks *n)
+{
+    unet_close(&n->unet);
+    vae_close(&n->vae);
+    clip_text_close(&n->text[0]);
+    clip_text_close(&n->text[1]);
+    safety_checker_close(&n->checker);
+}
+
+/* A plan backend whose packed weights take four bytes a number. */
+static struct backend *open_plan(void)
+{
+    struct backend *be = NULL;
+    struct error err = {0};
+    if (backend_open(&be, &(struct backend_options){.kind = "plan"}, &err) < 0)
+        abort();
+    plan_set_dtype(be, DTYPE_F32);
+    return be;
+}
+
+/* What the safety checker reads as numbers instead of packing it. */
+static bool is_packed(const struct entry *e)
+{
+    return !strstr(e->name, "class_embedding") &&
+           !strstr(e->name, "vision_model.embeddings.position_embedding") &&
+           !strstr(e->name, "concept_embeds") && !strstr(e->name, "special_care_embeds");
+}
+
+/* Loads C into N and CHECKs that all that the list holds was packed. */
+static void check_bound(struct networks *n, struct backend *be, const struct component *c,
+                        const char *repository)
+{
+    struct error err = {0};
+    size_t before = be->weight_bytes, numbers = 0;
+    for (int i = 0; i < c->list.count; i++)
+        numbers += !c->list.item[i].extra && is_packed(&c->list.item[i]) ? c->list.item[i].numbers : 0;
+    CHECK(load(n, be, c, &err) == 0, "%s, %s: %s", repository, c->kind, err.msg);
+    size_t packed = (be->weight_bytes - before) / sizeof(float);
+    CHECK(packed == numbers, "%s, %s: %zu numbers are bound, its %d tensors hold %zu", repository, c->kind,
+          packed, c->list.count, numbers);
+}
+
+static cJSON *read_published(void)
+{
+    char path[256];
+    struct error err = {0};
+    snprintf(path, sizeof path, "%s/published.json", published);
+    cJSON *all = json_read_file(path, 1 << 20, &err);
+    if (!all)
+        abort();
+    return all;
+}
+
+/* ---- Tests ---- */
+
+/* What the parts of a whole model must say of each other. */
+static const struct {
+    const char *repository;
+    int in_c, side;
+    float scaling_factor;
+} models[] = {
+    {"runwayml/stable-diffusion-v1-5", 4, 512, 0.18215f},
+    {"prompthero/openjourney-v4", 4, 512, 0.18215f},
+    {"SG161222/Realistic_Vision_V6.0_B1_noVAE", 4, 512, 0.18215f},
+    {"stabilityai/sd-turbo", 4, 512, 0.18215f},
+    {"stabilityai/sdxl-turbo", 4, 512, 0.13025f},
+    {"stabilityai/stable-diffusion-xl-base-1.0", 4, 1024, 0.13025f},
+    {"SG161222/RealVisXL_V4.0", 4, 1024, 0.13025f},
+    {"SG161222/RealVisXL_V4.0_Lightning", 4, 1024, 0.13025f},
+    {"timbrooks/instruct-pix2pix", 8, 512, 0.18215f},
+};
+
+static void check_fit(const struct networks *n, const char *repository)
+{
+    if (n->text[0] && (!n->unet || !n->vae)) /* told already */
+        return;
+    int width = n->text[0] ? clip_text_width(n->text[0]) : 0, pooled = 0;
+    if (n->text[1]) {
+        width += clip_text_width(n->text[1]);
+        pooled = clip_text_projection(n->text[1]);
+    }
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        if (strcmp(models[i].repository, repository) != 0)
+            continue;
+        CHECK(unet_cross_attention_dim(n->unet) == width && unet_pooled_dim(n->unet) == pooled, "%s",
+              repository);
+        CHECK(unet_in_channels(n->unet) == models[i].in_c && vae_latent_channels(n->vae) == 4, "%s",
+              repository);
+        CHECK(unet_sample_size(n->unet) * vae_scale(n->vae) == models[i].side, "%s", repository);
+        CHECK(vae_scaling_factor(n->vae) == models[i].scaling_factor && vae_shift_factor(n->vae) == 0, "%s",
+              repository);
+        CHECK(unet_time_ids(n->unet) == (pooled ? 6 : 0) && clip_text_projection(n->text[0]) == 0, "%s",
+              repository);
+        return;
+    }
+    CHECK(!n->text[0], "%s has no row above", repository);
+}
+
+TEST(all_tensors_of_published_repositories_are_bound)
+{
+    static struct component c;
+    cJSON *all = read_published();
+    const cJSON *repository, *part;
+    cJSON_ArrayForEach(repository, all)
+    {
+        struct backend *be = open_plan();
+        struct networks n = {0};
+        cJSON_ArrayForEach(part, repository)
+        {
+            open_component(&c, part->string, part);
+            check_bound(&n, be, &c, repository->string);
+            close_component(&c);
+        }
+        check_fit(&n, repository->string);
+        close_networks(&n);
+        CHECK(be->weight_bytes == 0, "%zu bytes of weights are left", be->weight_bytes);
+        backend_close(&be);
+    }
+    cJSON_Delete(all);
+}
+
+/* The sums above could hide one tensor bound twice in place of another. Here some are left out in turn,
+ * and must be missed by its name. */
+static void check_missed(const cJSON *all, const char *repository, const char *kind)
+{
+    static struct component c;
+    struct backend *be = open_plan();
+    open_component(&c, kind, cJSON_GetObjectItem(cJSON_GetObjectItem(all, repository), kind));
+    int step = c.list.count / 40 + 1;
+    for (int i = step / 2; i < c.list.count; i += step) {
+        const struct entry *e = &c.list.item[i];
+        struct networks n = {0};
+        struct error err = {0};
+        char words[NAME_MAX_LENGTH + 32];
+        write_weights(&c, i);
+        snprintf(words, sizeof words, "\"%s\" is missing", e->name);
+        int rc = load(&n, be, &c, &err);
+        CHECK(e->extra ? rc == 0 : rc == ERR_FORMAT && strstr(err.msg, words) != NULL, "without %s: %d %s",
+              e->name, rc, err.msg);
+        close_networks(&n);
+    }
+    close_component(&c);
+    backend_close(&be);
+}
+
+TEST(a_tensor_that_is_left_out_is_missed)
+{
+    cJSON *all = read_published();
+    check_missed(all, "runwayml/stable-diffusion-v1-5", "unet");
+    check_missed(all, "runwayml/stable-diffusion-v1-5", "text_encoder");
+    check_missed(all, "runwayml/stable-diffusion-v1-5", "safety_checker");
+    check_missed(all, "stabilityai/sd-turbo", "vae");
+    check_missed(all, "stabilityai/sd-turbo", "text_encoder");
+    check_missed(all, "stabilityai/stable-diffusion-xl-base-1.0", "unet");
+    check_missed(all, "stabilityai/stable-diffusion-xl-base-1.0", "text_encoder_2");
+    cJSON_Delete(all);
+}
+
+TEST_MAIN()
