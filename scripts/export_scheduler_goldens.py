@@ -4,7 +4,7 @@
 The model is a fixed function of its input and the timestep (see fake_model, which tests/unit/test_schedulers.c repeats), so
 only the scheduler is on trial. Noise is what torch.randn draws on a CUDA generator, redone here in numpy.
 
-Needs: pip install torch diffusers numpy scipy.   Run: scripts/export_scheduler_goldens.py [OUT [NAME...]]
+Needs: pip install torch diffusers numpy scipy torchsde.   Run: scripts/export_scheduler_goldens.py [OUT [NAME...]]
 
 trajectory.bin, little endian: "LDTR", u32 version 1, u64 seed, u32 n h w c, u32 runs; for each run: i32 steps, i32 calls
 (-1: diffusers refuses), u32 whether latents follow, f32 init_noise_sigma, f32 timesteps[calls], and, when they follow,
@@ -14,6 +14,7 @@ strength.bin: the same with version 2, for image-to-image. Each run's steps are 
 strength leaves out, and its latents begin with add_noise(fake_image(), the first draw).
 """
 import importlib
+import inspect
 import json
 import struct
 import sys
@@ -41,6 +42,7 @@ DPM = {"_class_name": "DPMSolverMultistepScheduler", **SD, "algorithm_type": "dp
 LCM = {"_class_name": "LCMScheduler", **SD, "original_inference_steps": 50, "timestep_scaling": 10.0, "set_alpha_to_one": True,
        "clip_sample": False, "clip_sample_range": 1.0, "rescale_betas_zero_snr": False, "timestep_spacing": "leading", "steps_offset": 1}
 MINIMUM = {"final_sigmas_type": "sigma_min"}
+KARRAS = {"use_karras_sigmas": True}
 
 CONFIGS = {
     # as published
@@ -100,6 +102,88 @@ CONFIGS = {
     "lcm_sample_zero_snr": {**LCM, "prediction_type": "sample", "rescale_betas_zero_snr": True, "original_inference_steps": 100},
 }
 
+V, SAMPLE = {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}
+SIGMAS = {**SD, "steps_offset": 1, "prediction_type": "epsilon"}
+HEUN = {"_class_name": "HeunDiscreteScheduler", **SIGMAS, "timestep_spacing": "leading"}
+LMS = {"_class_name": "LMSDiscreteScheduler", **SIGMAS, "timestep_spacing": "linspace"}
+KDPM2 = {"_class_name": "KDPM2DiscreteScheduler", **SIGMAS, "timestep_spacing": "leading"}
+KDPM2A = {"_class_name": "KDPM2AncestralDiscreteScheduler", **SIGMAS, "timestep_spacing": "leading"}
+SDE = {"_class_name": "DPMSolverSDEScheduler", **SIGMAS, "timestep_spacing": "leading"}
+SINGLE = {"_class_name": "DPMSolverSinglestepScheduler", **SD, "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
+          "lower_order_final": True, "lambda_min_clipped": -float("inf"), "variance_type": None, "thresholding": False}
+DEIS = {"_class_name": "DEISMultistepScheduler", **SD, "algorithm_type": "deis", "solver_order": 2, "solver_type": "logrho",
+        "lower_order_final": True, "steps_offset": 1, "timestep_spacing": "leading"}
+UNIPC = {"_class_name": "UniPCMultistepScheduler", **SD, "solver_order": 2, "solver_type": "bh2", "predict_x0": True, "lower_order_final": True,
+         "disable_corrector": [], "solver_p": None, "steps_offset": 1, "timestep_spacing": "leading", "thresholding": False}
+DDPM = {"_class_name": "DDPMScheduler", **SD, "variance_type": "fixed_small", "clip_sample": False, "steps_offset": 1, "timestep_spacing": "leading"}
+TCD = {**LCM, "_class_name": "TCDScheduler"}
+
+# Configs with fewer step counts, to keep the files small.
+FEW = [1, 2, 4, 15]
+FEW_ONLY = [3, 7, 25, 60]
+MORE_CONFIGS = {
+    "euler_beta": {**EULER, "use_beta_sigmas": True, "timestep_spacing": "leading"},
+    "euler_ancestral_ignores": {**ANCESTRAL, **KARRAS, **MINIMUM, "interpolation_type": "log_linear"},
+    "dpmpp_2_beta": {**DPM, "use_beta_sigmas": True},
+    "dpmpp_2_other_solver": {**DPM, **MINIMUM, "solver_type": "bh2", "algorithm_type": "deis"},
+    "heun": HEUN,
+    "heun_karras": {**HEUN, **KARRAS, "timestep_spacing": "linspace"},
+    "heun_v_trailing": {**HEUN, **V, "timestep_spacing": "trailing"},
+    "heun_sample_clip": {**HEUN, **SAMPLE, "clip_sample": True, "clip_sample_range": 0.8, "use_exponential_sigmas": True},
+    "heun_exp": {"_class_name": "HeunDiscreteScheduler", "beta_schedule": "exp", "use_beta_sigmas": True},
+    "lms": LMS,
+    "lms_karras": {**LMS, **KARRAS, "sigma_min": 0.1, "sigma_max": 10.0},
+    "lms_v_exponential": {**LMS, **V, "use_exponential_sigmas": True, "sigma_min": 0.1, "sigma_max": 10.0, "timestep_spacing": "leading"},
+    "lms_sample_beta": {**LMS, **SAMPLE, "use_beta_sigmas": True, "timestep_spacing": "trailing"},
+    "k_dpm_2": KDPM2,
+    "k_dpm_2_karras": {**KDPM2, **KARRAS, "timestep_spacing": "linspace"},
+    "k_dpm_2_v_exponential": {**KDPM2, **V, "use_exponential_sigmas": True, "timestep_spacing": "trailing"},
+    "k_dpm_2_ancestral": KDPM2A,
+    "k_dpm_2_ancestral_karras": {**KDPM2A, **KARRAS, "timestep_spacing": "linspace"},
+    "k_dpm_2_ancestral_v_beta": {**KDPM2A, **V, "use_beta_sigmas": True, "timestep_spacing": "trailing"},
+    "dpmpp_sde": SDE,
+    "dpmpp_sde_karras": {**SDE, **KARRAS, "timestep_spacing": "linspace"},
+    "dpmpp_sde_v_trailing": {**SDE, **V, "timestep_spacing": "trailing"},
+    "single_2": SINGLE,
+    "single_2_karras": {**SINGLE, **KARRAS},
+    "single_3": {**SINGLE, "solver_order": 3},
+    "single_3_heun_v": {**SINGLE, **V, "solver_order": 3, "solver_type": "heun"},
+    "single_2_heun_sample": {**SINGLE, **SAMPLE, "solver_type": "heun", "lambda_min_clipped": -5.1, "beta_schedule": "squaredcos_cap_v2"},
+    "single_3_even": {**SINGLE, **MINIMUM, "solver_order": 3, "lower_order_final": False},
+    "single_dpm_2": {**SINGLE, **MINIMUM, "algorithm_type": "dpmsolver"},
+    "single_dpm_3_heun_v": {**SINGLE, **MINIMUM, **V, "algorithm_type": "dpmsolver", "solver_order": 3, "solver_type": "heun"},
+    "single_dpm_3_exponential": {**SINGLE, **MINIMUM, "algorithm_type": "dpmsolver", "solver_order": 3, "use_exponential_sigmas": True},
+    "single_sde_2": {**SINGLE, "algorithm_type": "sde-dpmsolver++"},
+    "single_sde_2_heun": {**SINGLE, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
+    "single_sde_3": {**SINGLE, "algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+    "single_sde_3_heun": {**SINGLE, "algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"},
+    "single_1_beta": {**SINGLE, "solver_order": 1, "use_beta_sigmas": True},
+    "deis_2": DEIS,
+    "deis_1_v": {**DEIS, **V, "solver_order": 1, "timestep_spacing": "linspace"},
+    "deis_3": {**DEIS, "solver_order": 3, "timestep_spacing": "trailing"},
+    "deis_3_karras_long": {**DEIS, **KARRAS, "solver_order": 3, "lower_order_final": False},
+    "deis_2_sample_exponential": {**DEIS, **SAMPLE, "use_exponential_sigmas": True, "algorithm_type": "dpmsolver++", "solver_type": "midpoint"},
+    "unipc_2": UNIPC,
+    "unipc_2_karras": {**UNIPC, **KARRAS, "timestep_spacing": "linspace"},
+    "unipc_3": {**UNIPC, "solver_order": 3},
+    "unipc_1_v": {**UNIPC, **V, "solver_order": 1, "timestep_spacing": "trailing"},
+    "unipc_3_bh1": {**UNIPC, **MINIMUM, "solver_order": 3, "solver_type": "bh1"},
+    "unipc_2_karras_minimum": {**UNIPC, **KARRAS, **MINIMUM, "lower_order_final": False},
+    "unipc_2_noise": {**UNIPC, **MINIMUM, "predict_x0": False, "disable_corrector": [0, 1, 4]},
+    "unipc_3_noise_v": {**UNIPC, **MINIMUM, **V, "predict_x0": False, "solver_order": 3, "use_exponential_sigmas": True},
+    "unipc_2_noise_sample": {**UNIPC, **MINIMUM, **SAMPLE, "predict_x0": False},
+    "unipc_2_zero_snr_v": {**UNIPC, **V, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+    "ddpm": DDPM,
+    "ddpm_defaults": {"_class_name": "DDPMScheduler"},
+    "ddpm_v_large": {**DDPM, **V, "variance_type": "fixed_large", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True},
+    "ddpm_sample_log": {**DDPM, **SAMPLE, "variance_type": "fixed_small_log", "timestep_spacing": "linspace", "clip_sample": True},
+    "ddpm_sigmoid": {**DDPM, "beta_schedule": "sigmoid"},
+    "ddpm_laplace": {**DDPM, "beta_schedule": "laplace", **SAMPLE},
+    "tcd": TCD,
+    "tcd_v": {**TCD, **V, "original_inference_steps": 100},
+    "tcd_sample": {**TCD, **SAMPLE, "timestep_spacing": "trailing", "clip_sample": True},
+}
+
 
 def philox(counter, key):
     """Philox 4x32-10; counter [4][n] and key [2] of uint32."""
@@ -140,6 +224,23 @@ class Generator:
         return z
 
 
+class BrownianPath:
+    """What DPMSolverSDEScheduler asks of torchsde's Brownian tree, from increments drawn in the order of the questions: first
+    from a sigma to the middle, then from the same sigma to the next."""
+
+    def __init__(self, g):
+        self.g, self.middle = g, None
+
+    def __call__(self, sigma, to):
+        sigma, to = float(sigma), float(to)
+        fresh = self.g.draw(SHAPE)
+        if self.middle is None:
+            self.middle = to, fresh
+            return fresh
+        (middle, first), self.middle = self.middle, None
+        return ((sigma - middle) ** 0.5 * first + (middle - to) ** 0.5 * fresh) / (sigma - to) ** 0.5
+
+
 def to_nhwc(x):
     return x.permute(0, 2, 3, 1).contiguous().numpy().astype("<f4")
 
@@ -175,7 +276,11 @@ def first_latents(scheduler, g, skipped):
 
 def run(scheduler, steps, latents, skipped=None):
     g = Generator()
-    importlib.import_module(type(scheduler).__module__).randn_tensor = g.draw
+    module = importlib.import_module(type(scheduler).__module__)
+    module.randn_tensor = g.draw
+    module.BrownianTreeNoiseSampler = lambda *_: BrownianPath(g)
+    # The pipelines pass their own eta, 0, to the schedulers that know one.
+    eta = {"eta": 0.0} if "eta" in inspect.signature(scheduler.step).parameters else {}
     asked = struct.pack("<i", steps) if skipped is None else struct.pack("<ii", steps, skipped)
     try:
         scheduler.set_timesteps(steps)
@@ -188,7 +293,7 @@ def run(scheduler, steps, latents, skipped=None):
         path = [to_nhwc(x)]
         for t in timesteps:
             e = fake_model(scheduler.scale_model_input(x, t), t)
-            x = scheduler.step(e, t, x, return_dict=False)[0]
+            x = scheduler.step(e, t, x, return_dict=False, **eta)[0]
             path.append(to_nhwc(x))
     except (ValueError, IndexError) as e:
         print(f"  {steps} steps: {str(e).splitlines()[0][:90]}")
@@ -205,7 +310,7 @@ def write(path, version, runs):
 
 def main():
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "tests/golden/data/schedulers")
-    for name, config in CONFIGS.items():
+    for name, config in {**CONFIGS, **MORE_CONFIGS}.items():
         if sys.argv[2:] and name not in sys.argv[2:]:
             continue
         print(name)
@@ -213,9 +318,11 @@ def main():
         folder = out / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        steps = STEPS + [14, 15] * name.startswith(("dpm", "sde"))  # lower_order_final asks for fewer than 15
+        steps, steps_only = (STEPS, STEPS_ONLY) if name in CONFIGS else (FEW, FEW_ONLY)
+        if name in CONFIGS and name.startswith(("dpm", "sde")):
+            steps = steps + [14, 15]  # lower_order_final asks for fewer than 15
         runs = [run(cls.from_config(config), s, True) for s in steps]
-        runs += [run(cls.from_config(config), s, False) for s in STEPS_ONLY]
+        runs += [run(cls.from_config(config), s, False) for s in steps_only]
         write(folder / "trajectory.bin", 1, runs)
         runs = [run(cls.from_config(config), n, True, n - min(int(n * strength), n)) for n, strength in STRENGTHS]
         write(folder / "strength.bin", 2, runs)

@@ -13,19 +13,36 @@
 enum { CONFIG_BYTES_MAX = 1 << 20, TRAIN_STEPS_MAX = 100000 };
 
 static const struct scheduler_class *const classes[] = {
-    &pndm_class, &ddim_class, &euler_class, &euler_ancestral_class, &dpmsolver_multistep_class, &lcm_class,
+    &pndm_class,
+    &ddim_class,
+    &ddpm_class,
+    &euler_class,
+    &euler_ancestral_class,
+    &heun_class,
+    &lms_class,
+    &k_dpm_2_class,
+    &k_dpm_2_ancestral_class,
+    &dpmsolver_sde_class,
+    &dpmsolver_multistep_class,
+    &dpmsolver_singlestep_class,
+    &deis_class,
+    &unipc_class,
+    &lcm_class,
+    &tcd_class,
 };
 enum { CLASS_COUNT = sizeof classes / sizeof *classes };
 
-static const char *const beta_schedules[] = {"linear", "scaled_linear", "squaredcos_cap_v2", NULL};
+static const char *const beta_schedules[] = {
+    "linear", "scaled_linear", "squaredcos_cap_v2", "exp", "laplace", "sigmoid", NULL};
 static const char *const predictions[] = {"epsilon", "sample", "v_prediction", NULL};
 static const char *const spacings[] = {"linspace", "leading", "trailing", NULL};
 static const char *const interpolations[] = {"linear", "log_linear", NULL};
 static const char *const timestep_types[] = {"discrete", "continuous", NULL};
 static const char *const final_sigmas[] = {"zero", "sigma_min", NULL};
-static const char *const algorithms[] = {"dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++",
-                                         NULL};
-static const char *const solvers[] = {"midpoint", "heun", NULL};
+static const char *const algorithms[] = {"dpmsolver",       "dpmsolver++", "sde-dpmsolver",
+                                         "sde-dpmsolver++", "deis",        NULL};
+static const char *const solvers[] = {"midpoint", "heun", "logrho", "bh1", "bh2", NULL};
+static const char *const variances[] = {"fixed_small", "fixed_small_log", "fixed_large", NULL};
 
 /* Python writes infinities and NaN into JSON as bare words ("lambda_min_clipped": -Infinity), which JSON does
  * not have. Blanks them out as null, which stands for the default; the only such value in published configs
@@ -101,7 +118,7 @@ static const char *list_names(const char *const *names, char *out, size_t size)
 /* The index of the string under KEY in NAMES. */
 static int pick(const struct json_reader *r, const char *key, const char *const *names, int fallback)
 {
-    char list[200];
+    char list[700];
     const char *value = json_string(r, key, NULL);
     if (!value)
         return fallback;
@@ -166,71 +183,147 @@ static void read_betas(const struct json_reader *r, struct scheduler_config *c)
     c->beta_start = json_number(r, "beta_start", k->beta_start);
     c->beta_end = json_number(r, "beta_end", k->beta_end);
     c->beta_schedule = (enum beta_schedule)pick(r, "beta_schedule", beta_schedules, (int)k->beta_schedule);
+    if (c->beta_schedule > BETA_SQUAREDCOS && !(k->beta_schedules & 1u << c->beta_schedule))
+        error_set(r->err, ERR_UNSUPPORTED,
+                  "%s: \"beta_schedule\" is \"%s\", which %s does not know; all know \"linear\", "
+                  "\"scaled_linear\", \"squaredcos_cap_v2\"",
+                  r->file, beta_schedules[c->beta_schedule], k->name);
     if (!(c->beta_start > 0 && c->beta_start < 1 && c->beta_end > 0 && c->beta_end < 1))
         error_set(r->err, ERR_FORMAT, "%s: \"beta_start\" and \"beta_end\" should lie between 0 and 1",
                   r->file);
-    c->rescale_betas_zero_snr = k->has_rescale && json_bool(r, "rescale_betas_zero_snr", false);
+    c->rescale_betas_zero_snr = k->reads & READS_RESCALE && json_bool(r, "rescale_betas_zero_snr", false);
     read_trained_betas(r, c);
+}
+
+/* The boolean KEY where the class reads it. */
+static bool reads_true(const struct json_reader *r, const struct scheduler_config *c, enum reads reads,
+                       const char *key)
+{
+    return c->kind->reads & (unsigned)reads && json_bool(r, key, false);
 }
 
 static void read_curve(const struct json_reader *r, struct scheduler_config *c)
 {
-    bool karras = json_bool(r, "use_karras_sigmas", false);
-    bool exponential = json_bool(r, "use_exponential_sigmas", false);
-    bool lu = json_bool(r, "use_lu_lambdas", false);
-    refuse(r, "use_beta_sigmas");
-    if (karras && exponential)
+    bool karras = reads_true(r, c, READS_KARRAS, "use_karras_sigmas");
+    bool exponential = reads_true(r, c, READS_EXPONENTIAL, "use_exponential_sigmas");
+    bool beta = reads_true(r, c, READS_BETA, "use_beta_sigmas");
+    bool lu = reads_true(r, c, READS_LU, "use_lu_lambdas");
+    if (karras + exponential + beta > 1)
         error_set(r->err, ERR_FORMAT,
                   "%s: only one of \"use_karras_sigmas\", \"use_exponential_sigmas\" and \"use_beta_sigmas\" "
                   "can be used",
                   r->file);
-    c->curve = karras ? CURVE_KARRAS : exponential ? CURVE_EXPONENTIAL : CURVE_TRAINED;
-    if (c->kind == &dpmsolver_multistep_class && lu && !karras)
-        c->curve = CURVE_LU;
+    c->curve = karras        ? CURVE_KARRAS
+               : lu          ? CURVE_LU
+               : exponential ? CURVE_EXPONENTIAL
+               : beta        ? CURVE_BETA
+                             : CURVE_TRAINED;
     c->sigma_min = json_number(r, "sigma_min", NAN);
     c->sigma_max = json_number(r, "sigma_max", NAN);
     if (c->sigma_min <= 0 || c->sigma_max <= 0)
         error_set(r->err, ERR_FORMAT, "%s: \"sigma_min\" and \"sigma_max\" should be above 0", r->file);
+    if (c->kind == &dpmsolver_sde_class && !isnan(json_number(r, "noise_sampler_seed", NAN)))
+        error_set(
+            r->err, ERR_UNSUPPORTED,
+            "%s: \"noise_sampler_seed\" is not built; accepted is null (noise follows the request's seed)",
+            r->file);
 }
 
 static void read_common(const struct json_reader *r, struct scheduler_config *c)
 {
     const struct scheduler_class *k = c->kind;
-    c->timestep_spacing = (enum spacing)pick(r, "timestep_spacing", spacings, (int)k->timestep_spacing);
+    enum spacing spacing = k->timestep_spacing;
+    if (k->reads & READS_SPACING)
+        spacing = (enum spacing)pick(r, "timestep_spacing", spacings, (int)k->timestep_spacing);
+    c->timestep_spacing = spacing;
     c->steps_offset = json_int(r, "steps_offset", 0, -TRAIN_STEPS_MAX, TRAIN_STEPS_MAX);
     c->set_alpha_to_one = json_bool(r, "set_alpha_to_one", k->set_alpha_to_one);
     c->clip_sample = json_bool(r, "clip_sample", k->clip_sample);
     c->clip_sample_range = json_number(r, "clip_sample_range", 1);
     c->skip_prk_steps = json_bool(r, "skip_prk_steps", false);
-    c->log_linear = pick(r, "interpolation_type", interpolations, 0) == 1;
-    c->continuous = pick(r, "timestep_type", timestep_types, 0) == 1;
-    c->final_sigma_zero = pick(r, "final_sigmas_type", final_sigmas, 0) == 0;
+    c->final_sigma_zero = true;
+    if (k->reads & READS_FINAL_SIGMA)
+        c->final_sigma_zero = pick(r, "final_sigmas_type", final_sigmas, 0) == 0;
+    if (k->reads & READS_EULER) {
+        c->log_linear = pick(r, "interpolation_type", interpolations, 0) == 1;
+        c->continuous = pick(r, "timestep_type", timestep_types, 0) == 1;
+    }
+    if (k->reads & READS_VARIANCE)
+        c->variance_type = (enum variance)pick(r, "variance_type", variances, 0);
+    if (k->reads & READS_THRESHOLDING)
+        refuse(r, "thresholding");
     c->original_inference_steps = json_int(r, "original_inference_steps", 50, 1, TRAIN_STEPS_MAX);
     c->timestep_scaling = json_number(r, "timestep_scaling", 10);
-    if (k->has_thresholding)
-        refuse(r, "thresholding");
     c->prediction_type = (enum prediction)pick(r, "prediction_type", predictions, PREDICT_EPSILON);
     if (!(k->predictions & 1u << c->prediction_type))
         error_set(r->err, ERR_UNSUPPORTED, "%s: \"prediction_type\" is \"%s\", which %s does not know",
                   r->file, predictions[c->prediction_type], k->name);
 }
 
+/* algorithm_type. Each class takes its own for those of the others that diffusers lets it take. */
+static void read_algorithm(const struct json_reader *r, struct scheduler_config *c)
+{
+    enum { DEIS = SDE_DPMSOLVER_PP + 1 };
+    bool deis = c->kind == &deis_class;
+    c->algorithm_type = deis ? DPMSOLVER : DPMSOLVER_PP;
+    if (!(c->kind->reads & READS_ALGORITHM))
+        return;
+    int picked = pick(r, "algorithm_type", algorithms, deis ? (int)DEIS : (int)DPMSOLVER_PP);
+    if (!deis)
+        c->algorithm_type = picked == DEIS ? DPMSOLVER_PP : (enum algorithm)picked;
+    else if (picked == SDE_DPMSOLVER || picked == SDE_DPMSOLVER_PP)
+        error_set(r->err, ERR_UNSUPPORTED, "%s: \"algorithm_type\" is \"%s\", which %s does not know",
+                  r->file, algorithms[picked], c->kind->name);
+}
+
+static void read_unipc(const struct json_reader *r, struct scheduler_config *c)
+{
+    const cJSON *list = cJSON_GetObjectItemCaseSensitive(r->object, "disable_corrector"), *e;
+    const cJSON *solver_p = cJSON_GetObjectItemCaseSensitive(r->object, "solver_p");
+    c->algorithm_type = json_bool(r, "predict_x0", true) ? DPMSOLVER_PP : DPMSOLVER;
+    if (solver_p && !cJSON_IsNull(solver_p))
+        error_set(r->err, ERR_UNSUPPORTED, "%s: \"solver_p\" is not built; accepted is null", r->file);
+    if (!list || cJSON_IsNull(list))
+        return;
+    if (!cJSON_IsArray(list) || cJSON_GetArraySize(list) > CORRECTOR_STEPS_MAX) {
+        error_set(r->err, ERR_UNSUPPORTED, "%s: \"disable_corrector\" should be a list of at most %d numbers",
+                  r->file, CORRECTOR_STEPS_MAX);
+        return;
+    }
+    cJSON_ArrayForEach(e, list)
+    {
+        if (!cJSON_IsNumber(e))
+            error_set(r->err, ERR_FORMAT, "%s: \"disable_corrector\" should hold numbers", r->file);
+        c->disable_corrector[c->disabled++] = e->valueint;
+    }
+}
+
 static void read_solver(const struct json_reader *r, struct scheduler_config *c)
 {
-    if (c->kind != &dpmsolver_multistep_class)
+    c->lambda_min_clipped = -INFINITY;
+    if (!(c->kind->reads & READS_SOLVER))
         return;
-    c->algorithm_type = (enum algorithm)pick(r, "algorithm_type", algorithms, DPMSOLVER_PP);
-    c->heun = pick(r, "solver_type", solvers, 0) == 1;
+    read_algorithm(r, c);
+    /* A solver_type of another class stands for the default, as in diffusers. */
+    int solver = pick(r, "solver_type", solvers, 0);
+    c->heun = solver == 1;
+    c->bh1 = solver == 3;
     c->solver_order = json_int(r, "solver_order", 2, 1, 3);
-    c->lower_order_final = json_bool(r, "lower_order_final", true);
+    c->lower_order_final = json_bool(r, "lower_order_final", c->kind->lower_order_final);
     c->euler_at_final = json_bool(r, "euler_at_final", false);
-    c->lambda_min_clipped = json_number(r, "lambda_min_clipped", -INFINITY);
     refuse(r, "use_flow_sigmas");
     refuse(r, "use_dynamic_shifting");
-    const char *variance = json_string(r, "variance_type", NULL);
-    if (variance)
-        error_set(r->err, ERR_UNSUPPORTED, "%s: \"variance_type\" is \"%.80s\", accepted is null", r->file,
-                  variance);
+    if (c->kind->reads & READS_LAMBDA_MIN) {
+        c->lambda_min_clipped = json_number(r, "lambda_min_clipped", -INFINITY);
+        const char *variance = json_string(r, "variance_type", NULL);
+        if (variance)
+            error_set(r->err, ERR_UNSUPPORTED, "%s: \"variance_type\" is \"%.80s\", accepted is null",
+                      r->file, variance);
+    }
+    if (c->kind->reads & READS_UNIPC)
+        read_unipc(r, c);
+    if (c->kind == &deis_class) /* it cannot reach 0, and has no word for it in its config */
+        c->final_sigma_zero = false;
 }
 
 int scheduler_config_load(struct scheduler_config **out, const char *dir, struct error *err)

@@ -3,33 +3,6 @@
 
 #include "internal.h"
 
-static double ddim_timestep(const struct scheduler_config *c, int steps, int count, int i)
-{
-    int n = c->num_train_timesteps;
-    switch (c->timestep_spacing) {
-    case SPACING_LINSPACE:
-        return rint(np_linspace(0, n - 1, count, count - 1 - i));
-    case SPACING_LEADING:
-        return (count - 1 - i) * (n / steps) + c->steps_offset;
-    default:
-        return rint(arange_down(n, (double)n / steps, i)) - 1;
-    }
-}
-
-static int ddim_start(struct scheduler *s, struct error *err)
-{
-    const struct scheduler_config *c = s->config;
-    int count = s->steps;
-    if (c->timestep_spacing == SPACING_TRAILING)
-        count = arange_down_count(c->num_train_timesteps, (double)c->num_train_timesteps / s->steps);
-    int rc = run_alloc(s, count, 0, err);
-    if (rc < 0)
-        return rc;
-    for (int i = 0; i < count; i++)
-        s->timesteps[i] = (float)ddim_timestep(c, s->steps, count, i);
-    return check_timesteps(s, err);
-}
-
 /* x_0 clipped, then the direction pointing to x_t: two combinations instead of one. */
 static tensor clipped_step(pass *p, const struct scheduler_config *c, const double x0[2], const double eps[2],
                            const double to[2], tensor x, tensor e)
@@ -54,17 +27,7 @@ static tensor ddim_step(pass *p, struct scheduler *s, int i, tensor e, tensor x,
     (void)noise;
     predict_x0(c->prediction_type, alpha, &x0[0], &x0[1]);
     /* pred_epsilon, of x and of the model output; it is not derived again from the clipped x_0. */
-    switch (c->prediction_type) {
-    case PREDICT_EPSILON:
-        eps[0] = 0, eps[1] = 1;
-        break;
-    case PREDICT_V:
-        eps[0] = sqrt(1 - alpha), eps[1] = sqrt(alpha);
-        break;
-    default:
-        eps[0] = 1 / sqrt(1 - alpha), eps[1] = -sqrt(alpha / (1 - alpha));
-        break;
-    }
+    predict_noise(c->prediction_type, alpha, &eps[0], &eps[1]);
     if (c->clip_sample)
         return clipped_step(p, c, x0, eps, to, x, e);
     double coef[] = {to[0] * x0[0] + to[1] * eps[0], to[0] * x0[1] + to[1] * eps[1]};
@@ -79,10 +42,9 @@ const struct scheduler_class ddim_class = {
     .timestep_spacing = SPACING_LEADING,
     .set_alpha_to_one = true,
     .clip_sample = true,
-    .has_rescale = true,
-    .has_thresholding = true,
+    .reads = READS_RESCALE | READS_THRESHOLDING | READS_SPACING,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_SAMPLE | 1u << PREDICT_V,
-    .start = ddim_start,
+    .start = spaced_start,
     .mix = mix_alpha,
     .step = ddim_step,
 };

@@ -1,35 +1,13 @@
 /* Euler steps along the probability-flow ODE (arXiv 2206.00364, algorithm 2 without churn): diffusers'
  * EulerDiscreteScheduler. */
-#include <math.h>
-
 #include "internal.h"
-
-/* x + dt * (x - x_0) / sigma as coefficients of x and of the model output. */
-static void euler_coefficients(enum prediction prediction, double sigma, double dt, double coef[2])
-{
-    switch (prediction) {
-    case PREDICT_EPSILON:
-        coef[0] = 1;
-        coef[1] = dt;
-        break;
-    case PREDICT_V:
-        coef[0] = 1 + dt * sigma / (sigma * sigma + 1);
-        coef[1] = dt / sqrt(sigma * sigma + 1);
-        break;
-    default:
-        coef[0] = 1 + dt / sigma;
-        coef[1] = -dt / sigma;
-        break;
-    }
-}
 
 static tensor euler_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise)
 {
-    double coef[2];
+    double d[2], dt = (double)(s->sigmas[i + 1] - s->sigmas[i]);
     (void)noise;
-    euler_coefficients(s->config->prediction_type, (double)s->sigmas[i],
-                       (double)(s->sigmas[i + 1] - s->sigmas[i]), coef);
-    return combine(p, 2, coef, (tensor[]){x, e});
+    k_derivative(s->config->prediction_type, (double)s->sigmas[i], d);
+    return combine(p, 2, (double[]){1 + dt * d[0], dt * d[1]}, (tensor[]){x, e});
 }
 
 const struct scheduler_class euler_class = {
@@ -39,10 +17,10 @@ const struct scheduler_class euler_class = {
     .beta_schedule = BETA_LINEAR,
     .timestep_spacing = SPACING_LINSPACE,
     .has_sigmas = true,
-    .has_rescale = true,
+    .reads = READS_RESCALE | READS_SPACING | READS_CURVES | READS_FINAL_SIGMA | READS_EULER,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_SAMPLE | 1u << PREDICT_V,
-    .start = euler_start,
+    .start = k_start,
     .mix = mix_sigma,
-    .scale_input = euler_scale_input,
+    .scale_input = k_scale_input,
     .step = euler_step,
 };

@@ -4,7 +4,7 @@
 
 #include "internal.h"
 
-static int lcm_start(struct scheduler *s, struct error *err)
+int distilled_start(struct scheduler *s, struct error *err)
 {
     const struct scheduler_config *c = s->config;
     int steps = s->steps, original = c->original_inference_steps;
@@ -74,10 +74,9 @@ const struct scheduler_class lcm_class = {
     .beta_schedule = BETA_SCALED_LINEAR,
     .timestep_spacing = SPACING_LEADING,
     .set_alpha_to_one = true,
-    .has_rescale = true,
-    .has_thresholding = true,
+    .reads = READS_RESCALE | READS_THRESHOLDING,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_SAMPLE | 1u << PREDICT_V,
-    .start = lcm_start,
+    .start = distilled_start,
     .mix = mix_alpha,
     .step = lcm_step,
 };

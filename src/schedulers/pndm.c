@@ -8,20 +8,6 @@
 
 enum { ORDER = 4, PRK_CALLS = 12 };
 
-/* Timestep of step I counted from the least noisy one. */
-static double pndm_timestep(const struct scheduler_config *c, int steps, int count, int i)
-{
-    int n = c->num_train_timesteps;
-    switch (c->timestep_spacing) {
-    case SPACING_LINSPACE:
-        return rint(np_linspace(0, n - 1, count, i));
-    case SPACING_LEADING:
-        return i * (n / steps) + c->steps_offset;
-    default:
-        return rint(arange_down(n, (double)n / steps, count - 1 - i)) - 1;
-    }
-}
-
 /* The warm-up visits the four noisiest steps with their midpoints, each twice but the ends. */
 static void prk_timesteps(struct scheduler *s, const float *up, int count)
 {
@@ -63,14 +49,12 @@ static int plms_start(struct scheduler *s, const float *up, int count, struct er
 static int pndm_start(struct scheduler *s, struct error *err)
 {
     const struct scheduler_config *c = s->config;
-    int count = s->steps;
-    if (c->timestep_spacing == SPACING_TRAILING)
-        count = arange_down_count(c->num_train_timesteps, (double)c->num_train_timesteps / s->steps);
+    int count = spaced_count(c, s->steps);
     float *up = malloc((size_t)count * sizeof *up);
     if (!up)
         return error_set(err, ERR_NOMEM, "no memory for a schedule of %d steps", count);
     for (int i = 0; i < count; i++)
-        up[i] = (float)pndm_timestep(c, s->steps, count, i);
+        up[i] = (float)rint(spaced_timestep(c, s->steps, count, count - 1 - i));
     int rc = c->skip_prk_steps ? plms_start(s, up, count, err) : prk_start(s, up, count, err);
     free(up);
     return rc;
@@ -161,6 +145,7 @@ const struct scheduler_class pndm_class = {
     .beta_end = 0.02,
     .beta_schedule = BETA_LINEAR,
     .timestep_spacing = SPACING_LEADING,
+    .reads = READS_SPACING,
     .predictions = 1u << PREDICT_EPSILON | 1u << PREDICT_V,
     .start = pndm_start,
     .mix = mix_alpha,

@@ -154,3 +154,21 @@ void predict_x0(enum prediction prediction, double alpha, double *of_x, double *
         break;
     }
 }
+
+void predict_noise(enum prediction prediction, double alpha, double *of_x, double *of_e)
+{
+    switch (prediction) {
+    case PREDICT_EPSILON:
+        *of_x = 0;
+        *of_e = 1;
+        break;
+    case PREDICT_V:
+        *of_x = sqrt(1 - alpha);
+        *of_e = sqrt(alpha);
+        break;
+    case PREDICT_SAMPLE:
+        *of_x = 1 / sqrt(1 - alpha);
+        *of_e = -sqrt(alpha / (1 - alpha));
+        break;
+    }
+}

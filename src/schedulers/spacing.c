@@ -1,25 +1,17 @@
-/* Which timesteps and sigmas a run visits: table 2 of arXiv 2305.08891, and the curves of Karras et al.
- * (arXiv 2206.00364), in numpy's arithmetic, so that timesteps are equal to diffusers' and not merely close.
- */
+/* Which timesteps and sigmas a run visits: table 2 of arXiv 2305.08891 for the timesteps, and the sigmas read
+ * off at them or taken from a curve. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "internal.h"
 
-double np_linspace(double start, double stop, int count, int i)
-{
-    if (count > 1 && i == count - 1)
-        return stop;
-    double step = count > 1 ? (stop - start) / (count - 1) : stop - start;
-    return i * step + start;
-}
-
-int arange_down_count(double start, double step)
+/* numpy.arange(start, 0, -step): how many, and the i-th. */
+static int arange_down_count(double start, double step)
 {
     return (int)ceil(-start / -step);
 }
 
-double arange_down(double start, double step, int i)
+static double arange_down(double start, double step, int i)
 {
     double delta = (start - step) - start;
     return start + i * delta;
@@ -32,54 +24,11 @@ float alpha_at(const struct scheduler_config *c, int timestep)
     return timestep < c->num_train_timesteps ? c->alphas_cumprod[timestep] : NAN;
 }
 
-double sigma_at(const struct scheduler_config *c, double timestep)
-{
-    const float *sigmas = c->train_sigmas;
-    int last = c->num_train_timesteps - 1;
-    if (timestep >= last)
-        return sigmas[last];
-    if (timestep <= 0)
-        return sigmas[0];
-    int j = (int)timestep;
-    double low = sigmas[j], slope = (double)sigmas[j + 1] - low;
-    return slope * (timestep - j) + low;
-}
-
-double sigma_on_curve(const struct scheduler_config *c, double first, double last, int count, int i)
-{
-    const double rho = 7; /* the paper's value */
-    first = isnan(c->sigma_max) ? first : c->sigma_max;
-    last = isnan(c->sigma_min) ? last : c->sigma_min;
-    if (c->curve == CURVE_EXPONENTIAL)
-        return exp(np_linspace(log(first), log(last), count, i));
-    double a = pow(first, 1 / rho), b = pow(last, 1 / rho);
-    return pow(a + np_linspace(0, 1, count, i) * (b - a), rho);
-}
-
-double sigma_to_timestep(const struct scheduler_config *c, double sigma)
-{
-    double log_sigma = log(fmax(sigma, 1e-10));
-    int low = 0, top = c->num_train_timesteps - 1;
-    /* The last entry that is not above log_sigma; the table grows with the timestep. */
-    for (int end = top; low < end;) {
-        int mid = low + (end - low + 1) / 2;
-        if (log_sigma - (double)logf(c->train_sigmas[mid]) >= 0)
-            low = mid;
-        else
-            end = mid - 1;
-    }
-    if (low > top - 1)
-        low = top - 1;
-    float l = logf(c->train_sigmas[low]), h = logf(c->train_sigmas[low + 1]);
-    double w = ((double)l - log_sigma) / (double)(l - h);
-    w = fmin(fmax(w, 0), 1);
-    return (1 - w) * low + w * (low + 1);
-}
-
 void mix_sigma(const struct scheduler *s, int i, double *of_x0, double *of_noise)
 {
+    int order = s->config->kind->order ? s->config->kind->order : 1;
     *of_x0 = 1;
-    *of_noise = (double)s->sigmas[i];
+    *of_noise = (double)s->sigmas[i / order];
 }
 
 void mix_alpha(const struct scheduler *s, int i, double *of_x0, double *of_noise)
@@ -89,7 +38,8 @@ void mix_alpha(const struct scheduler *s, int i, double *of_x0, double *of_noise
     *of_noise = sqrt(1 - alpha);
 }
 
-float sigma_last(const struct scheduler_config *c)
+/* Last sigma of a run: 0 or that of timestep 0. */
+static float sigma_last(const struct scheduler_config *c)
 {
     return c->final_sigma_zero ? 0.0f : c->train_sigmas[0];
 }
@@ -116,7 +66,9 @@ int check_timesteps(const struct scheduler *s, struct error *err)
     return 0;
 }
 
-int check_first_timestep(const struct scheduler *s, struct error *err)
+/* ERR_INVALID when the run begins with two equal timesteps: diffusers finds its place in the schedule by the
+ * first timestep, takes the second of them, and runs past the end. */
+static int check_first_timestep(const struct scheduler *s, struct error *err)
 {
     if (s->calls > 1 && s->timesteps[0] == s->timesteps[1])
         return error_set(
@@ -127,12 +79,18 @@ int check_first_timestep(const struct scheduler *s, struct error *err)
     return 0;
 }
 
-static double euler_timestep(const struct scheduler_config *c, int steps, int count, int i)
+int spaced_count(const struct scheduler_config *c, int steps)
+{
+    int n = c->num_train_timesteps;
+    return c->timestep_spacing == SPACING_TRAILING ? arange_down_count(n, (double)n / steps) : steps;
+}
+
+double spaced_timestep(const struct scheduler_config *c, int steps, int count, int i)
 {
     int n = c->num_train_timesteps;
     switch (c->timestep_spacing) {
     case SPACING_LINSPACE:
-        return (float)np_linspace(0, n - 1, count, count - 1 - i);
+        return np_linspace(0, n - 1, count, count - 1 - i);
     case SPACING_LEADING:
         return (count - 1 - i) * (n / steps) + c->steps_offset;
     default:
@@ -140,8 +98,20 @@ static double euler_timestep(const struct scheduler_config *c, int steps, int co
     }
 }
 
+int spaced_start(struct scheduler *s, struct error *err)
+{
+    int count = spaced_count(s->config, s->steps), rc = run_alloc(s, count, 0, err);
+    if (rc < 0)
+        return rc;
+    for (int i = 0; i < count; i++)
+        s->timesteps[i] = (float)rint(spaced_timestep(s->config, s->steps, count, i));
+    return check_timesteps(s, err);
+}
+
+/* ---- k-diffusion's schedulers ---- */
+
 /* Replaces the sigmas read off the timesteps by the curve that the config asks for. */
-static void euler_curve(struct scheduler *s)
+static void k_curve(struct scheduler *s)
 {
     const struct scheduler_config *c = s->config;
     int n = s->sigma_count - 1;
@@ -152,19 +122,19 @@ static void euler_curve(struct scheduler *s)
         last = (double)expf(logf(c->train_sigmas[0]));
     }
     for (int i = 0; i < n; i++) {
-        double sigma = sigma_on_curve(c, first, last, n, i);
+        double sigma = sigma_on_curve(c, first, last, n, i), t = sigma_to_timestep(c, sigma);
         s->sigmas[i] = (float)sigma;
-        s->timesteps[i] = (float)sigma_to_timestep(c, sigma);
+        s->timesteps[i] = (float)(c->curve == CURVE_KARRAS && c->kind->rounds_karras ? rint(t) : t);
     }
 }
 
-static void euler_sigmas(struct scheduler *s)
+static void k_sigmas(struct scheduler *s)
 {
     const struct scheduler_config *c = s->config;
     int n = s->sigma_count - 1;
     float top = logf(c->train_sigmas[c->num_train_timesteps - 1]), bottom = logf(c->train_sigmas[0]);
     if (c->curve != CURVE_TRAINED) {
-        euler_curve(s);
+        k_curve(s);
     } else if (c->log_linear) {
         for (int i = 0; i < n; i++)
             s->sigmas[i] = expf(torch_linspace(top, bottom, n, i));
@@ -175,12 +145,11 @@ static void euler_sigmas(struct scheduler *s)
     s->sigmas[n] = sigma_last(c);
 }
 
-int euler_start(struct scheduler *s, struct error *err)
+/* Timesteps and sigmas, one a step. */
+static int k_steps(struct scheduler *s, struct error *err)
 {
     const struct scheduler_config *c = s->config;
-    int n = c->num_train_timesteps, count = s->steps;
-    if (c->timestep_spacing == SPACING_TRAILING)
-        count = arange_down_count(n, (double)n / s->steps);
+    int count = spaced_count(c, s->steps);
     /* diffusers' log-linear interpolation yields one sigma more than there are steps; the last two are never
      * reached in full. Its curves have as many as steps were asked for. */
     bool curved = c->curve != CURVE_TRAINED;
@@ -189,14 +158,23 @@ int euler_start(struct scheduler *s, struct error *err)
     if (rc < 0)
         return rc;
     for (int i = 0; i < count; i++)
-        s->timesteps[i] = (float)euler_timestep(c, s->steps, count, i);
-    euler_sigmas(s);
+        s->timesteps[i] = (float)spaced_timestep(c, s->steps, count, i);
+    k_sigmas(s);
     if (curved)
         s->calls = s->steps; /* numpy.arange may have counted one more */
     float max = 0;
     for (int i = 0; i < s->sigma_count; i++)
         max = fmaxf(max, s->sigmas[i]);
     s->init_noise_sigma = c->timestep_spacing == SPACING_LEADING ? sqrtf(max * max + 1.0f) : max;
+    return 0;
+}
+
+int k_start(struct scheduler *s, struct error *err)
+{
+    const struct scheduler_config *c = s->config;
+    int rc = k_steps(s, err);
+    if (rc < 0)
+        return rc;
     if (c->continuous && c->prediction_type == PREDICT_V) {
         for (int i = 0; i < s->calls; i++)
             s->timesteps[i] = 0.25f * logf(s->sigmas[i]);
@@ -204,8 +182,88 @@ int euler_start(struct scheduler *s, struct error *err)
     return check_first_timestep(s, err);
 }
 
-tensor euler_scale_input(pass *p, const struct scheduler *s, int i, tensor x)
+int k_start_twofold(struct scheduler *s, float (*middle)(const struct scheduler *s, int k), struct error *err)
 {
-    double sigma = (double)s->sigmas[i], scale = 1 / sqrt(sigma * sigma + 1);
-    return combine(p, 1, &scale, &x);
+    int rc = k_steps(s, err), steps = s->calls;
+    float *timesteps = rc < 0 ? NULL : calloc((size_t)(2 * steps), sizeof *timesteps);
+    if (rc < 0)
+        return rc;
+    if (!timesteps)
+        return error_set(err, ERR_NOMEM, "no memory for a schedule of %d steps", steps);
+    for (int k = 0; k < steps; k++) {
+        timesteps[2 * k] = s->timesteps[k];
+        if (k < steps - 1)
+            timesteps[2 * k + 1] =
+                middle ? (float)sigma_to_timestep(s->config, (double)middle(s, k)) : s->timesteps[k + 1];
+    }
+    free(s->timesteps);
+    s->timesteps = timesteps;
+    s->calls = 2 * steps - 1; /* the last step goes to sigma 0 in one */
+    return check_first_timestep(s, err);
+}
+
+/* ---- solvers in log-SNR ---- */
+
+/* How many training timesteps remain when those with lambda below lambda_min_clipped are left out. */
+static int last_timestep(const struct scheduler_config *c)
+{
+    int n = c->num_train_timesteps, clipped = 0;
+    for (; clipped < n; clipped++) {
+        float alpha = c->alphas_cumprod[n - 1 - clipped];
+        float lambda = logf(sqrtf(alpha)) - logf(sqrtf(1.0f - alpha));
+        if ((double)lambda >= c->lambda_min_clipped)
+            break;
+    }
+    return n - clipped;
+}
+
+/* These visit STEPS of STEPS + 1 even points, so that the last step ends near timestep 0. */
+static double solver_timestep(const struct scheduler_config *c, int steps, int last, int i)
+{
+    switch (c->timestep_spacing) {
+    case SPACING_LINSPACE:
+        return rint(np_linspace(0, last - 1, steps + 1, steps - i));
+    case SPACING_LEADING:
+        return (steps - i) * (last / (steps + 1)) + c->steps_offset;
+    default:
+        return rint(arange_down(last, (double)c->num_train_timesteps / steps, i)) - 1;
+    }
+}
+
+/* Sigma and timestep of step I on the curve of the config. Timesteps become whole: rounded, or cut. */
+static void solver_curve(struct scheduler *s, int i)
+{
+    const struct scheduler_config *c = s->config;
+    float top = c->train_sigmas[c->num_train_timesteps - 1], bottom = c->train_sigmas[0];
+    double sigma = sigma_on_curve(c, (double)top, (double)bottom, s->steps, i);
+    double t = sigma_to_timestep(c, sigma);
+    bool rounds = (c->curve == CURVE_KARRAS || c->curve == CURVE_LU) &&
+                  !(c->kind->keeps_cosine_curves && c->beta_schedule == BETA_SQUAREDCOS);
+    s->sigmas[i] = (float)sigma;
+    s->timesteps[i] = (float)(rounds ? rint(t) : trunc(t));
+}
+
+int solver_start(struct scheduler *s, struct error *err)
+{
+    const struct scheduler_config *c = s->config;
+    int last = last_timestep(c), count = s->steps;
+    bool curved = c->curve != CURVE_TRAINED;
+    if (last < 1)
+        return error_set(err, ERR_INVALID, "lambda_min_clipped leaves no timestep");
+    if (c->timestep_spacing == SPACING_TRAILING && !curved)
+        count = arange_down_count(last, (double)c->num_train_timesteps / s->steps);
+    int rc = run_alloc(s, count, count + 1, err);
+    if (rc < 0)
+        return rc;
+    for (int i = 0; i < count; i++) {
+        if (curved) {
+            solver_curve(s, i);
+        } else {
+            s->timesteps[i] = (float)solver_timestep(c, s->steps, last, i);
+            s->sigmas[i] = (float)sigma_at(c, (double)s->timesteps[i]);
+        }
+    }
+    bool repeats = c->kind->repeats_last_sigma && curved && !c->final_sigma_zero;
+    s->sigmas[count] = repeats ? s->sigmas[count - 1] : sigma_last(c);
+    return check_first_timestep(s, err);
 }

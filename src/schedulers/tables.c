@@ -17,8 +17,15 @@ float torch_linspace(float start, float end, int count, int i)
     return i < count / 2 ? start + step * (float)i : end - step * (float)(count - i - 1);
 }
 
-static double alpha_bar(double t)
+/* betas_for_alpha_bar's curves over t from 0 to 1. */
+static double alpha_bar(enum beta_schedule schedule, double t)
 {
+    if (schedule == BETA_EXP)
+        return exp(t * -12);
+    if (schedule == BETA_LAPLACE) {
+        double lambda = -0.5 * copysign(1, 0.5 - t) * log(1 - 2 * fabs(0.5 - t) + 1e-6), snr = exp(lambda);
+        return sqrt(snr / (1 + snr));
+    }
     double c = cos((t + 0.008) / 1.008 * M_PI / 2);
     return c * c;
 }
@@ -34,7 +41,11 @@ static float beta_at(const struct scheduler_config *c, int i)
         float root = torch_linspace((float)sqrt(c->beta_start), (float)sqrt(c->beta_end), n, i);
         return root * root;
     }
-    double beta = 1 - alpha_bar((double)(i + 1) / n) / alpha_bar((double)i / n);
+    if (c->beta_schedule == BETA_SIGMOID)
+        return 1.0f / (1.0f + expf(-torch_linspace(-6, 6, n, i))) * (float)(c->beta_end - c->beta_start) +
+               (float)c->beta_start;
+    double beta =
+        1 - alpha_bar(c->beta_schedule, (double)(i + 1) / n) / alpha_bar(c->beta_schedule, (double)i / n);
     return (float)fmin(beta, 0.999);
 }
 
