@@ -219,28 +219,52 @@ def component(cls, folder, name, has_fp16):
     return cls.from_pretrained(f"{folder}/{name}", **kw).float().eval()
 
 
+def text_cases(folder, prompts, has_fp16, bf16):
+    """Token ids and states of the model's text encoders; of two (SDXL) the penultimate states, and the second's pooled
+    output."""
+    out, two = {}, os.path.exists(f"{folder}/text_encoder_2")
+    for suffix in ["", "_2"][: 1 + two]:
+        tokenizer = CLIPTokenizer.from_pretrained(f"{folder}/tokenizer{suffix}")
+        cls = CLIPTextModelWithProjection if suffix else CLIPTextModel
+        text = component(cls, folder, f"text_encoder{suffix}", has_fp16)
+        ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt",
+                        max_length=text.config.max_position_embeddings).input_ids
+        states, error = both(text, lambda m, t: m(input_ids=ids, output_hidden_states=True).hidden_states[-2] if two
+                             else m(input_ids=ids).last_hidden_state, bf16)
+        out.update({f"ids{suffix}": ids.int(), f"states{suffix}": states, f"states{suffix}.bf16_error": error})
+        if suffix:
+            pooled, error = both(text, lambda m, t: m(input_ids=ids).text_embeds, bf16)
+            out.update({"pooled": pooled, "pooled.bf16_error": error})
+        del text
+    return out
+
+
 def model_case(folder, prompts, height, width, timestep, bf16=True):
-    """Token ids, text states, one UNet call on them, and the decoded picture of the model in FOLDER."""
+    """Of the model in FOLDER: token ids, text states, one UNet call on them, the decoded picture, and a picture encoded."""
     has_fp16 = any(".fp16." in f for f in os.listdir(f"{folder}/unet"))
-    out, n, scale = {}, len(prompts), 8
-    tokenizer = CLIPTokenizer.from_pretrained(f"{folder}/tokenizer")
-    text = component(CLIPTextModel, folder, "text_encoder", has_fp16)
-    ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt",
-                    max_length=text.config.max_position_embeddings).input_ids
-    states, error = both(text, lambda m, t: m(input_ids=ids).last_hidden_state, bf16)
-    out.update({"ids": ids.int(), "states": states, "states.bf16_error": error})
-    del text
+    n = len(prompts)
+    out = text_cases(folder, prompts, has_fp16, bf16)
+    states, conditions = out["states"], {}
+    if "pooled" in out:
+        states = torch.cat([states, out["states_2"]], dim=-1)
+        out["time_ids"] = torch.tensor([[height, width, 0, 0, height, width]] * n).float()
+        conditions = {"text_embeds": out["pooled"], "time_ids": out["time_ids"]}
     unet = component(UNet2DConditionModel, folder, "unet", has_fp16)
     with open(f"{folder}/vae/config.json", encoding="utf-8") as f:
         scale = 2 ** (len(json.load(f)["block_out_channels"]) - 1)
     x = normal(1, n, unet.config.in_channels, height // scale, width // scale)
-    want, error = both(unet, lambda m, t: m(x.to(t), torch.tensor(timestep), states.to(t)).sample, bf16)
+    want, error = both(unet, lambda m, t: m(
+        x.to(t), torch.tensor(timestep), states.to(t),
+        added_cond_kwargs={k: v.to(t) for k, v in conditions.items()} or None).sample, bf16)
     out.update({"x": nhwc(x), "t": np.array([timestep], np.float32), "noise": nhwc(want), "noise.bf16_error": error})
     del unet
     vae = component(AutoencoderKL, folder, "vae", has_fp16)
     z = normal(2, 1, vae.config.latent_channels, height // scale, width // scale) / vae.config.scaling_factor
     want, error = both(vae, lambda m, t: m.decode(z.to(t)).sample, bf16)
     out.update({"z": nhwc(z), "picture": nhwc(want), "picture.bf16_error": error})
+    pixels = normal(3, 1, 3, height, width).clamp(-1, 1)
+    want, error = both(vae, lambda m, t: m.encode(pixels.to(t)).latent_dist.parameters, bf16)
+    out.update({"pixels": nhwc(pixels), "moments": nhwc(want), "moments.bf16_error": error})
     return out
 
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
 """Builds a model of true shapes with random weights, in diffusers layout, for benchmarks and for full-size parity.
 
-    make_random_model.py OUT_DIR {sd15,sd-turbo} ... [--seed 0] [--vocab bpe_simple_vocab_16e6.txt.gz | none]
+    make_random_model.py OUT_DIR {sd15,sd-turbo,pix2pix,sdxl} ... [--seed 0] [--vocab bpe_simple_vocab_16e6.txt.gz | none]
 
-Writes OUT_DIR/runwayml/stable-diffusion-v1-5 and OUT_DIR/stabilityai/sd-turbo: the configs that the published models
-have, fp16 files (the `.fp16.` variant), and CLIP's tokenizer. Nothing is fetched from a model hub. The vocabulary is
+Writes OUT_DIR/runwayml/stable-diffusion-v1-5, OUT_DIR/stabilityai/sd-turbo and so on: the configs that the published
+models have, fp16 files (the `.fp16.` variant), and CLIP's tokenizer. Nothing is fetched from a model hub. The vocabulary is
 the one that the Python package open_clip_torch carries (open_clip/bpe_simple_vocab_16e6.txt.gz); it is found there
 when that package is installed. `--vocab none` writes a tokenizer of the same size that knows single bytes only: enough
 for times and memory, not for comparing pictures with other programs' tokenizers.
 
-Needs torch and safetensors. Names and shapes are those of torch_twin.py; where diffusers is installed, the config files
-hold its defaults too. Weights are drawn on the GPU where there is one, which gives other numbers than the CPU does for
+Needs torch and safetensors; sdxl also diffusers and transformers. Names and shapes of the others are those of
+torch_twin.py; where diffusers is installed, the config files hold its defaults too. Weights are drawn on the GPU where there is one, which gives other numbers than the CPU does for
 the same seed (`--device cpu` for the same everywhere).
 
 Weights are normal with variance 1 / fan-in, so that every layer keeps the size of what it reads, as a trained model's
@@ -58,6 +58,25 @@ MODELS = {
         scheduler=dict(BETAS, _class_name="EulerDiscreteScheduler", _diffusers_version="0.24.0.dev0",
                        interpolation_type="linear", prediction_type="epsilon", sample_max_value=1.0,
                        timestep_spacing="trailing", use_karras_sigmas=False)),
+    "pix2pix": dict(
+        id="timbrooks/instruct-pix2pix", pipeline="StableDiffusionInstructPix2PixPipeline",
+        unet=dict(UNET, in_channels=8), vae=VAE, text=TEXT, pad_token="<|endoftext|>",
+        scheduler=dict(BETAS, _class_name="EulerAncestralDiscreteScheduler", _diffusers_version="0.12.0.dev0",
+                       prediction_type="epsilon")),
+    "sdxl": dict(
+        id="stabilityai/stable-diffusion-xl-base-1.0", pipeline="StableDiffusionXLPipeline",
+        unet=dict(UNET, sample_size=128, down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 2,
+                  up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"], block_out_channels=[320, 640, 1280],
+                  transformer_layers_per_block=[1, 2, 10], cross_attention_dim=2048, attention_head_dim=[5, 10, 20],
+                  use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+                  projection_class_embeddings_input_dim=2816),
+        vae=dict(VAE, sample_size=1024, scaling_factor=0.13025, force_upcast=True), text=TEXT,
+        text_2=dict(TEXT, hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=20,
+                    hidden_act="gelu", projection_dim=1280),
+        pad_token="<|endoftext|>", pad_token_2="!",
+        scheduler=dict(BETAS, _class_name="EulerDiscreteScheduler", _diffusers_version="0.19.0.dev0",
+                       interpolation_type="linear", prediction_type="epsilon", sample_max_value=1.0,
+                       timestep_spacing="leading", use_karras_sigmas=False)),
 }
 
 
@@ -80,9 +99,21 @@ def randomize(model, seed):
                 p.normal_(0, gain * fan_in**-0.5, generator=g)
 
 
-def build(cls, config, seed, device):
+def network(key, config):
+    """The class and file of a component; diffusers' and transformers' own where torch_twin.py has none."""
+    if key == "text_2":
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+        return lambda c: CLIPTextModelWithProjection(CLIPTextConfig(**c)), "text_encoder_2/model.fp16.safetensors"
+    cls, path = NETWORKS[key]
+    if "addition_embed_type" in config:
+        from diffusers import UNet2DConditionModel
+        return UNet2DConditionModel.from_config, path
+    return cls, path
+
+
+def build(make_model, config, seed, device):
     with torch.device("meta"):
-        model = cls(config)
+        model = make_model(config)
     model = model.to_empty(device=device)
     randomize(model, seed)
     return model.half().eval()
@@ -147,26 +178,36 @@ def make(out, name, seed, bpe, device):
     spec = MODELS[name]
     folder = f"{out}/{spec['id']}"
     print(f"{name}: {folder}", flush=True)
-    for i, key in enumerate(["unet", "vae", "text"]):
-        cls, path = NETWORKS[key]
+    index = dict(_class_name=spec.get("pipeline", "StableDiffusionPipeline"), _diffusers_version="0.24.0",
+                 scheduler=["diffusers", spec["scheduler"]["_class_name"]])
+    for i, key in enumerate(k for k in ("unet", "vae", "text", "text_2") if k in spec):
+        make_model, path = network(key, spec[key])
+        component = os.path.dirname(path)
         path = f"{folder}/{path}"
-        config = f"{os.path.dirname(path)}/config.json"
+        config = f"{folder}/{component}/config.json"
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        if key == "text":
-            write_json(config, dict(TEXT, **spec[key], architectures=["CLIPTextModel"], model_type="clip_text_model",
+        if key.startswith("text"):
+            kind = "CLIPTextModelWithProjection" if key == "text_2" else "CLIPTextModel"
+            write_json(config, dict(TEXT, **spec[key], architectures=[kind], model_type="clip_text_model",
                                     torch_dtype="float16"))
+            tokenizer = component.replace("text_encoder", "tokenizer")
+            write_tokenizer(f"{folder}/{tokenizer}", bpe, spec["pad_token" + key[4:]])
+            index.update({component: ["transformers", kind], tokenizer: ["transformers", "CLIPTokenizer"]})
         else:
-            write_config(config, cls.__name__, spec[key])
-        state = build(cls, spec[key], seed + i, device).state_dict()
-        save_file({k: v.cpu() for k, v in state.items()}, path, metadata={"format": "pt"})
-    write_tokenizer(f"{folder}/tokenizer", bpe, spec["pad_token"])
+            kind = "UNet2DConditionModel" if key == "unet" else "AutoencoderKL"
+            write_config(config, kind, spec[key])
+            index[component] = ["diffusers", kind]
+        # says how to run the VAE, not what it is
+        shape = {k: v for k, v in spec[key].items() if k != "force_upcast"}
+        state = build(make_model, shape, seed + i, device).state_dict()
+        save_file({k: v.cpu().contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
+        del state
     write_json(f"{folder}/scheduler/scheduler_config.json", spec["scheduler"])
-    write_json(f"{folder}/model_index.json", dict(
-        _class_name="StableDiffusionPipeline", _diffusers_version="0.24.0",
-        feature_extractor=[None, None], safety_checker=[None, None],
-        requires_safety_checker=False, scheduler=["diffusers", spec["scheduler"]["_class_name"]],
-        text_encoder=["transformers", "CLIPTextModel"], tokenizer=["transformers", "CLIPTokenizer"],
-        unet=["diffusers", "UNet2DConditionModel"], vae=["diffusers", "AutoencoderKL"]))
+    if "text_2" in spec:
+        index["force_zeros_for_empty_prompt"] = True
+    else:
+        index.update(feature_extractor=[None, None], safety_checker=[None, None], requires_safety_checker=False)
+    write_json(f"{folder}/model_index.json", dict(sorted(index.items())))
 
 
 def main():

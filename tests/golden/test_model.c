@@ -92,12 +92,38 @@ static void check_states(struct stage *s, const char *folder)
     if (!golden_open(&g, folder))
         return;
     const struct golden_array *ids = golden_find(&g, -1, "ids");
+    bool two = golden_find(&g, -1, "ids_2") != NULL; /* SDXL */
     if (CHECK(clip_text_load(&net, s->be, component("text_encoder"), NULL, &s->err) == 0, "%s", s->err.msg)) {
         double started = seconds();
-        finish(s, &g, "states", clip_text_forward(&s->p, net, ids->i, ids->shape[0]), started);
+        tensor y = two ? clip_text_forward_penultimate(&s->p, net, ids->i, ids->shape[0], NULL)
+                       : clip_text_forward(&s->p, net, ids->i, ids->shape[0]);
+        finish(s, &g, "states", y, started);
+    }
+    clip_text_close(&net);
+    ids = two ? golden_find(&g, -1, "ids_2") : NULL;
+    if (two && CHECK(clip_text_load(&net, s->be, component("text_encoder_2"), NULL, &s->err) == 0, "%s",
+                     s->err.msg)) {
+        tensor pooled = {0};
+        double started = seconds();
+        finish(s, &g, "states_2", clip_text_forward_penultimate(&s->p, net, ids->i, ids->shape[0], &pooled),
+               started);
+        finish(s, &g, "pooled", pooled, started);
     }
     clip_text_close(&net);
     golden_close(&g);
+}
+
+/* The text as the UNet reads it: [N, 1, T, C], of two encoders side by side. */
+static tensor text_of(struct stage *s, const struct golden *g)
+{
+    const struct golden_array *a = golden_find(g, -1, "states");
+    tensor text = tensor_from_host(&s->p, a->f, a->shape[0], 1, a->shape[1], a->shape[2], pass_dtype(&s->p));
+    if (!golden_find(g, -1, "states_2"))
+        return text;
+    a = golden_find(g, -1, "states_2");
+    return concat_channels(
+        &s->p, text,
+        tensor_from_host(&s->p, a->f, a->shape[0], 1, a->shape[1], a->shape[2], pass_dtype(&s->p)));
 }
 
 static void check_noise(struct stage *s, const char *folder)
@@ -106,15 +132,19 @@ static void check_noise(struct stage *s, const char *folder)
     struct unet *net = NULL;
     if (!golden_open(&g, folder))
         return;
-    const struct golden_array *x = golden_find(&g, -1, "x"), *text = golden_find(&g, -1, "states");
-    const int *d = x->shape, *e = text->shape;
+    const struct golden_array *x = golden_find(&g, -1, "x"), *pooled = NULL;
+    const int *d = x->shape;
     if (CHECK(unet_load(&net, s->be, component("unet"), NULL, &s->err) == 0, "%s", s->err.msg)) {
         double started = seconds();
-        tensor words = tensor_from_host(&s->p, text->f, e[0], 1, e[1], e[2], pass_dtype(&s->p));
+        struct unet_conditions c = {.timesteps = golden_find(&g, -1, "t")->f, .count = 1};
+        c.text = text_of(s, &g);
+        if (golden_find(&g, -1, "pooled") != NULL) {
+            pooled = golden_find(&g, -1, "pooled");
+            c.pooled = tensor_from_host(&s->p, pooled->f, d[0], 1, 1, pooled->shape[1], pass_dtype(&s->p));
+            c.time_ids = golden_find(&g, -1, "time_ids")->f;
+        }
         tensor sample = tensor_from_host(&s->p, x->f, d[0], d[1], d[2], d[3], DTYPE_F32);
-        struct unet_request *req = unet_begin(
-            &s->p, net,
-            &(struct unet_conditions){.text = words, .timesteps = golden_find(&g, -1, "t")->f, .count = 1});
+        struct unet_request *req = unet_begin(&s->p, net, &c);
         finish(s, &g, "noise", unet_forward(&s->p, net, req, sample, 0), started);
         unet_end(&s->p, &req);
     }
@@ -139,6 +169,23 @@ static void check_picture(struct stage *s, const char *folder)
     golden_close(&g);
 }
 
+static void check_moments(struct stage *s, const char *folder)
+{
+    struct golden g;
+    struct vae *net = NULL;
+    if (!golden_open(&g, folder))
+        return;
+    const struct golden_array *x = golden_find(&g, -1, "pixels");
+    const int *d = x->shape;
+    if (CHECK(vae_load(&net, s->be, component("vae"), NULL, true, &s->err) == 0, "%s", s->err.msg)) {
+        double started = seconds();
+        tensor pixels = tensor_from_host(&s->p, x->f, d[0], d[1], d[2], d[3], DTYPE_F32);
+        finish(s, &g, "moments", vae_encode(&s->p, net, pixels), started);
+    }
+    vae_close(&net);
+    golden_close(&g);
+}
+
 TEST(text_states)
 {
     each_tier(check_states);
@@ -152,6 +199,11 @@ TEST(unet_call)
 TEST(decoded_picture)
 {
     each_tier(check_picture);
+}
+
+TEST(encoded_picture)
+{
+    each_tier(check_moments);
 }
 
 TEST_MAIN()
