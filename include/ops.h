@@ -105,6 +105,13 @@ struct linear_args {
     tensor residual; /* optional [N, H, W, O]: added last */
     bool f32_out;
 };
+/* torch.nn.Conv3d with a kernel of (3, 1, 1) and padding (1, 0, 0), as diffusers' TemporalResnetBlock has it:
+ * x [B * F, H, W, I], the F frames of a video one behind the other -> [B * F, H, W, O],
+ * y[b, f] = sum over k of w[k] x[b, f + k - 1], zeros before the first frame and behind the last. W: a
+ * WEIGHT_CONV2D [O, I, 3, 1], which is torch's [O, I, 3, 1, 1] as it lies. Of A: add_bc, one row a frame
+ * [B * F, 1, 1, O], residual, act and f32_out; the rest must be 0. */
+tensor conv_temporal(pass *p, const weight *w, tensor x, int frames, struct conv2d_args a);
+
 /* torch.nn.Linear over the channels. x [N, H, W, I] -> [N, H, W, O]; WEIGHT_GEGLU -> [N, H, W, O/2],
  * value * gelu(gate) with the exact (erf) gelu, as diffusers' GEGLU. */
 tensor linear(pass *p, const weight *w, tensor x, struct linear_args a);
@@ -155,6 +162,9 @@ tensor randn(pass *p, int n, int h, int w, int c, uint64_t seed, uint64_t offset
 enum { LINCOMB_MAX = 6 };
 /* sum over i of coef[i] * x[i], all F32 and of one shape, count <= LINCOMB_MAX. */
 tensor lincomb(pass *p, int count, const float *coef, const tensor *x);
+/* The same with guide(x[pair], scale) in the place of x[pair], which is [2N, ...]: guidance and the
+ * scheduler's step in one pass over the latents, with the bits that the two ops give. */
+tensor lincomb_guided(pass *p, int count, const float *coef, const tensor *x, int pair, float scale);
 /* Classifier-free guidance: e [2N, ...] = unconditional half, conditional half -> u + scale * (c - u), [N,
  * ...], F32. */
 tensor guide(pass *p, tensor e, float scale);
@@ -177,6 +187,8 @@ int to_rgb8(pass *p, tensor x, uint8_t *host);
 #define OPS_LIST(X)                                                                                          \
     X(conv2d,                                                                                                \
       (struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a, struct error *))  \
+    X(conv_temporal, (struct backend *, tensor y, tensor x, const weight *w, int frames,                     \
+                      const struct conv2d_args *a, struct error *))                                          \
     X(linear,                                                                                                \
       (struct backend *, tensor y, tensor x, const weight *w, const struct linear_args *a, struct error *))  \
     X(attention, (struct backend *, tensor y, tensor q, tensor k, tensor v, const struct attention_args *a,  \
@@ -197,7 +209,8 @@ int to_rgb8(pass *p, tensor x, uint8_t *host);
     X(repeat_batch, (struct backend *, tensor y, tensor x, struct error *))                                  \
     X(convert, (struct backend *, tensor y, tensor x, struct error *))                                       \
     X(randn, (struct backend *, tensor y, uint64_t seed, uint64_t offset, enum dtype round, struct error *)) \
-    X(lincomb, (struct backend *, tensor y, int count, const float *coef, const tensor *x, struct error *))  \
+    X(lincomb, (struct backend *, tensor y, int count, const float *coef, const tensor *x, int pair,         \
+                float scale, struct error *)) /* pair < 0: none */                                           \
     X(guide, (struct backend *, tensor y, tensor e, float scale, struct error *))                            \
     X(clip, (struct backend *, tensor y, tensor x, float lo, float hi, struct error *))                      \
     X(from_host, (struct backend *, tensor y, const float *host, struct error *))                            \

@@ -177,6 +177,27 @@ tensor conv2d(pass *p, const weight *w, tensor x, struct conv2d_args a)
     return y;
 }
 
+tensor conv_temporal(pass *p, const weight *w, tensor x, int frames, struct conv2d_args a)
+{
+    tensor y = {.n = x.n, .h = x.h, .w = x.w, .c = w->out_c};
+    if (pass_failed(p))
+        return y;
+    if (w->kind != WEIGHT_CONV2D || x.c != w->in_c || w->kw != 1 || w->kh % 2 == 0)
+        bad_shape(p, "conv_temporal", x, "does not fit the kernel");
+    else if (frames < 1 || x.n % frames != 0)
+        bad_shape(p, "conv_temporal", x, "is no whole number of videos");
+    else if (a.stride > 1 || a.upsample || a.pad_end)
+        error_set(p->err, ERR_INTERNAL, "conv_temporal: it has no stride, no upsampling and no pad_end");
+    else if (a.add_bc.data && (a.add_bc.c != w->out_c || tensor_rows(a.add_bc) != (size_t)x.n))
+        bad_shape(p, "conv_temporal", a.add_bc, "is not [B * F, 1, 1, O]");
+    else if (a.residual.data && !same_shape(a.residual, y))
+        bad_shape(p, "conv_temporal", a.residual, "as residual is not the output's shape");
+    y = tensor_new(p, y.n, y.h, y.w, y.c, a.f32_out ? DTYPE_F32 : p->be->dtype);
+    if (!pass_failed(p))
+        p->be->ops.conv_temporal(p->be, y, x, w, frames, &a, p->err);
+    return y;
+}
+
 tensor linear(pass *p, const weight *w, tensor x, struct linear_args a)
 {
     bool geglu = w->kind == WEIGHT_GEGLU;
@@ -352,7 +373,27 @@ tensor lincomb(pass *p, int count, const float *coef, const tensor *x)
         check_f32(p, "lincomb", x[i], x[0]);
     tensor y = tensor_new(p, x[0].n, x[0].h, x[0].w, x[0].c, DTYPE_F32);
     if (!pass_failed(p))
-        p->be->ops.lincomb(p->be, y, count, coef, x, p->err);
+        p->be->ops.lincomb(p->be, y, count, coef, x, -1, 0, p->err);
+    return y;
+}
+
+tensor lincomb_guided(pass *p, int count, const float *coef, const tensor *x, int pair, float scale)
+{
+    if (!pass_failed(p) && (count < 1 || count > LINCOMB_MAX || pair < 0 || pair >= count))
+        error_set(p->err, ERR_INTERNAL, "lincomb_guided: %d terms, number %d a pair", count, pair);
+    tensor y = {0};
+    if (pass_failed(p))
+        return y;
+    tensor half = tensor_batch(x[pair], 0, x[pair].n / 2);
+    check_f32(p, "lincomb_guided", x[pair], x[pair]);
+    if (!pass_failed(p) && x[pair].n % 2 != 0)
+        bad_shape(p, "lincomb_guided", x[pair], "has no two halves");
+    for (int i = 0; i < count && !pass_failed(p); i++)
+        if (i != pair)
+            check_f32(p, "lincomb_guided", x[i], half);
+    y = tensor_new(p, half.n, half.h, half.w, half.c, DTYPE_F32);
+    if (!pass_failed(p))
+        p->be->ops.lincomb(p->be, y, count, coef, x, pair, scale, p->err);
     return y;
 }
 

@@ -22,6 +22,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import get_timestep_embedding
+from diffusers.models.resnet import TemporalResnetBlock
 from diffusers.models.upsampling import Upsample2D
 
 VERSION, INTS, FLOATS, ARRAYS = 1, 16, 8, 8
@@ -90,6 +91,42 @@ def conv2d():
     yield conv_module_case(Upsample2D(12, use_conv=True), torch.randn(1, 12, 3, 5), True, 1, False)
     yield conv_module_case(Downsample2D(12, use_conv=True, padding=1), torch.randn(1, 12, 7, 6), False, 2, False)
     yield conv_module_case(Downsample2D(12, use_conv=True, padding=0), torch.randn(1, 12, 6, 8), False, 2, True)
+
+
+def conv_temporal_case(b, f, h, w, c, o, act=0, bias=True, bc=False, res=False):
+    """ints: videos frames h w c o act; arrays: x, w, bias, add_bc, residual, y."""
+    conv = torch.nn.Conv3d(c, o, (3, 1, 1), padding=(1, 0, 0), bias=bias)
+    x = torch.randn(b, c, f, h, w)
+    y = conv(x)
+    add = torch.randn(b, f, o) if bc else None
+    y = ACTS[act](y + add.permute(0, 2, 1)[..., None, None] if bc else y)
+    residual = torch.randn_like(y) if res else None
+    y = y + residual if res else y
+
+    def frames(v):
+        """[B, C, F, H, W] -> [B * F, H, W, C]."""
+        return None if v is None else nhwc(v.transpose(1, 2).flatten(0, 1))
+
+    arrays = [frames(x), conv.weight.reshape(o, c, 3, 1), conv.bias, add.reshape(b * f, 1, 1, o) if bc else None]
+    return case([b, f, h, w, c, o, act], [], arrays + [frames(residual), frames(y)])
+
+
+def temporal_resnet_case(b, f, h, w, c):
+    """The second half of diffusers' TemporalResnetBlock: a convolution of frames and the sum with its input."""
+    block = TemporalResnetBlock(c, c, temb_channels=None, eps=1e-5)
+    x = torch.randn(b, c, f, h, w)
+    hidden = block.nonlinearity(block.norm2(block.conv1(block.nonlinearity(block.norm1(x)))))
+    arrays = [hidden, x, block(x, None)]
+    hidden, x, y = [nhwc(v.transpose(1, 2).flatten(0, 1)) for v in arrays]
+    return case([b, f, h, w, c, c, 0], [], [hidden, block.conv2.weight.reshape(c, c, 3, 1), block.conv2.bias, None, x, y])
+
+
+def conv_temporal():
+    yield conv_temporal_case(1, 1, 2, 3, 5, 7)
+    yield conv_temporal_case(2, 5, 3, 2, 8, 12, bc=True, res=True)
+    yield conv_temporal_case(1, 4, 3, 3, 6, 33, act=1, bc=True)
+    yield conv_temporal_case(2, 2, 1, 4, 16, 8, bias=False)
+    yield temporal_resnet_case(2, 3, 3, 4, 32)
 
 
 def linear_case(n, h, w, c, o, act=0, bias=True, res=False):
@@ -239,12 +276,19 @@ def convert():
 
 
 def lincomb():
-    """ints: terms; floats: coefficients; arrays: x ..., then at 6 the sum."""
+    """ints: terms, 1 + the place of a guided pair or 0; floats: coefficients, then at 6 the scale; arrays: x ..., then
+    at 6 the sum."""
     for terms in (1, 2, 6):
         coef = torch.randn(terms)
         x = [torch.randn(1, 3, 4, 5) for _ in range(terms)]
         total = sum(c.double() * v.double() for c, v in zip(coef, x)).float()
         yield case([terms], coef.tolist(), x + [None] * (6 - terms) + [total])
+    # A step of Euler under guidance, as StableDiffusionPipeline and EulerDiscreteScheduler have it.
+    coef, sample, pair = [1.0, -0.73], torch.randn(1, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    uncond, text = pair.chunk(2)
+    e = uncond + 7.5 * (text - uncond)
+    total = (sample.double() + float(np.float32(coef[1])) * e.double()).float()
+    yield case([2, 2], coef + [0.0] * 4 + [7.5], [sample, pair] + [None] * 4 + [total])
 
 
 def guide():
@@ -273,6 +317,7 @@ def to_rgb8():
 
 OPS = {
     "conv2d": conv2d,
+    "conv_temporal": conv_temporal,
     "linear": linear,
     "attention": attention,
     "group_norm": lambda: group_norm_cases(0),

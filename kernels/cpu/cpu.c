@@ -130,6 +130,7 @@ static void close_cpu(struct backend *be)
 static void serve(struct backend *be, const struct tier *t)
 {
     SERVE(be, conv2d, cpu_conv2d, t->name);
+    SERVE(be, conv_temporal, cpu_conv_temporal, t->name);
     SERVE(be, linear, cpu_linear, t->name);
     SERVE(be, attention, cpu_attention, t->name);
     SERVE(be, group_norm, cpu_group_norm, t->name);

@@ -187,6 +187,12 @@ static void prefetch_output(const struct gemm_args *a, int p, size_t first, int 
             __asm__ volatile("prefetchw %0" : : "m"(y[at])); /* no operation where the CPU lacks it */
 }
 
+/* Positions of the output that share a row of add_bc. */
+static size_t add_positions(const struct gemm_args *a)
+{
+    return a->add_positions ? a->add_positions : (size_t)a->y.h * (size_t)a->y.w;
+}
+
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
                  size_t first, int count)
 {
@@ -213,7 +219,7 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
         f.residual_type = a->residual.dtype;
     }
     if (a->add_bc.data) {
-        size_t n = a->add_bc.n == 1 ? 0 : first / ((size_t)a->y.h * (size_t)a->y.w);
+        size_t n = a->add_bc.n == 1 ? 0 : first / add_positions(a);
         f.add = (const char *)a->add_bc.data +
                 (n * (size_t)a->add_bc.ld + (size_t)col) * dtype_size(a->add_bc.dtype);
         f.add_type = a->add_bc.dtype;
@@ -224,7 +230,7 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
 /* Rows FIRST .. FIRST + ROWS of panel P, which may belong to several pictures. */
 static void finish_rows(const struct job *job, int p, const float *c, size_t first, int rows)
 {
-    size_t picture = (size_t)job->oh * (size_t)job->ow;
+    size_t picture = add_positions(job->a);
     for (int done = 0; done < rows;) {
         size_t at = first + (size_t)done;
         int run = rows - done;
@@ -470,6 +476,30 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
         .act = a->act,
     };
     return winograd_suits(be->state, &g) ? winograd_run(be, &g) : gemm_run(be, &g, err);
+}
+
+/* The frames of a video seen as the rows of a picture whose columns are all pixels of a frame. */
+static tensor frames_as_rows(tensor x, int frames)
+{
+    x.n /= frames;
+    x.w *= x.h;
+    x.h = frames;
+    return x;
+}
+
+int cpu_conv_temporal(struct backend *be, tensor y, tensor x, const weight *w, int frames,
+                      const struct conv2d_args *a, struct error *err)
+{
+    struct gemm_args g = {
+        .y = frames_as_rows(y, frames),
+        .x = frames_as_rows(x, frames),
+        .w = w,
+        .add_bc = a->add_bc,
+        .add_positions = (size_t)y.h * (size_t)y.w,
+        .residual = a->residual,
+        .act = a->act,
+    };
+    return gemm_run(be, &g, err);
 }
 
 int cpu_linear(struct backend *be, tensor y, tensor x, const weight *w, const struct linear_args *a,

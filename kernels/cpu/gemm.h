@@ -10,6 +10,7 @@ struct gemm_args {
     int stride; /* 0 means 1 */
     bool upsample, pad_end;
     tensor add_bc, residual; /* data NULL: none */
+    size_t add_positions;    /* outputs that share a row of add_bc; 0: those of a picture */
     enum act act;
     bool geglu;
 };

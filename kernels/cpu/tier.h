@@ -178,6 +178,8 @@ extern const struct row_ops rows_avx2, rows_avx512;
 /* The slots, in the files named after them. */
 int cpu_conv2d(struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a,
                struct error *);
+int cpu_conv_temporal(struct backend *, tensor y, tensor x, const weight *w, int frames,
+                      const struct conv2d_args *a, struct error *err);
 int cpu_linear(struct backend *, tensor y, tensor x, const weight *w, const struct linear_args *a,
                struct error *);
 int cpu_attention(struct backend *, tensor y, tensor q, tensor k, tensor v, const struct attention_args *a,

@@ -3,7 +3,8 @@
  * One kernel over all of them: a thread takes two pieces (16 bytes of the narrower side, rows.cuh) a block
  * apart and loads both before it uses the first: 64 KB under way on a full multiprocessor, twice what 4.3
  * TB/s need at the latency of an H200. Tensors without gaps between rows are one long row. No shared memory,
- * under 40 registers.
+ * under 40 registers. lincomb takes guidance in on its way: one read of both halves in place of a launch that
+ * writes what the next one reads.
  *
  * Bytes: silu, convert and clip 1 read and 1 write, add and guide 2 and 1, lincomb one read a term. Our
  * networks fuse all large ones into the matrix products: what is left in SD-Turbo 512 are latents of 64 KB,
@@ -12,16 +13,19 @@
 
 namespace {
 
-enum { THREADS = 256 };
+/* A guided pair's second half has the last place to itself. */
+enum { THREADS = 256, INPUTS_MAX = LINCOMB_MAX + 1 };
 
 struct number_args {
     void *y;
-    const void *x[LINCOMB_MAX];
-    size_t y_ld, x_ld[LINCOMB_MAX]; /* numbers from row to row */
+    const void *x[INPUTS_MAX];     /* NULL: not there */
+    size_t y_ld, x_ld[INPUTS_MAX]; /* numbers from row to row */
     size_t items;                   /* pieces, in all rows */
     size_t columns;                 /* pieces in a row */
     float value[LINCOMB_MAX];       /* coefficients, limits, scale */
-    int y_type, x_type[LINCOMB_MAX], count;
+    int y_type, x_type[INPUTS_MAX];
+    int count, pair; /* of lincomb: terms; which of them is a guided pair, or -1 */
+    float scale;     /* of the pair */
 };
 
 struct silu_op {
@@ -56,25 +60,31 @@ struct clip_op { /* a NaN stays a NaN */
     }
 };
 
-struct guide_op { /* unconditional, conditional; no fused product, so that all backends give the same bits */
+/* No fused product, so that all backends give the same bits. */
+DEVICE float guided(float unconditional, float conditional, float scale)
+{
+    return __fadd_rn(unconditional, __fmul_rn(scale, __fadd_rn(conditional, -unconditional)));
+}
+
+struct guide_op {
     enum { INPUTS = 2, DEPTH = 2 };
     static DEVICE float run(const number_args &a, const float x[])
     {
-        return __fadd_rn(x[0], __fmul_rn(a.value[0], __fadd_rn(x[1], -x[0])));
+        return guided(x[0], x[1], a.value[0]);
     }
 };
 
 /* In double as ref has it: the coefficients often cancel. A product of two fp32 is exact in it, fused or not,
  * so the bits are ref's. Latents are small enough for GPUs with few double units. */
 struct lincomb_op {
-    enum { INPUTS = LINCOMB_MAX, DEPTH = 1 }; /* six loads at once are enough */
+    enum { INPUTS = INPUTS_MAX, DEPTH = 1 }; /* so many loads at once are enough */
     static DEVICE float run(const number_args &a, const float x[])
     {
         double sum = 0;
         UNROLL
         for (int k = 0; k < LINCOMB_MAX; k++)
             if (k < a.count)
-                sum += (double)a.value[k] * (double)x[k];
+                sum += (double)a.value[k] * (double)(k == a.pair ? guided(x[k], x[LINCOMB_MAX], a.scale) : x[k]);
         return (float)sum;
     }
 };
@@ -93,7 +103,7 @@ __global__ void __launch_bounds__(THREADS) number_pieces(number_args a)
         to[u] = row * a.y_ld + at * V;
         UNROLL
         for (int k = 0; k < OP::INPUTS; k++)
-            if ((int)OP::INPUTS < (int)LINCOMB_MAX || k < a.count)
+            if ((int)OP::INPUTS < (int)INPUTS_MAX || a.x[k])
                 in[u][k] = load_piece<TX, V>(a.x[k], row * a.x_ld[k] + at * V);
             else
                 in[u][k] = piece<TX, V>{};
@@ -129,7 +139,7 @@ template <class OP> __global__ void __launch_bounds__(THREADS) number_any(number
     find_item(item, a.columns, &row, &at);
     UNROLL
     for (int k = 0; k < OP::INPUTS; k++)
-        x[k] = k < a.count ? load_any(a.x[k], a.x_type[k], row * a.x_ld[k] + at) : 0;
+        x[k] = a.x[k] ? load_any(a.x[k], a.x_type[k], row * a.x_ld[k] + at) : 0;
     store_any(a.y, a.y_type, row * a.y_ld + at, OP::run(a, x));
 }
 
@@ -140,6 +150,8 @@ static bool number_setup(struct number_args *a, tensor y, int count, const tenso
     bool flat = rows_touch(y), pieces = rows_aligned(y);
     memset(a, 0, sizeof *a);
     for (int k = 0; k < count; k++) {
+        if (!x[k].data)
+            continue;
         flat = flat && rows_touch(x[k]);
         pieces = pieces && rows_aligned(x[k]);
         a->x[k] = x[k].data;
@@ -149,7 +161,6 @@ static bool number_setup(struct number_args *a, tensor y, int count, const tenso
     a->y = y.data;
     a->y_ld = (size_t)y.ld;
     a->y_type = y.dtype;
-    a->count = count;
     a->columns = flat ? tensor_count(y) : (size_t)y.c;
     pieces = pieces && a->columns % (size_t)v == 0;
     if (pieces)
@@ -173,7 +184,7 @@ static int run_pieces(struct backend *be, const number_args &a, struct error *er
 static bool all_of(enum dtype type, tensor y, int count, const tensor *x)
 {
     for (int k = 0; k < count; k++)
-        if (x[k].dtype != type)
+        if (x[k].data && x[k].dtype != type)
             return false;
     return y.dtype == type;
 }
@@ -190,16 +201,23 @@ static int run_half(struct backend *be, tensor y, int count, const tensor *x, st
     return run_any<OP>(be, a, err);
 }
 
-/* clip, guide and lincomb: latents. */
+/* clip, guide and lincomb: latents. HOW: their own numbers. */
+struct float_how {
+    int count, pair;
+    float value[LINCOMB_MAX], scale;
+};
+
 template <class OP>
-static int run_float(struct backend *be, tensor y, int count, const tensor *x, int values, const float *value,
+static int run_float(struct backend *be, tensor y, int count, const tensor *x, const float_how &how,
                      struct error *err)
 {
     number_args a;
     bool floats = all_of(DTYPE_F32, y, count, x);
     bool pieces = number_setup(&a, y, count, x, floats ? 4 : 1) && floats;
-    for (int i = 0; i < values; i++)
-        a.value[i] = value[i];
+    memcpy(a.value, how.value, sizeof a.value);
+    a.count = how.count;
+    a.pair = how.pair;
+    a.scale = how.scale;
     return pieces ? run_pieces<OP, float, float, 4>(be, a, err) : run_any<OP>(be, a, err);
 }
 
@@ -234,18 +252,25 @@ int cuda_convert(struct backend *be, tensor y, tensor x, struct error *err)
 
 int cuda_clip(struct backend *be, tensor y, tensor x, float lo, float hi, struct error *err)
 {
-    float limits[2] = {lo, hi};
-    return run_float<clip_op>(be, y, 1, &x, 2, limits, err);
+    return run_float<clip_op>(be, y, 1, &x, {1, -1, {lo, hi}, 0}, err);
 }
 
 int cuda_guide(struct backend *be, tensor y, tensor e, float scale, struct error *err)
 {
     tensor x[2] = {tensor_batch(e, 0, y.n), tensor_batch(e, y.n, y.n)};
-    return run_float<guide_op>(be, y, 2, x, 1, &scale, err);
+    return run_float<guide_op>(be, y, 2, x, {2, -1, {scale}, 0}, err);
 }
 
-int cuda_lincomb(struct backend *be, tensor y, int count, const float *coef, const tensor *x,
-                 struct error *err)
+int cuda_lincomb(struct backend *be, tensor y, int count, const float *coef, const tensor *x, int pair,
+                 float scale, struct error *err)
 {
-    return run_float<lincomb_op>(be, y, count, x, count, coef, err);
+    tensor in[INPUTS_MAX] = {};
+    float_how how = {count, pair, {}, scale};
+    for (int k = 0; k < count; k++) {
+        in[k] = k == pair ? tensor_batch(x[k], 0, y.n) : x[k];
+        how.value[k] = coef[k];
+    }
+    if (pair >= 0)
+        in[LINCOMB_MAX] = tensor_batch(x[pair], y.n, y.n);
+    return run_float<lincomb_op>(be, y, INPUTS_MAX, in, how, err);
 }

@@ -63,9 +63,11 @@ struct gemm {
     int outputs;                /* numbers in a row of y */
     int x_ld, y_ld, residual_ld, add_ld;
     int positions;              /* rows of y in one picture */
+    int add_positions;          /* rows of y that share a row of add */
     int height, width, out_w;   /* of x, x, y */
     int in_c, channels;         /* of x, and as packed */
-    int kh, kw, stride, pad, up; /* up: 1 when x is read as upsampled, otherwise 0 */
+    int kh, kw, stride, pad_y, pad_x;
+    int up;                     /* 1 when x is read as upsampled, otherwise 0 */
     int act, geglu, f32_out;
     int vectors;                /* VECTOR_... */
     int tiles_m, tiles_n, splits, split_tiles; /* split_tiles: steps along k of one split */
@@ -133,8 +135,8 @@ template <class T, class S, int GATHER> struct gemm_loader {
             if (GATHER != ROWS) {
                 int n = m / a.positions, p = m - n * a.positions, oy = p / a.out_w;
                 start[i] = n * a.height * a.width;
-                y0[i] = a_valid >> i & 1 ? oy * a.stride - a.pad : INT_MIN / 2;
-                x0[i] = (p - oy * a.out_w) * a.stride - a.pad;
+                y0[i] = a_valid >> i & 1 ? oy * a.stride - a.pad_y : INT_MIN / 2;
+                x0[i] = (p - oy * a.out_w) * a.stride - a.pad_x;
             }
         }
         UNROLL
@@ -344,7 +346,7 @@ template <class T> DEVICE void gemm_finish(const gemm &a, int row, int col, floa
     }
     int count = a.outputs - o;
     if (a.add)
-        add_octet(v, (const T *)a.add + (int64_t)(row / a.positions) * a.add_ld + o, a.vectors & VECTOR_ADD, count);
+        add_octet(v, (const T *)a.add + (int64_t)(row / a.add_positions) * a.add_ld + o, a.vectors & VECTOR_ADD, count);
     activate_octet(a.act, v);
     if (a.residual)
         add_octet(v, (const T *)a.residual + (int64_t)row * a.residual_ld + o, a.vectors & VECTOR_RESIDUAL, count);
@@ -610,9 +612,10 @@ static inline struct conv_call gemm_as_conv(struct backend *be, const struct gem
     c.kh = a.kh;
     c.kw = a.kw;
     c.stride = a.stride;
-    c.pad_top = c.pad_left = a.pad;
-    c.pad_bottom = (c.oh - 1) * a.stride + a.kh - a.height - a.pad; /* no more than the last window needs */
-    c.pad_right = (c.ow - 1) * a.stride + a.kw - a.width - a.pad;
+    c.pad_top = a.pad_y;
+    c.pad_left = a.pad_x;
+    c.pad_bottom = (c.oh - 1) * a.stride + a.kh - a.height - a.pad_y; /* no more than the last window needs */
+    c.pad_right = (c.ow - 1) * a.stride + a.kw - a.width - a.pad_x;
     c.channels = a.channels;
     c.upsample = a.up != 0;
     c.x = a.x;
@@ -666,7 +669,7 @@ template <int GATHER> static void gemm_list_libraries(struct backend *be, struct
             list->o[list->count++] = {GEMM_CUBLASLT_NEXT, 1, 0};
         }
     }
-    if (GATHER == POSITIONS && (a.act == ACT_NONE || a.act == ACT_SILU)) {
+    if (GATHER == POSITIONS && (a.act == ACT_NONE || a.act == ACT_SILU) && a.add_positions == a.positions) {
         struct conv_call c = gemm_as_conv(be, a);
         if (c.pad_bottom >= 0 && c.pad_right >= 0 && cudnn_can_conv(be, &c))
             list->o[list->count++] = {GEMM_CUDNN, 1, 0};
@@ -721,9 +724,9 @@ static int gemm_run_option(struct backend *be, const void *ctx, int i, void *out
 static inline uint64_t gemm_key(struct backend *be, const struct gemm &a, int gather)
 {
     const int parts[] = {gather,         be->dtype, a.rows,    a.cols,           a.depth,           a.outputs, a.kh,
-                         a.kw,           a.stride,  a.pad,     a.height,         a.width,           a.up,      a.geglu,
-                         a.f32_out,      a.act,     a.vectors, a.add != nullptr, a.bias16 != nullptr,
-                         a.residual != nullptr, a.y_ld};
+                         a.kw,           a.stride,  a.pad_y,   a.pad_x,          a.height,          a.width,   a.up,
+                         a.geglu,        a.f32_out, a.act,     a.vectors,        a.add != nullptr,  a.add_positions,
+                         a.bias16 != nullptr, a.residual != nullptr, a.y_ld};
     uint64_t key = 0xcbf29ce484222325u; /* FNV-1a, word by word */
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         key = (key ^ (uint64_t)(unsigned)parts[i]) * 0x100000001b3u;

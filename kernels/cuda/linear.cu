@@ -52,7 +52,7 @@ int gemm_begin(struct backend *be, struct gemm *a, tensor y, tensor x, const wei
     a->y_ld = y.ld;
     a->residual_ld = residual.ld;
     a->add_ld = add.ld;
-    a->positions = a->out_w = a->width = a->rows;
+    a->positions = a->add_positions = a->out_w = a->width = a->rows;
     a->height = a->kh = a->kw = a->stride = 1;
     a->in_c = x.c;
     a->channels = (int)matrix_channels(w);

@@ -44,6 +44,16 @@ static int plan_conv2d(struct backend *be, tensor y, tensor x, const weight *w, 
     return count(be, OP_conv2d, flops, read, (double)w->bytes, tensor_bytes(y));
 }
 
+static int plan_conv_temporal(struct backend *be, tensor y, tensor x, const weight *w, int frames,
+                              const struct conv2d_args *a, struct error *err)
+{
+    (void)frames;
+    (void)err;
+    double flops = 2.0 * (double)tensor_count(y) * w->in_c * w->kh;
+    double read = tensor_bytes(x) + tensor_bytes(a->add_bc) + tensor_bytes(a->residual);
+    return count(be, OP_conv_temporal, flops, read, (double)w->bytes, tensor_bytes(y));
+}
+
 static int plan_linear(struct backend *be, tensor y, tensor x, const weight *w, const struct linear_args *a,
                        struct error *err)
 {
@@ -159,13 +169,14 @@ static int plan_randn(struct backend *be, tensor y, uint64_t seed, uint64_t offs
     return count(be, OP_randn, 0, 0, 0, tensor_bytes(y));
 }
 
-static int plan_lincomb(struct backend *be, tensor y, int terms, const float *coef, const tensor *x,
-                        struct error *err)
+static int plan_lincomb(struct backend *be, tensor y, int terms, const float *coef, const tensor *x, int pair,
+                        float scale, struct error *err)
 {
     (void)coef;
     (void)x;
+    (void)scale;
     (void)err;
-    return count(be, OP_lincomb, 0, terms * tensor_bytes(y), 0, tensor_bytes(y));
+    return count(be, OP_lincomb, 0, (terms + (pair >= 0)) * tensor_bytes(y), 0, tensor_bytes(y));
 }
 
 static int plan_guide(struct backend *be, tensor y, tensor e, float scale, struct error *err)

@@ -1,4 +1,5 @@
-/* torch.nn.Conv2d over NHWC, any kernel size: x [N, H, W, I] -> y [N, OH, OW, O].
+/* torch.nn.Conv2d over NHWC, any kernel size: x [N, H, W, I] -> y [N, OH, OW, O]; and the temporal
+ * convolution, over the frames instead of the rows and columns.
  * Epilogue in this order: bias, add_bc, activation, residual; one rounding at the store. */
 #include "ref.h"
 
@@ -6,7 +7,7 @@ struct conv {
     tensor y, x;
     const weight *w;
     const struct conv2d_args *a;
-    int stride, pad; /* pad: rows above and columns to the left */
+    int stride, pad_y, pad_x; /* rows above and columns to the left */
 };
 
 /* Sums block BLOCK of output position (n, oy, ox) over the kernel and the input channels. */
@@ -15,7 +16,7 @@ static void conv_sum(const struct conv *cv, int block, int n, int oy, int ox, fl
     int scale = cv->a->upsample ? 2 : 1;
     for (int ky = 0; ky < cv->w->kh; ky++) {
         for (int kx = 0; kx < cv->w->kw; kx++) {
-            int iy = oy * cv->stride - cv->pad + ky, ix = ox * cv->stride - cv->pad + kx;
+            int iy = oy * cv->stride - cv->pad_y + ky, ix = ox * cv->stride - cv->pad_x + kx;
             if (iy < 0 || ix < 0 || iy >= cv->x.h * scale || ix >= cv->x.w * scale)
                 continue; /* zero padding */
             const void *row = ref_row(cv->x, ref_row_index(cv->x, n, iy / scale, ix / scale));
@@ -47,7 +48,11 @@ int ref_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
 {
     (void)be;
     (void)err;
-    struct conv cv = {y, x, w, a, a->stride ? a->stride : 1, a->pad_end ? 0 : (w->kh - 1) / 2};
+    struct conv cv = {y, x, w, a, a->stride ? a->stride : 1, 0, 0};
+    if (!a->pad_end) {
+        cv.pad_y = (w->kh - 1) / 2;
+        cv.pad_x = (w->kw - 1) / 2;
+    }
     for (int block = 0; block < ref_blocks(w); block++) {
         for (size_t row = 0; row < tensor_rows(y); row++) {
             int ox = (int)(row % (size_t)y.w), oy = (int)(row / (size_t)y.w % (size_t)y.h);
@@ -55,6 +60,37 @@ int ref_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
             float acc[REF_LANES] = {0};
             conv_sum(&cv, block, n, oy, ox, acc);
             conv_store(&cv, block, row, n, acc);
+        }
+    }
+    return 0;
+}
+
+/* Sums block BLOCK of position PLACE of frame FRAME, counted over all videos. */
+static void temporal_sum(const struct conv *cv, int block, int frames, size_t frame, size_t place,
+                         float acc[REF_LANES])
+{
+    size_t places = (size_t)cv->x.h * (size_t)cv->x.w;
+    for (int k = 0; k < cv->w->kh; k++) {
+        int f = (int)(frame % (size_t)frames) + k - cv->pad_y;
+        if (f < 0 || f >= frames)
+            continue; /* zero padding */
+        size_t row = (frame - frame % (size_t)frames + (size_t)f) * places + place;
+        ref_accumulate(acc, ref_row(cv->x, row), cv->x.dtype, cv->x.c, ref_block(cv->w, block, k));
+    }
+}
+
+int ref_conv_temporal(struct backend *be, tensor y, tensor x, const weight *w, int frames,
+                      const struct conv2d_args *a, struct error *err)
+{
+    (void)be;
+    (void)err;
+    struct conv cv = {y, x, w, a, 1, (w->kh - 1) / 2, 0};
+    size_t places = (size_t)y.h * (size_t)y.w;
+    for (int block = 0; block < ref_blocks(w); block++) {
+        for (size_t row = 0; row < tensor_rows(y); row++) {
+            float acc[REF_LANES] = {0};
+            temporal_sum(&cv, block, frames, row / places, row % places, acc);
+            conv_store(&cv, block, row, (int)(row / places), acc);
         }
     }
     return 0;

@@ -49,17 +49,28 @@ int ref_clip(struct backend *be, tensor y, tensor x, float lo, float hi, struct 
     return 0;
 }
 
+/* Number I of row ROW of guide(e, scale); the second half of E begins ROWS rows further on. */
+static float guided(tensor e, size_t rows, size_t row, size_t i, float scale)
+{
+    float u = half_load(ref_row(e, row), e.dtype, i), c = half_load(ref_row(e, rows + row), e.dtype, i);
+    return u + scale * (c - u);
+}
+
 /* The products are summed in double: the sampler's coefficients often cancel. */
-int ref_lincomb(struct backend *be, tensor y, int count, const float *coef, const tensor *x,
-                struct error *err)
+int ref_lincomb(struct backend *be, tensor y, int count, const float *coef, const tensor *x, int pair,
+                float scale, struct error *err)
 {
     (void)be;
     (void)err;
-    for (size_t row = 0; row < tensor_rows(y); row++) {
+    size_t rows = tensor_rows(y);
+    for (size_t row = 0; row < rows; row++) {
         for (size_t i = 0; i < (size_t)y.c; i++) {
             double sum = 0;
-            for (int k = 0; k < count; k++)
-                sum += (double)coef[k] * (double)half_load(ref_row(x[k], row), x[k].dtype, i);
+            for (int k = 0; k < count; k++) {
+                float v = k == pair ? guided(x[k], rows, row, i, scale)
+                                    : half_load(ref_row(x[k], row), x[k].dtype, i);
+                sum += (double)coef[k] * (double)v;
+            }
             half_store(ref_row(y, row), y.dtype, i, (float)sum);
         }
     }
@@ -71,12 +82,8 @@ int ref_guide(struct backend *be, tensor y, tensor e, float scale, struct error 
     (void)be;
     (void)err;
     size_t rows = tensor_rows(y);
-    for (size_t row = 0; row < rows; row++) {
-        for (size_t i = 0; i < (size_t)y.c; i++) {
-            float u = half_load(ref_row(e, row), e.dtype, i),
-                  c = half_load(ref_row(e, rows + row), e.dtype, i);
-            half_store(ref_row(y, row), y.dtype, i, u + scale * (c - u));
-        }
-    }
+    for (size_t row = 0; row < rows; row++)
+        for (size_t i = 0; i < (size_t)y.c; i++)
+            half_store(ref_row(y, row), y.dtype, i, guided(e, rows, row, i, scale));
     return 0;
 }

@@ -10,6 +10,7 @@
 
 static const struct op_check *const ops[] = {
     &check_conv2d,
+    &check_conv_temporal,
     &check_linear,
     &check_attention,
     &check_group_norm,

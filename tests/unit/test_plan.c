@@ -47,6 +47,41 @@ TEST(convolution_by_hand)
     backend_close(&k.be);
 }
 
+TEST(temporal_convolution_by_hand)
+{
+    struct walk k;
+    if (walk_open(&k))
+        return;
+    weight w = fake_weight(WEIGHT_CONV2D, 5, 4, 3, 1000);
+    w.kw = 1;
+    tensor x = tensor_new(&k.p, 6, 2, 3, 4, DTYPE_F32), bc = tensor_new(&k.p, 6, 1, 1, 5, DTYPE_F32);
+    tensor y = conv_temporal(&k.p, &w, x, 3, (struct conv2d_args){.add_bc = bc});
+    const struct plan_count *c = &plan_report(k.be)->op[OP_conv_temporal];
+    CHECK(k.err.code == 0, "%s", k.err.msg);
+    CHECK(y.n == 6 && y.h == 2 && y.w == 3 && y.c == 5);
+    CHECK(c->calls == 1 && c->flops == 2.0 * 6 * 2 * 3 * 5 * 4 * 3);
+    CHECK(c->read == 4.0 * (6 * 2 * 3 * 4 + 6 * 5) + 1000 && c->written == 4.0 * 6 * 2 * 3 * 5);
+    conv_temporal(&k.p, &w, x, 4, (struct conv2d_args){0});
+    CHECK(k.err.code == ERR_INTERNAL && strstr(k.err.msg, "whole number of videos"), "%s", k.err.msg);
+    backend_close(&k.be);
+}
+
+TEST(guided_sum_by_hand)
+{
+    struct walk k;
+    if (walk_open(&k))
+        return;
+    tensor x[2] = {tensor_new(&k.p, 1, 2, 2, 4, DTYPE_F32), tensor_new(&k.p, 2, 2, 2, 4, DTYPE_F32)};
+    const float coef[2] = {1, -0.5f};
+    tensor y = lincomb_guided(&k.p, 2, coef, x, 1, 7.5f);
+    CHECK(k.err.code == 0, "%s", k.err.msg);
+    CHECK(y.n == 1 && y.h == 2 && y.w == 2 && y.c == 4 && y.dtype == DTYPE_F32);
+    CHECK(plan_report(k.be)->op[OP_lincomb].read == 4.0 * 3 * 16);
+    lincomb_guided(&k.p, 2, coef, x, 0, 7.5f); /* the pair is the other one */
+    CHECK(k.err.code == ERR_INTERNAL, "%s", k.err.msg);
+    backend_close(&k.be);
+}
+
 TEST(attention_and_linear_by_hand)
 {
     struct walk k;
