@@ -39,6 +39,9 @@ enum { SAFETY_CONCEPTS = 17, SAFETY_SPECIALS = 3 };
 int safety_checker_load(struct safety_checker **net, struct backend *be, const char *dir, const char *variant,
                         struct error *err);
 void safety_checker_close(struct safety_checker **net);
+/* Whether two checkers are the same network, up to the rounding of a half-precision file: SD 1.x repositories
+ * carry copies of the one that CompVis published. */
+bool safety_checker_same(const struct safety_checker *a, const struct safety_checker *b);
 int safety_checker_side(const struct safety_checker *net);       /* pixels of a side of what it reads: 224 */
 int safety_checker_projection(const struct safety_checker *net); /* numbers of a picture's embedding */
 /* PIXELS [side, side, 3] on the host, resized and normalised (pipelines/safety.c) -> the picture's projected

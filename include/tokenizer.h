@@ -21,6 +21,8 @@ struct tokenizer;
 /* Reads DIR/tokenizer.json, or DIR/vocab.json and DIR/merges.txt, and, where present,
  * DIR/tokenizer_config.json and special_tokens_map.json (the pad token differs between SD 1.x and 2.x). */
 int tokenizer_load(struct tokenizer **t, const char *dir, struct error *err);
+/* The same, padded with the token PAD whatever the files say (NULL: as they say). */
+int tokenizer_load_padded(struct tokenizer **t, const char *dir, const char *pad, struct error *err);
 void tokenizer_close(struct tokenizer **t);
 int tokenizer_vocab(const struct tokenizer *t);      /* highest id + 1 */
 int tokenizer_max_length(const struct tokenizer *t); /* model_max_length, 0 when the model does not say */

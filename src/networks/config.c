@@ -6,17 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model_files.h"
+
 enum { CONFIG_MAX = 1 << 20 };
 
 int config_open(struct config *c, const char *dir, struct error *err)
 {
-    char path[4096];
     *c = (struct config){.r = {.err = err}};
-    if (snprintf(path, sizeof(path), "%s/config.json", dir) >= (int)sizeof(path))
-        return error_set(err, ERR_INVALID, "the path of config.json is too long");
     const char *slash = strrchr(dir, '/');
     snprintf(c->label, sizeof(c->label), "%.200s/config.json", slash && slash[1] ? slash + 1 : dir);
-    c->root = json_read_file(path, CONFIG_MAX, err);
+    c->root = model_json(dir, "config.json", CONFIG_MAX, err);
     if (!c->root)
         return err->code;
     c->r.object = c->root;

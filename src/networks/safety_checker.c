@@ -196,6 +196,25 @@ void safety_checker_close(struct safety_checker **net)
     *net = NULL;
 }
 
+/* Whether A[n] and B[n] differ by no more than half precision does. */
+static bool near(const float *a, const float *b, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!(fabsf(a[i] - b[i]) <= 1e-3f * (1 + fabsf(a[i]))))
+            return false;
+    return true;
+}
+
+bool safety_checker_same(const struct safety_checker *a, const struct safety_checker *b)
+{
+    return a->side == b->side && a->patch == b->patch && a->width == b->width && a->layers == b->layers &&
+           a->projection == b->projection &&
+           near(a->start, b->start, (size_t)token_count(a) * (size_t)a->width) &&
+           near(a->vectors, b->vectors, (SAFETY_CONCEPTS + SAFETY_SPECIALS) * (size_t)a->projection) &&
+           near(a->concept_threshold, b->concept_threshold, SAFETY_CONCEPTS) &&
+           near(a->special_threshold, b->special_threshold, SAFETY_SPECIALS);
+}
+
 int safety_checker_side(const struct safety_checker *net)
 {
     return net->side;

@@ -1,7 +1,6 @@
 /* scheduler_config.json -> struct scheduler_config. Unknown keys are ignored, as diffusers does; an unknown
  * value of a known key, or a known one that is not built, is refused by name. */
 #include <cjson/cJSON.h>
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,6 +8,7 @@
 
 #include "internal.h"
 #include "json.h"
+#include "model_files.h"
 
 enum { CONFIG_BYTES_MAX = 1 << 20, TRAIN_STEPS_MAX = 100000 };
 
@@ -68,40 +68,20 @@ static void blank_python_numbers(char *text)
     }
 }
 
-static cJSON *read_config(const char *path, struct error *err)
+/* PATH: the file's name for error texts. */
+static cJSON *read_config(const char *dir, const char *path, struct error *err)
 {
-    cJSON *tree = NULL;
-    char *text = malloc(CONFIG_BYTES_MAX + 1);
-    FILE *f = fopen(path, "rb");
-    if (!text || !f) {
-        error_set(err,
-                  !text             ? ERR_NOMEM
-                  : errno == ENOENT ? ERR_NOT_FOUND
-                                    : ERR_IO,
-                  "%s: %s", path, strerror(text ? errno : ENOMEM));
-        goto done;
-    }
-    size_t len = fread(text, 1, CONFIG_BYTES_MAX + 1, f);
-    if (ferror(f)) {
-        error_set(err, ERR_IO, "%s: cannot be read", path);
-        goto done;
-    }
-    if (len > CONFIG_BYTES_MAX) {
-        error_set(err, ERR_FORMAT, "%s: larger than the %d bytes that are allowed", path, CONFIG_BYTES_MAX);
-        goto done;
-    }
-    text[len] = '\0';
+    char *text = model_text(dir, "scheduler_config.json", CONFIG_BYTES_MAX, err);
+    if (!text)
+        return NULL;
     blank_python_numbers(text);
-    tree = cJSON_ParseWithLengthOpts(text, len + 1, NULL, 1);
+    cJSON *tree = cJSON_ParseWithLengthOpts(text, strlen(text) + 1, NULL, 1);
     if (!tree || !cJSON_IsObject(tree)) {
         error_set(err, ERR_FORMAT, "%s: not a JSON object", path);
         cJSON_Delete(tree);
         tree = NULL;
     }
-done:
     free(text);
-    if (f)
-        fclose(f);
     return tree;
 }
 
@@ -337,7 +317,7 @@ int scheduler_config_load(struct scheduler_config **out, const char *dir, struct
         err = &local;
     if ((size_t)snprintf(path, sizeof path, "%s/scheduler_config.json", dir) >= sizeof path)
         return error_set(err, ERR_INVALID, "the path to scheduler_config.json is too long");
-    if (!(tree = read_config(path, err)))
+    if (!(tree = read_config(dir, path, err)))
         return err->code;
     c = calloc(1, sizeof *c);
     struct json_reader r = {tree, path, err};

@@ -294,7 +294,19 @@ static cJSON *read_optional(const char *path, struct error *err)
     return tree;
 }
 
-int special_read(struct special_tokens *s, const struct vocab *v, const char *dir, struct error *err)
+/* The files say that PAD pads. */
+static void set_pad(struct reader *r, const char *pad)
+{
+    cJSON_DeleteItemFromObjectCaseSensitive(r->map, "pad_token");
+    if (!r->config)
+        r->config = cJSON_CreateObject();
+    cJSON_DeleteItemFromObjectCaseSensitive(r->config, "pad_token");
+    if (!cJSON_AddStringToObject(r->config, "pad_token", pad))
+        error_set(r->err, ERR_NOMEM, "no memory for the tokenizer's special tokens");
+}
+
+int special_read(struct special_tokens *s, const struct vocab *v, const char *dir, const char *pad,
+                 struct error *err)
 {
     static const char *const files[] = {"tokenizer_config.json", "special_tokens_map.json",
                                         "added_tokens.json"};
@@ -316,6 +328,8 @@ int special_read(struct special_tokens *s, const struct vocab *v, const char *di
         r->map = read_optional(r->path[1], err);
         r->added = read_optional(r->path[2], err);
     }
+    if (!err->code && pad)
+        set_pad(r, pad);
     if (!err->code)
         read_tokens(r);
     if (!err->code)

@@ -23,8 +23,9 @@ struct special_tokens {
 };
 
 /* Reads tokenizer_config.json, special_tokens_map.json and added_tokens.json of DIR, each where present, by
- * the rules of transformers' from_pretrained. */
-int special_read(struct special_tokens *s, const struct vocab *v, const char *dir, struct error *err);
+ * the rules of transformers' from_pretrained. PAD, unless NULL, takes the place of their pad_token. */
+int special_read(struct special_tokens *s, const struct vocab *v, const char *dir, const char *pad,
+                 struct error *err);
 void special_free(struct special_tokens *s);
 /* The longest added token at AT[0, LEN), of those whose normalized flag is NORMALIZED; NULL: none. */
 const struct added_token *special_match(const struct special_tokens *s, bool normalized, const uint32_t *at,

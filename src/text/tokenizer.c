@@ -28,7 +28,8 @@ static int join_path(char *out, const char *dir, const char *name, struct error 
 }
 
 /* tokenizer.json counts before the two older files where both are there, as in transformers 5. */
-static int load_files(struct tokenizer *t, struct vocab *v, const char *dir, struct error *err)
+static int load_files(struct tokenizer *t, struct vocab *v, const char *dir, const char *pad,
+                      struct error *err)
 {
     char path[PATH_SIZE], merges[PATH_SIZE];
     int rc = join_path(path, dir, "tokenizer.json", err);
@@ -40,7 +41,7 @@ static int load_files(struct tokenizer *t, struct vocab *v, const char *dir, str
         return rc;
     if ((rc = one_file ? vocab_read_combined(v, path, err) : vocab_read(v, path, err)))
         return rc;
-    if ((rc = special_read(&t->special, v, dir, err)))
+    if ((rc = special_read(&t->special, v, dir, pad, err)))
         return rc;
     if ((rc = one_file ? merges_take(&t->merges, v, err) : merges_read(&t->merges, v, merges, err)))
         return rc;
@@ -53,12 +54,17 @@ static int load_files(struct tokenizer *t, struct vocab *v, const char *dir, str
 
 int tokenizer_load(struct tokenizer **out, const char *dir, struct error *err)
 {
+    return tokenizer_load_padded(out, dir, NULL, err);
+}
+
+int tokenizer_load_padded(struct tokenizer **out, const char *dir, const char *pad, struct error *err)
+{
     struct vocab v = {0};
     *out = NULL;
     struct tokenizer *t = calloc(1, sizeof *t);
     if (!t)
         return error_set(err, ERR_NOMEM, "no memory for a tokenizer");
-    int rc = load_files(t, &v, dir, err);
+    int rc = load_files(t, &v, dir, pad, err);
     vocab_free(&v);
     if (rc < 0)
         tokenizer_close(&t);

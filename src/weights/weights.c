@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "json.h"
+#include "single_file.h"
 
 enum { SHARDS_MAX = 256, INDEX_MAX = 16 << 20, PATH_SIZE = 4096 };
 
@@ -172,16 +173,15 @@ static int by_name(const void *a, const void *b)
     return strcmp((*x)->name, (*y)->name);
 }
 
-/* One sorted list over all files. */
-static int index_tensors(struct weights *w, struct error *err)
+int weights_index(struct weights *w, int first, struct error *err)
 {
     size_t total = 0;
-    for (int i = 0; i < w->files; i++)
+    for (int i = first; i < w->files; i++)
         total += (size_t)w->file[i].count;
     w->tensor = calloc(total + 1, sizeof(struct st_tensor *));
     if (!w->tensor)
         return error_set(err, ERR_NOMEM, "out of memory opening weights");
-    for (int i = 0; i < w->files; i++) {
+    for (int i = first; i < w->files; i++) {
         for (int k = 0; k < w->file[i].count; k++)
             w->tensor[w->count++] = &w->file[i].tensor[k];
     }
@@ -197,7 +197,11 @@ static int index_tensors(struct weights *w, struct error *err)
 int weights_open(struct weights **out, const char *dir, const char *stem, const char *variant,
                  struct error *err)
 {
+    char single[PATH_SIZE];
+    const char *component;
     *out = NULL;
+    if (single_file_split(dir, single, sizeof(single), &component))
+        return single_file_open(out, single, component, err);
     bool fp16 = variant && strcmp(variant, "fp16") == 0;
     if (variant && *variant && !fp16)
         return error_set(err, ERR_UNSUPPORTED, "weight variant \"%.40s\" is not known, only \"fp16\" is",
@@ -211,7 +215,7 @@ int weights_open(struct weights **out, const char *dir, const char *stem, const 
     if (rc == 0)
         rc = nothing_there(dir, stem, err);
     else if (rc > 0)
-        rc = index_tensors(w, err);
+        rc = weights_index(w, 0, err);
     if (rc < 0)
         weights_close(&w);
     *out = w;
@@ -226,6 +230,7 @@ void weights_close(struct weights **w)
         safetensors_close(&(*w)->file[i]);
     free((*w)->file);
     free((*w)->tensor);
+    free((*w)->copy);
     free(*w);
     *w = NULL;
 }

@@ -10,8 +10,11 @@ struct weights {
     int files;
     struct st_tensor **tensor; /* of all files, sorted by name */
     int count;
+    void *copy; /* numbers that are not in a file as they are needed: see single_file.c; owned */
 };
 
+/* Fills w->tensor from the files FIRST and after it. */
+int weights_index(struct weights *w, int first, struct error *err);
 struct st_tensor *weights_find(const struct weights *w, const char *name);
 /* Gives the mapped pages back to the system; they are read anew when touched. */
 void weights_drop_pages(struct weights *w);

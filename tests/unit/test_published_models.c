@@ -8,23 +8,10 @@
 #include "json.h"
 #include "networks.h"
 #include "plan.h"
+#include "tensor_list.h"
 #include "test.h"
 
 static const char published[] = "tests/unit/data/published";
-
-enum { TENSORS_MAX = 2000, NAME_MAX_LENGTH = 160 };
-
-struct entry {
-    char name[NAME_MAX_LENGTH], shape[64]; /* "320, 320, 3, 3" */
-    const char *type;
-    uint64_t numbers, bytes;
-    bool extra; /* published files carry it, nothing reads it */
-};
-
-struct entries {
-    struct entry item[TENSORS_MAX];
-    int count;
-};
 
 /* One published component: where its files are for now, and what is in them. */
 struct component {
@@ -35,61 +22,6 @@ struct component {
 };
 
 /* ---- The lists ---- */
-
-static void add_entry(struct entries *l, const char *name, const char *shape, const char *type, size_t size,
-                      bool extra)
-{
-    if (l->count == TENSORS_MAX || strlen(name) >= NAME_MAX_LENGTH || strlen(shape) >= sizeof l->item->shape)
-        abort();
-    struct entry *e = &l->item[l->count++];
-    *e = (struct entry){.type = type, .numbers = 1, .extra = extra};
-    strcpy(e->name, name);
-    strcpy(e->shape, shape);
-    for (const char *s = shape; *s; s += strcspn(s, "0123456789")) {
-        char *end;
-        e->numbers *= strtoull(s, &end, 10);
-        s = end;
-    }
-    e->bytes = e->numbers * size;
-}
-
-/* Every name that PATTERN stands for: "{0-1,4}" is 0, 1 and 4. */
-static void expand(struct entries *l, const char *pattern, const char *shape)
-{
-    const char *open = strchr(pattern, '{');
-    if (!open) {
-        add_entry(l, pattern, shape, "F16", 2, false);
-        return;
-    }
-    char *s = (char *)(uintptr_t)open;
-    while (*s != '}') {
-        long from = strtol(s + 1, &s, 10), to = *s == '-' ? strtol(s + 1, &s, 10) : from;
-        for (long i = from; i <= to; i++) {
-            char name[NAME_MAX_LENGTH];
-            snprintf(name, sizeof name, "%.*s%ld%s", (int)(open - pattern), pattern, i,
-                     strchr(open, '}') + 1);
-            expand(l, name, shape);
-        }
-    }
-}
-
-static void read_list(struct entries *l, const char *name)
-{
-    char path[256], line[512], shape[64], pattern[NAME_MAX_LENGTH];
-    snprintf(path, sizeof path, "%s/%s.txt", published, name);
-    FILE *f = fopen(path, "rb");
-    if (!CHECK(f != NULL, "%s", path))
-        return;
-    while (fgets(line, sizeof line, f)) {
-        if (!CHECK(sscanf(line, "%63s %159s", shape, pattern) == 2, "%s: %s", path, line))
-            break;
-        char commas[64] = "";
-        for (char *s = strtok(shape, "x"); s; s = strtok(NULL, "x"))
-            snprintf(commas + strlen(commas), sizeof commas - strlen(commas), "%s%s", *commas ? ", " : "", s);
-        expand(l, pattern, commas);
-    }
-    fclose(f);
-}
 
 static void read_extra(struct entries *l, const cJSON *extra)
 {
@@ -109,30 +41,10 @@ static void read_extra(struct entries *l, const cJSON *extra)
 /* Writes the weights without the entry LEFT_OUT (negative: all). */
 static void write_weights(const struct component *c, int left_out)
 {
-    char path[256], *header = NULL;
-    size_t length = 0;
-    uint64_t at = 0;
+    char path[256];
     bool text = strncmp(c->kind, "text", 4) == 0 || strcmp(c->kind, "safety_checker") == 0;
-    FILE *h = open_memstream(&header, &length);
-    if (!h)
-        abort();
-    for (int i = 0; i < c->list.count; i++) {
-        const struct entry *e = &c->list.item[i];
-        if (i == left_out)
-            continue;
-        fprintf(h, "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%llu,%llu]}", at ? "," : "{",
-                e->name, e->type, e->shape, (unsigned long long)at, (unsigned long long)(at + e->bytes));
-        at += e->bytes;
-    }
-    fputc('}', h);
-    fclose(h);
     snprintf(path, sizeof path, "%s/%s.fp16.safetensors", c->dir, text ? "model" : "diffusion_pytorch_model");
-    FILE *f = fopen(path, "wb");
-    uint64_t size = length; /* this machine is little-endian, as the format */
-    if (!f || fwrite(&size, 8, 1, f) != 1 || fwrite(header, 1, length, f) != length || fflush(f) != 0 ||
-        ftruncate(fileno(f), (off_t)(8 + size + at)) != 0 || fclose(f) != 0)
-        abort();
-    free(header);
+    write_list(&c->list, left_out, path);
 }
 
 static void write_config(const struct component *c)
@@ -151,7 +63,7 @@ static void open_component(struct component *c, const char *kind, const cJSON *j
     strcpy(c->dir, "/tmp/latentd-test-XXXXXX");
     if (!mkdtemp(c->dir))
         abort();
-    read_list(&c->list, cJSON_GetObjectItem(json, "tensors")->valuestring);
+    read_list(&c->list, published, cJSON_GetObjectItem(json, "tensors")->valuestring);
     read_extra(&c->list, cJSON_GetObjectItem(json, "extra"));
     write_config(c);
     write_weights(c, -1);
