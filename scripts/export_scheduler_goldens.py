@@ -117,6 +117,10 @@ UNIPC = {"_class_name": "UniPCMultistepScheduler", **SD, "solver_order": 2, "sol
          "disable_corrector": [], "solver_p": None, "steps_offset": 1, "timestep_spacing": "leading", "thresholding": False}
 DDPM = {"_class_name": "DDPMScheduler", **SD, "variance_type": "fixed_small", "clip_sample": False, "steps_offset": 1, "timestep_spacing": "leading"}
 TCD = {**LCM, "_class_name": "TCDScheduler"}
+EDM = {"num_train_timesteps": 1000, "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": "karras", "rho": 7.0}
+EDM_EULER = {"_class_name": "EDMEulerScheduler", **EDM, "sigma_max": 120.0, "sigma_data": 1.0, **V}
+EDM_DPM = {"_class_name": "EDMDPMSolverMultistepScheduler", **EDM, "algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint",
+           "lower_order_final": True, "euler_at_final": False, "final_sigmas_type": "zero", "thresholding": False}
 
 # Configs with fewer step counts, to keep the files small.
 FEW = [1, 2, 4, 15]
@@ -181,6 +185,12 @@ MORE_CONFIGS = {
     "ddpm_laplace": {**DDPM, "beta_schedule": "laplace", **SAMPLE},
     "tcd": TCD,
     "tcd_v": {**TCD, **V, "original_inference_steps": 100},
+    "cosxl_edm_euler": EDM_EULER,
+    "edm_euler_exponential": {**EDM_EULER, **MINIMUM, "prediction_type": "epsilon", "sigma_schedule": "exponential", "sigma_data": 0.5, "sigma_max": 14.6},
+    "playground_edm_dpm": EDM_DPM,
+    "edm_dpm_3_v": {**EDM_DPM, **V, "solver_order": 3, "sigma_schedule": "exponential", "rho": 5.0},
+    "edm_dpm_2_heun_minimum": {**EDM_DPM, "solver_type": "heun", "euler_at_final": True, **MINIMUM},
+    "edm_sde_2": {**EDM_DPM, "algorithm_type": "sde-dpmsolver++"},
     "tcd_sample": {**TCD, **SAMPLE, "timestep_spacing": "trailing", "clip_sample": True},
 }
 

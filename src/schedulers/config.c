@@ -29,6 +29,8 @@ static const struct scheduler_class *const classes[] = {
     &unipc_class,
     &lcm_class,
     &tcd_class,
+    &edm_euler_class,
+    &edm_dpmsolver_class,
 };
 enum { CLASS_COUNT = sizeof classes / sizeof *classes };
 
@@ -42,6 +44,7 @@ static const char *const final_sigmas[] = {"zero", "sigma_min", NULL};
 static const char *const algorithms[] = {"dpmsolver",       "dpmsolver++", "sde-dpmsolver",
                                          "sde-dpmsolver++", "deis",        NULL};
 static const char *const solvers[] = {"midpoint", "heun", "logrho", "bh1", "bh2", NULL};
+static const char *const sigma_schedules[] = {"karras", "exponential", NULL};
 static const char *const variances[] = {"fixed_small", "fixed_small_log", "fixed_large", NULL};
 
 /* Python writes infinities and NaN into JSON as bare words ("lambda_min_clipped": -Infinity), which JSON does
@@ -98,7 +101,7 @@ static const char *list_names(const char *const *names, char *out, size_t size)
 /* The index of the string under KEY in NAMES. */
 static int pick(const struct json_reader *r, const char *key, const char *const *names, int fallback)
 {
-    char list[700];
+    char list[800];
     const char *value = json_string(r, key, NULL);
     if (!value)
         return fallback;
@@ -207,6 +210,22 @@ static void read_curve(const struct json_reader *r, struct scheduler_config *c)
             r->err, ERR_UNSUPPORTED,
             "%s: \"noise_sampler_seed\" is not built; accepted is null (noise follows the request's seed)",
             r->file);
+}
+
+static void read_edm(const struct json_reader *r, struct scheduler_config *c)
+{
+    if (!(c->kind->reads & READS_EDM))
+        return;
+    c->curve = pick(r, "sigma_schedule", sigma_schedules, 0) ? CURVE_EXPONENTIAL : CURVE_KARRAS;
+    c->sigma_min = json_number(r, "sigma_min", 0.002);
+    c->sigma_max = json_number(r, "sigma_max", 80);
+    c->sigma_data = json_number(r, "sigma_data", 0.5);
+    c->rho = json_number(r, "rho", 7);
+    if (!(c->sigma_min > 0 && c->sigma_max > c->sigma_min && c->sigma_data > 0 && c->rho > 0))
+        error_set(r->err, ERR_FORMAT,
+                  "%s: \"sigma_min\", \"sigma_data\" and \"rho\" should be above 0 and \"sigma_max\" above "
+                  "\"sigma_min\"",
+                  r->file);
 }
 
 static void read_common(const struct json_reader *r, struct scheduler_config *c)
@@ -328,6 +347,7 @@ int scheduler_config_load(struct scheduler_config **out, const char *dir, struct
         read_common(&r, c);
         read_curve(&r, c);
         read_solver(&r, c);
+        read_edm(&r, c);
         if (!err->code && c->kind->check)
             c->kind->check(c, path, err);
         if (!err->code)

@@ -7,6 +7,8 @@
 struct level level_at(const struct scheduler *s, int i)
 {
     float sigma = s->sigmas[i], alpha = 1.0f / sqrtf(sigma * sigma + 1.0f);
+    if (s->config->kind->reads & READS_EDM)
+        alpha = 1;
     struct level l = {alpha, sigma * alpha, 0};
     l.lambda = logf(l.alpha) - logf(l.sigma);
     return l;
@@ -34,7 +36,9 @@ tensor solver_output(pass *p, const struct scheduler *s, int i, tensor e, tensor
     struct level l = level_at(s, i);
     double a = (double)l.alpha, b = (double)l.sigma, coef[2] = {0, 1};
     enum prediction prediction = s->config->prediction_type;
-    if (is_pp(s->config)) {
+    if (s->config->kind->reads & READS_EDM) {
+        edm_x0(s, i, &coef[0], &coef[1]);
+    } else if (is_pp(s->config)) {
         if (prediction == PREDICT_EPSILON)
             coef[0] = 1 / a, coef[1] = -b / a;
         else if (prediction == PREDICT_V)

@@ -53,7 +53,7 @@ static int order_at(const struct scheduler *s, int i)
     return order;
 }
 
-static tensor dpm_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise)
+tensor dpm_multistep_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise)
 {
     const struct scheduler_config *c = s->config;
     struct level t = level_at(s, i + 1), s0 = level_at(s, i);
@@ -65,10 +65,12 @@ static tensor dpm_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, 
     struct update u = solver_update(c, t, s0, h, order, !c->heun && order < 3);
     of_outputs(s, i, h, order, u.d, m);
     if (is_sde(c)) {
-        /* diffusers draws this noise in fp32 whatever the model's type is. */
-        struct noise f32 = {noise->seed, noise->offset, DTYPE_F32};
-        fresh = noise_draw(p, &f32, x.n, x.h, x.w, x.c);
-        noise->offset = f32.offset;
+        /* diffusers draws this noise in fp32 whatever the model's type is, but not so under EDM. */
+        struct noise drawn = *noise;
+        if (c->kind == &dpmsolver_multistep_class)
+            drawn.round = DTYPE_F32;
+        fresh = noise_draw(p, &drawn, x.n, x.h, x.w, x.c);
+        noise->offset = drawn.offset;
     }
     tensor y = solver_move(p, s, &u, m, order, x, fresh);
     if (is_sde(c))
@@ -91,5 +93,5 @@ const struct scheduler_class dpmsolver_multistep_class = {
     .check = dpm_check,
     .start = solver_start,
     .mix = mix_level,
-    .step = dpm_step,
+    .step = dpm_multistep_step,
 };

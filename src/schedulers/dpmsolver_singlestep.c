@@ -17,20 +17,15 @@ static int single_check(const struct scheduler_config *c, const char *file, stru
     return 0;
 }
 
-/* The order of call I of the whole schedule: get_order_list. Where the steps do not come out even, or the
- * last goes to sigma 0, the orders at the end are lower. */
+/* The order of call I of the whole schedule: get_order_list. Where the last step goes to sigma 0, or should
+ * be of a lower order and would not be, it is of order 1. */
 static int listed_order(const struct scheduler *s, int i)
 {
     const struct scheduler_config *c = s->config;
-    int most = c->solver_order, left = s->steps - i, order = i % most + 1;
-    bool lower = c->lower_order_final || s->steps % most != 0 || c->final_sigma_zero;
-    if (left == 1 && c->final_sigma_zero)
+    bool even = s->steps % c->solver_order == 0;
+    if (i == s->steps - 1 && (c->final_sigma_zero || (c->lower_order_final && even)))
         return 1;
-    if (!lower)
-        return order;
-    if (most == 3 && s->steps % 3 == 0) /* … 1, 2, 1 */
-        return left == 1 ? 1 : order;
-    return most == 2 && s->steps % 2 == 0 && left == 1 ? 1 : order;
+    return i % c->solver_order + 1;
 }
 
 /* Outputs kept, newest first, in D0 = the group's first, D1 and D2 = differences to it. R[k] is how far

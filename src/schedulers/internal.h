@@ -36,6 +36,7 @@ enum reads {
     READS_LAMBDA_MIN = 1 << 12, /* lambda_min_clipped */
     READS_UNIPC = 1 << 13,      /* predict_x0, disable_corrector */
     READS_VARIANCE = 1 << 14,   /* variance_type of DDPM */
+    READS_EDM = 1 << 15,        /* sigma_schedule, sigma_data, rho */
     READS_CURVES = READS_KARRAS | READS_EXPONENTIAL | READS_BETA | READS_SIGMA_RANGE
 };
 
@@ -63,6 +64,7 @@ struct scheduler_config {
     bool final_sigma_zero;  /* final_sigmas_type */
     enum sigma_curve curve; /* use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas */
     double sigma_min, sigma_max; /* NAN: taken from the schedule */
+    double sigma_data, rho;      /* EDM */
     double lambda_min_clipped;   /* -inf: not clipped */
     enum algorithm algorithm_type;
     bool heun, bh1; /* solver_type */
@@ -126,7 +128,8 @@ struct scheduler_class {
 
 extern const struct scheduler_class pndm_class, ddim_class, ddpm_class, euler_class, euler_ancestral_class,
     heun_class, lms_class, k_dpm_2_class, k_dpm_2_ancestral_class, dpmsolver_sde_class,
-    dpmsolver_multistep_class, dpmsolver_singlestep_class, deis_class, unipc_class, lcm_class, tcd_class;
+    dpmsolver_multistep_class, dpmsolver_singlestep_class, deis_class, unipc_class, lcm_class, tcd_class,
+    edm_euler_class, edm_dpmsolver_class;
 
 /* ---- tables.c ---- */
 
@@ -183,6 +186,7 @@ struct level {
     float alpha, sigma, lambda;
 };
 
+/* alpha is 1 for the EDM classes. */
 struct level level_at(const struct scheduler *s, int i);
 /* add_noise of the solvers: alpha x_0 + sigma noise. */
 void mix_level(const struct scheduler *s, int i, double *of_x0, double *of_noise);
@@ -204,6 +208,14 @@ struct update solver_update(const struct scheduler_config *c, struct level t, st
  * FRESH is the noise, empty for an ODE. A new tensor. */
 tensor solver_move(pass *p, const struct scheduler *s, const struct update *u, const double m[3], int order,
                    tensor x, tensor fresh);
+
+/* The multistep solver's step. */
+tensor dpm_multistep_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise);
+
+/* ---- edm.c ---- */
+
+/* Coefficients of x and the model output in the predicted x_0 at call i. */
+void edm_x0(const struct scheduler *s, int i, double *of_x, double *of_e);
 
 /* ---- k_diffusion.c ---- */
 

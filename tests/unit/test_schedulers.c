@@ -328,6 +328,9 @@ TEST(bad_configs_are_refused_by_name)
         ERR_UNSUPPORTED, "algorithm_type");
     expect_refusal("{\"_class_name\": \"DPMSolverSinglestepScheduler\", \"algorithm_type\": \"dpmsolver\"}",
                    ERR_UNSUPPORTED, "sigma_min");
+    expect_refusal("{\"_class_name\": \"EDMEulerScheduler\", \"sigma_min\": 90}", ERR_FORMAT, "sigma_max");
+    expect_refusal("{\"_class_name\": \"EDMDPMSolverMultistepScheduler\", \"algorithm_type\": \"dpmsolver\"}",
+                   ERR_UNSUPPORTED, "algorithm_type");
     expect_refusal("{\"_class_name\": \"UniPCMultistepScheduler\", \"solver_p\": {}}", ERR_UNSUPPORTED,
                    "solver_p");
     expect_refusal("{\"_class_name\": \"UniPCMultistepScheduler\", \"disable_corrector\": 3}",
