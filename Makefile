@@ -17,7 +17,7 @@ NVCC_OK := $(if $(NVCC_RELEASE),$(shell printf '12.4\n$(NVCC_RELEASE)\n' | sort 
 # Not in sanitizer builds: there the kernels run on the emulated GPU (tests/emulator).
 CUDA    ?= $(if $(filter 1,$(SAN)),0,$(if $(NVCC_OK),1,0))
 
-PKGS    := libmicrohttpd libcjson libpng
+PKGS    := libmicrohttpd libcjson libpng libjpeg libwebp libwebpdemux zlib
 PKG_OK  := $(shell pkg-config --exists $(PKGS) 2>/dev/null && echo yes)
 
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wvla -Wstrict-prototypes -Wmissing-prototypes $(if $(filter 1,$(WERROR)),-Werror)
@@ -25,7 +25,8 @@ HARDEN  := -fstack-protector-strong -fPIE -D_FORTIFY_SOURCE=2
 CFLAGS  ?= -O2 -g
 ALL_CFLAGS := -std=gnu11 $(CFLAGS) $(WARN) -fno-math-errno -fno-trapping-math -pthread -D_GNU_SOURCE \
               -DLATENTD_VERSION='"$(VERSION)"' -Iinclude $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
-LDLIBS  := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lm -pthread
+# giflib has no pkg-config file of its own; distributions that add one name it differently.
+LDLIBS  := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lgif -lm -pthread
 LDFLAGS += -pie -Wl,-z,relro,-z,now
 
 ifeq ($(SAN),1)
@@ -79,7 +80,7 @@ TEST_HELP = $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard $(1)/test_*.c),$
 help:
 	@echo "latentd $(VERSION)"
 	@echo "  compiler:  $$($(CC) --version 2>/dev/null | head -n 1 || echo 'none: install gcc')"
-	@echo "  libraries: $(if $(PKG_OK),found ($(PKGS)),missing; run scripts/quickstart.sh or install libmicrohttpd-dev libcjson-dev libpng-dev)"
+	@echo "  libraries: $(if $(PKG_OK),found ($(PKGS)),missing; run scripts/quickstart.sh or install libmicrohttpd-dev libcjson-dev libpng-dev libjpeg-dev libwebp-dev libgif-dev zlib1g-dev)"
 	@echo "  CPU tiers: avx2 avx512 avx512bf16 amx are all built; the daemon picks at start-up"
 	@echo "  CUDA:      $(if $(filter 1,$(CUDA)),$(NVCC_RELEASE) at $(NVCC); GPUs: $(CUDA_ARCHS) and newer,$(if $(NVCC_OK),left out (CUDA=0),$(if $(NVCC_RELEASE),nvcc $(NVCC_RELEASE) found; 12.4 or newer and $(CXX) are needed,no nvcc found): only the CPU backends))"
 	@echo "targets: all tests check bench clean   variables: SAN=1 WERROR=0 CUDA=0 BUILD=dir CFLAGS=…"

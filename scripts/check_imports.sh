@@ -27,6 +27,7 @@ declare -A only=(
     [microhttpd.h]=src/http [png.h]=src/media [immintrin.h]=kernels/cpu [cuda_runtime_api.h]=kernels/cuda [cuda_runtime.h]=kernels/cuda
     [cuda_fp16.h]=kernels/cuda [cuda_bf16.h]=kernels/cuda [cublasLt.h]=kernels/cuda [cudnn.h]=kernels/cuda
     [libavcodec/avcodec.h]=src/media
+    [jpeglib.h]=src/media [webp/decode.h]=src/media [webp/demux.h]=src/media [gif_lib.h]=src/media
 )
 
 room_of() {

@@ -60,7 +60,7 @@ part_machine() {
 # Which programs: those given, those built here, those carried along. The later parts find the answer in files.
 part_build() {
     local folder=${LATENTD_PREBUILT:-} served
-    if [ -z "$folder" ] && pkg-config --exists libmicrohttpd libcjson libpng 2>/dev/null; then
+    if [ -z "$folder" ] && pkg-config --exists libmicrohttpd libcjson libpng libjpeg libwebp 2>/dev/null; then
         make -j"$(nproc)" CUDA=1 tests
         folder=build
         note "built here"

@@ -23,14 +23,6 @@ struct writer {
     jmp_buf jump;
 };
 
-void image_free(struct image *im)
-{
-    if (!im)
-        return;
-    free(im->rgb);
-    *im = (struct image){0};
-}
-
 static _Noreturn void on_error(png_structp png, png_const_charp message)
 {
     struct writer *w = png_get_error_ptr(png);
