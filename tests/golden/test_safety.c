@@ -1,6 +1,7 @@
 /* The safety checker against diffusers' StableDiffusionSafetyChecker, stage by stage, on every tier: pixels
  * (CLIPImageProcessorPil), projected embedding, scores, decision. Goldens:
  * scripts/export_safety_goldens.py. */
+#include "../../src/pipelines/safety_processor.h"
 #include "golden.h"
 #include "networks.h"
 #include "test.h"
@@ -76,6 +77,62 @@ TEST(todays_names)
 TEST(published_names)
 {
     golden_each_tier(check_checker, "tests/golden/data/safety_old");
+}
+
+static void check_processor(const char *folder)
+{
+    struct golden g;
+    struct safety_processor q;
+    char path[256];
+    snprintf(path, sizeof path, "%s/preprocessor_config.json", folder);
+    if (!golden_open(&g, folder))
+        return;
+    for (int i = 0; i < PICTURES; i++) {
+        struct error err = {0};
+        const struct golden_array *picture = golden_find(&g, i, "picture"),
+                                  *want = golden_find(&g, i, "pixels");
+        struct image im = {.height = picture->shape[0], .width = picture->shape[1]};
+        float *got = calloc(want->count, sizeof *got);
+        double worst = 0;
+        im.rgb = malloc(picture->count);
+        for (size_t k = 0; im.rgb && k < picture->count; k++)
+            im.rgb[k] = (uint8_t)picture->i[k];
+        if (CHECK(got && im.rgb) && CHECK(safety_processor_read(&q, path, &err) == 0, "%s", err.msg) &&
+            CHECK(q.crop == want->shape[0]) &&
+            CHECK(safety_processor_run(&q, &im, got, &err) == 0, "%s", err.msg)) {
+            for (size_t k = 0; k < want->count; k++)
+                worst = fmax(worst, fabs((double)got[k] - (double)want->f[k]));
+            printf("  picture %d: largest difference %.1e\n", i, worst);
+            CHECK(worst <= 1e-6, "%s, picture %d: %g", folder, i, worst);
+        }
+        free(got);
+        image_free(&im);
+    }
+    golden_close(&g);
+}
+
+TEST(processor)
+{
+    check_processor("tests/golden/data/safety");
+    check_processor("tests/golden/data/safety_old");
+}
+
+/* A picture thousands of times as long as wide does not become one of hundreds of megabytes. */
+TEST(strip)
+{
+    struct safety_processor q;
+    struct error err = {0};
+    static float out[224 * 224 * 3];
+    struct image im = {.width = 8, .height = 16384, .rgb = calloc(3 * 8, 16384)};
+    if (CHECK(im.rgb != NULL) && CHECK(safety_processor_read(&q, "/nowhere", &err) == 0, "%s", err.msg)) {
+        memset(im.rgb + 3 * 8 * 8188, 255, 3 * 8 * 8);
+        CHECK(safety_processor_run(&q, &im, out, &err) == 0, "%s", err.msg);
+        CHECK(out[3 * 224 * 112] > 1, "the middle is %g", (double)out[3 * 224 * 112]);
+        im.width = 16384;
+        im.height = 8;
+        CHECK(safety_processor_run(&q, &im, out, &err) == 0, "%s", err.msg);
+    }
+    image_free(&im);
 }
 
 /* Walked on the plan backend, a checker finds nothing and asks for memory. */
