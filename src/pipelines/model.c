@@ -7,12 +7,34 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "json.h"
 #include "log.h"
+#include "safety.h"
 #include "weights.h"
 
 enum { INDEX_MAX = 1 << 20 };
+
+/* The pipeline classes that model_index.json may name. Text-to-image and image-to-image of one family share
+ * their files. */
+static const struct {
+    const char *class_name;
+    enum family family;
+} classes[] = {{"StableDiffusionPipeline", FAMILY_SD},
+               {"StableDiffusionImg2ImgPipeline", FAMILY_SD},
+               {"StableDiffusionXLPipeline", FAMILY_SDXL},
+               {"StableDiffusionXLImg2ImgPipeline", FAMILY_SDXL},
+               {"StableDiffusionInstructPix2PixPipeline", FAMILY_PIX2PIX}};
+enum { CLASSES = sizeof classes / sizeof *classes };
+
+/* What loading needs to know besides the model itself. */
+struct source {
+    const struct model_options *opt;
+    char dir[PATH_MAX];  /* the model's folder; SDXL's for SDXL-Lightning */
+    const char *variant; /* "fp16" or NULL */
+    bool own_checker;    /* the index names a safety checker */
+};
 
 /* "DIR/NAME" into PATH[PATH_MAX]. */
 static int join(char *path, const char *dir, const char *name, struct error *err)
@@ -21,11 +43,22 @@ static int join(char *path, const char *dir, const char *name, struct error *err
     return n < 0 || n >= PATH_MAX ? error_set(err, ERR_INVALID, "the path of %s is too long", name) : 0;
 }
 
+/* The same for a component, which must be there. */
+static int component(char *path, const struct source *s, const char *name, struct error *err)
+{
+    struct stat info;
+    int rc = join(path, s->dir, name, err);
+    if (!rc && (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)))
+        rc = error_set(err, ERR_NOT_FOUND, "the model's component \"%s\" is missing: there is no folder %s",
+                       name, path);
+    return rc;
+}
+
 /* True when any component folder holds a *.fp16.safetensors file: the ai-runner then loads the fp16 variant,
  * and so draws its noise in fp16 (contract 3.2). */
 static bool has_fp16_files(const char *dir)
 {
-    static const char *const folders[] = {"unet", "vae", "text_encoder"};
+    static const char *const folders[] = {"unet", "vae", "text_encoder", "text_encoder_2", "safety_checker"};
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
         char path[PATH_MAX];
         struct error ignored = {0};
@@ -43,84 +76,224 @@ static bool has_fp16_files(const char *dir)
     return false;
 }
 
-/* model_index.json names the pipeline class; only the plain Stable Diffusion one is built. */
-static int check_index(const char *dir, struct error *err)
+/* Which family the class that R's object names belongs to. */
+static int read_family(const struct json_reader *r, const char *path, enum family *family)
+{
+    char known[400] = "";
+    const char *class_name = json_string(r, "_class_name", "");
+    for (int i = 0; i < CLASSES && !r->err->code; i++) {
+        if (strcmp(class_name, classes[i].class_name) == 0) {
+            *family = classes[i].family;
+            return 0;
+        }
+        strcat(strcat(known, i ? ", " : ""), classes[i].class_name);
+    }
+    return error_set(r->err, ERR_UNSUPPORTED, "%s: pipeline class \"%.100s\" is not built; accepted are %s",
+                     path, class_name, known);
+}
+
+/* Whether model_index.json gives NAME a class: ["transformers", "CLIPTextModel"], not [null, null]. */
+static bool names_component(const cJSON *index, const char *name)
+{
+    return cJSON_IsString(cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(index, name), 1));
+}
+
+static int check_components(const cJSON *index, const char *path, enum family family, struct error *err)
+{
+    static const char *const names[] = {"scheduler", "tokenizer",   "text_encoder",  "unet",
+                                        "vae",       "tokenizer_2", "text_encoder_2"};
+    size_t count = sizeof names / sizeof *names - (family == FAMILY_SDXL ? 0 : 2);
+    for (size_t i = 0; i < count; i++)
+        if (!names_component(index, names[i]))
+            return error_set(err, ERR_UNSUPPORTED,
+                             "%s: \"%s\" is null or missing; a model is loaded only with a %s of its own",
+                             path, names[i], names[i]);
+    return 0;
+}
+
+static int read_index(struct model *m, struct source *s, struct error *err)
 {
     char path[PATH_MAX];
-    int rc = join(path, dir, "model_index.json", err);
+    int rc = join(path, s->dir, "model_index.json", err);
     if (rc)
         return rc;
     struct cJSON *tree = json_read_file(path, INDEX_MAX, err);
     if (!tree)
         return err->code;
     struct json_reader r = {.object = tree, .file = path, .err = err};
-    const char *class = json_string(&r, "_class_name", "");
-    if (!err->code && strcmp(class, "StableDiffusionPipeline") != 0)
-        error_set(err, ERR_UNSUPPORTED,
-                  "%s: pipeline class \"%s\" is not built; accepted is StableDiffusionPipeline", path, class);
-    const cJSON *checker = cJSON_GetObjectItemCaseSensitive(tree, "safety_checker");
-    if (!err->code && cJSON_IsArray(checker) && cJSON_IsString(cJSON_GetArrayItem(checker, 1)))
-        log_warning(
-            "the model ships a safety checker; this version does not run it, so nsfw is always false");
+    rc = read_family(&r, path, &m->family);
+    if (!rc && rules_pix2pix(m->id))
+        m->family = FAMILY_PIX2PIX;
+    if (!rc)
+        check_components(tree, path, m->family, err);
+    m->encoders = m->family == FAMILY_SDXL ? 2 : 1;
+    m->zeros_for_empty_prompt = json_bool(&r, "force_zeros_for_empty_prompt", true);
+    m->aesthetics_score = json_bool(&r, "requires_aesthetics_score", false);
+    s->own_checker = names_component(tree, "safety_checker");
     cJSON_Delete(tree);
     return err->code;
 }
 
-static int load_parts(struct model *m, const char *dir, struct error *err)
+/* The scheduler that the repository names, except where the ai-runner forces another (contract 3.5). */
+static int load_scheduler(struct model *m, const struct source *s, struct error *err)
 {
     char path[PATH_MAX];
-    bool fp16 = has_fp16_files(dir);
-    const char *variant = fp16 ? "fp16" : NULL;
-    m->noise_dtype = fp16 ? DTYPE_F16 : DTYPE_F32;
-    int rc = check_index(dir, err);
-    if (rc || (rc = join(path, dir, "scheduler", err)) ||
-        (rc = scheduler_config_load(&m->scheduler, path, err)))
+    const char *class_name = NULL, *spacing = NULL;
+    if (rules_lightning_steps(m->id)) {
+        class_name = "EulerDiscreteScheduler";
+        spacing = "trailing";
+    } else if (rules_pix2pix(m->id)) {
+        class_name = "EulerAncestralDiscreteScheduler";
+    }
+    int rc = component(path, s, "scheduler", err);
+    if (rc || (rc = scheduler_config_load_as(&m->scheduler, path, class_name, spacing, err)))
         return rc;
-    scheduler_config_stable_diffusion(m->scheduler);
-    if ((rc = join(path, dir, "tokenizer", err)) || (rc = tokenizer_load(&m->tokenizer, path, err)))
+    if (m->family == FAMILY_SD)
+        scheduler_config_stable_diffusion(m->scheduler);
+    return 0;
+}
+
+static int load_text(struct model *m, const struct source *s, struct error *err)
+{
+    static const char *const tokenizers[] = {"tokenizer", "tokenizer_2"};
+    static const char *const encoders[] = {"text_encoder", "text_encoder_2"};
+    char path[PATH_MAX];
+    int rc = 0;
+    for (int i = 0; i < m->encoders && !rc; i++)
+        if (!(rc = component(path, s, tokenizers[i], err)) &&
+            !(rc = tokenizer_load(&m->tokenizer[i], path, err)) &&
+            !(rc = component(path, s, encoders[i], err)))
+            rc = clip_text_load(&m->text[i], m->be, path, s->variant, err);
+    return rc;
+}
+
+/* Whether the VAE runs in fp32 even in an fp16 model, as SDXL's image-to-image then encodes and draws. */
+static int read_force_upcast(const char *dir, bool *upcast, struct error *err)
+{
+    char path[PATH_MAX];
+    int rc = join(path, dir, "config.json", err);
+    if (rc)
         return rc;
-    if ((rc = join(path, dir, "text_encoder", err)) ||
-        (rc = clip_text_load(&m->text, m->be, path, variant, err)))
+    struct cJSON *tree = json_read_file(path, INDEX_MAX, err);
+    if (!tree)
+        return err->code;
+    struct json_reader r = {.object = tree, .file = path, .err = err};
+    *upcast = json_bool(&r, "force_upcast", true);
+    cJSON_Delete(tree);
+    return err->code;
+}
+
+static int load_vae(struct model *m, const struct source *s, struct error *err)
+{
+    char path[PATH_MAX];
+    bool upcast = true, extra = rules_extra_vae(m->id);
+    int rc = extra ? model_find(s->opt->dir, "stabilityai/sd-vae-ft-ema", path, sizeof path, err)
+                   : component(path, s, "vae", err);
+    if (rc && extra)
+        error_prefix(err, "%s comes without a VAE and takes that of another model", m->id);
+    if (rc || (rc = read_force_upcast(path, &upcast, err)))
         return rc;
-    if ((rc = join(path, dir, "vae", err)) || (rc = vae_load(&m->vae, m->be, path, variant, false, err)))
+    m->posterior_dtype = m->family == FAMILY_SDXL && upcast ? DTYPE_F32 : m->noise_dtype;
+    bool encoder = s->opt->pipeline == PIPELINE_IMAGE_TO_IMAGE;
+    return vae_load(&m->vae, m->be, path, extra ? NULL : s->variant, encoder, err);
+}
+
+/* SDXL-Lightning's UNet is one file a number of steps, over the config of SDXL's. */
+static int load_unet(struct model *m, const struct source *s, struct error *err)
+{
+    char config[PATH_MAX], dir[PATH_MAX], stem[64];
+    int steps = rules_lightning_steps(m->id), rc = component(config, s, "unet", err);
+    if (rc || !steps)
+        return rc ? rc : unet_load(&m->unet, m->be, config, s->variant, err);
+    snprintf(stem, sizeof stem, "sdxl_lightning_%dstep_unet", steps);
+    if ((rc = model_find(s->opt->dir, "ByteDance/SDXL-Lightning", dir, sizeof dir, err)))
         return rc;
-    if ((rc = join(path, dir, "unet", err)))
+    return unet_load_from(&m->unet, m->be, config, dir, stem, NULL, err);
+}
+
+static int find_source(struct source *s, const struct model_options *opt, struct error *err)
+{
+    bool lightning = rules_lightning_steps(opt->id) > 0;
+    const char *id = lightning ? "stabilityai/stable-diffusion-xl-base-1.0" : opt->id;
+    s->opt = opt;
+    int rc = model_find(opt->dir, id, s->dir, sizeof s->dir, err);
+    if (rc && lightning)
+        error_prefix(err, "%s is a UNet for SDXL base", opt->id);
+    return rc;
+}
+
+static int load_safety(struct model *m, const struct source *s, struct error *err)
+{
+    char path[PATH_MAX];
+    int rc = s->own_checker ? component(path, s, "safety_checker", err) : 0;
+    return rc ? rc : safety_open(&m->safety, m->be, m->root, s->own_checker ? path : NULL, s->variant, err);
+}
+
+static int load_parts(struct model *m, const struct model_options *opt, struct error *err)
+{
+    struct source s = {0};
+    int rc = find_source(&s, opt, err);
+    if (rc || (rc = read_index(m, &s, err)))
         return rc;
-    return unet_load(&m->unet, m->be, path, variant, err);
+    bool fp16 = has_fp16_files(s.dir);
+    s.variant = fp16 ? "fp16" : NULL;
+    m->noise_dtype = fp16 || rules_lightning_steps(m->id) ? DTYPE_F16 : DTYPE_F32;
+    if (m->family == FAMILY_PIX2PIX && opt->pipeline != PIPELINE_IMAGE_TO_IMAGE)
+        return error_set(err, ERR_UNSUPPORTED, "%s edits pictures; set PIPELINE=image-to-image", m->id);
+    if ((rc = load_scheduler(m, &s, err)) || (rc = load_text(m, &s, err)) || (rc = load_vae(m, &s, err)) ||
+        (rc = load_unet(m, &s, err)))
+        return rc;
+    return load_safety(m, &s, err);
+}
+
+static int check_text(const struct model *m, struct error *err)
+{
+    int width = 0;
+    for (int i = 0; i < m->encoders; i++) {
+        width += clip_text_width(m->text[i]);
+        if (tokenizer_vocab(m->tokenizer[i]) > clip_text_vocab(m->text[i]))
+            return error_set(err, ERR_FORMAT, "the tokenizer has %d tokens, but the text encoder knows %d",
+                             tokenizer_vocab(m->tokenizer[i]), clip_text_vocab(m->text[i]));
+    }
+    if (width != unet_cross_attention_dim(m->unet))
+        return error_set(err, ERR_FORMAT,
+                         "the text encoder is %d wide, but the UNet's cross_attention_dim is %d", width,
+                         unet_cross_attention_dim(m->unet));
+    if (m->encoders == 2 && clip_text_positions(m->text[0]) != clip_text_positions(m->text[1]))
+        return error_set(err, ERR_FORMAT, "the text encoders have %d and %d positions",
+                         clip_text_positions(m->text[0]), clip_text_positions(m->text[1]));
+    int pooled = m->family == FAMILY_SDXL ? clip_text_projection(m->text[1]) : 0;
+    if (pooled != unet_pooled_dim(m->unet))
+        return error_set(err, ERR_FORMAT, "the pooled text is %d wide, but the UNet reads %d", pooled,
+                         unet_pooled_dim(m->unet));
+    return 0;
 }
 
 /* The numbers of the components must fit each other; each was checked against its own weights before. */
 static int check_fit(const struct model *m, struct error *err)
 {
-    if (clip_text_width(m->text) != unet_cross_attention_dim(m->unet))
+    int latents = vae_latent_channels(m->vae), reads = unet_in_channels(m->unet);
+    if (m->family == FAMILY_PIX2PIX && reads != 2 * latents)
         return error_set(err, ERR_FORMAT,
-                         "the text encoder is %d wide, but the UNet's cross_attention_dim is %d",
-                         clip_text_width(m->text), unet_cross_attention_dim(m->unet));
-    if (unet_in_channels(m->unet) != vae_latent_channels(m->vae))
+                         "the UNet reads %d channels, but the latents and the image's have %d", reads,
+                         2 * latents);
+    if (m->family != FAMILY_PIX2PIX && reads != latents)
         return error_set(err, ERR_FORMAT, "the UNet reads %d channels, but the VAE has %d latent channels",
-                         unet_in_channels(m->unet), vae_latent_channels(m->vae));
-    if (tokenizer_vocab(m->tokenizer) > clip_text_vocab(m->text))
-        return error_set(err, ERR_FORMAT, "the tokenizer has %d tokens, but the text encoder knows %d",
-                         tokenizer_vocab(m->tokenizer), clip_text_vocab(m->text));
-    return 0;
+                         reads, latents);
+    return check_text(m, err);
 }
 
 int model_load(struct model **out, struct backend *be, const struct model_options *opt, struct error *err)
 {
-    char dir[PATH_MAX];
     *out = NULL;
-    int rc = model_find(opt->dir, opt->id, dir, sizeof dir, err);
-    if (rc)
-        return rc;
     struct model *m = calloc(1, sizeof *m);
     if (!m)
         return error_set(err, ERR_NOMEM, "no memory for the model");
     m->be = be;
     m->id = strdup(opt->id);
-    if (!m->id)
-        rc = error_set(err, ERR_NOMEM, "no memory for the model");
-    if (!rc)
-        rc = load_parts(m, dir, err);
+    m->root = strdup(opt->dir);
+    int rc =
+        m->id && m->root ? load_parts(m, opt, err) : error_set(err, ERR_NOMEM, "no memory for the model");
     if (!rc)
         rc = check_fit(m, err);
     if (rc) {
@@ -140,10 +313,14 @@ void model_close(struct model **out)
         m->be->mem_free(m->be, m->mem, atomic_load(&m->mem_size));
     unet_close(&m->unet);
     vae_close(&m->vae);
-    clip_text_close(&m->text);
-    tokenizer_close(&m->tokenizer);
+    for (int i = 0; i < TEXT_ENCODERS_MAX; i++) {
+        clip_text_close(&m->text[i]);
+        tokenizer_close(&m->tokenizer[i]);
+    }
     scheduler_config_close(&m->scheduler);
+    safety_close(&m->safety);
     free(m->id);
+    free(m->root);
     free(m);
     *out = NULL;
 }

@@ -10,15 +10,29 @@
 #include "scheduler.h"
 #include "tokenizer.h"
 
+/* What kind of pipeline the model's files are for, from model_index.json. */
+enum family { FAMILY_SD, FAMILY_SDXL, FAMILY_PIX2PIX };
+
+struct safety;
+
+enum { TEXT_ENCODERS_MAX = 2 };
+
 struct model {
     struct backend *be;
     char *id;
-    struct tokenizer *tokenizer;
-    struct clip_text *text;
+    char *root; /* MODEL_DIR */
+    enum family family;
+    int encoders; /* 1; 2 for SDXL */
+    struct tokenizer *tokenizer[TEXT_ENCODERS_MAX];
+    struct clip_text *text[TEXT_ENCODERS_MAX];
     struct unet *unet;
     struct vae *vae;
     struct scheduler_config *scheduler;
-    enum dtype noise_dtype; /* type in which the original draws its latents */
+    bool zeros_for_empty_prompt; /* SDXL's force_zeros_for_empty_prompt */
+    bool aesthetics_score;       /* SDXL refiner's requires_aesthetics_score */
+    enum dtype noise_dtype;      /* type in which the original draws its latents */
+    enum dtype posterior_dtype;  /* and the sample of the input picture's posterior */
+    struct safety *safety;       /* the checkers, where there are any */
     /* Job memory, kept between jobs and grown when a job needs more. Only the worker changes it; the size is
      * read by admission on other threads. */
     void *mem;
@@ -31,5 +45,13 @@ struct model {
 size_t memory_available(void);
 /* Job memory of at least BYTES in m->mem, emptied into m->region. ERR_NOMEM when it cannot be had. */
 int model_job_memory(struct model *m, size_t bytes, struct error *err);
+
+/* ---- rules.c: what the ai-runner does for models by their id (contract 3.3, 3.4) ---- */
+
+/* Steps of an SDXL-Lightning id: 2, 4 or 8; 0: the id names another model. */
+int rules_lightning_steps(const char *id);
+bool rules_turbo(const char *id);     /* sd-turbo and sdxl-turbo: guidance 0 */
+bool rules_pix2pix(const char *id);   /* instruct-pix2pix by name */
+bool rules_extra_vae(const char *id); /* Realistic Vision, which is published without a VAE */
 
 #endif

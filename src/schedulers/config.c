@@ -325,7 +325,22 @@ static void read_solver(const struct json_reader *r, struct scheduler_config *c)
         c->final_sigma_zero = false;
 }
 
+/* Sets KEY to VALUE, unless that is NULL. False when there is no memory. */
+static bool override(cJSON *tree, const char *key, const char *value)
+{
+    if (!value)
+        return true;
+    cJSON_DeleteItemFromObjectCaseSensitive(tree, key);
+    return cJSON_AddStringToObject(tree, key, value) != NULL;
+}
+
 int scheduler_config_load(struct scheduler_config **out, const char *dir, struct error *err)
+{
+    return scheduler_config_load_as(out, dir, NULL, NULL, err);
+}
+
+int scheduler_config_load_as(struct scheduler_config **out, const char *dir, const char *class_name,
+                             const char *spacing, struct error *err)
 {
     struct error local = {0};
     char path[4096];
@@ -340,7 +355,7 @@ int scheduler_config_load(struct scheduler_config **out, const char *dir, struct
         return err->code;
     c = calloc(1, sizeof *c);
     struct json_reader r = {tree, path, err};
-    if (!c)
+    if (!c || !override(tree, "_class_name", class_name) || !override(tree, "timestep_spacing", spacing))
         error_set(err, ERR_NOMEM, "%s: no memory to hold it", path);
     else if ((c->kind = find_class(&r))) {
         read_betas(&r, c);

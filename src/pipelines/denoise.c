@@ -1,0 +1,141 @@
+/* The denoising loop with classifier-free guidance, and the VAE's decoder. See run.h. */
+#include <math.h>
+#include <stdlib.h>
+
+#include "run.h"
+
+enum { TIME_COND_MAX = 4096 };
+
+tensor draw_latents(struct run *r)
+{
+    int unit = vae_scale(r->m->vae);
+    return noise_draw(&r->p, &r->noise, 1, r->q->height / unit, r->q->width / unit,
+                      vae_latent_channels(r->m->vae));
+}
+
+tensor stack_pictures(struct run *r, int count, const tensor *part)
+{
+    pass *p = &r->p;
+    tensor like = part[0];
+    for (int i = 1; i < count && !like.n; i++)
+        like = part[i];
+    size_t each = tensor_count(like);
+    float *host = calloc((size_t)count * each + 1, sizeof *host);
+    if (!host)
+        error_set(p->err, ERR_NOMEM, "no memory to stack tensors");
+    for (int i = 0; i < count && host; i++)
+        if (part[i].n)
+            tensor_to_host(p, part[i], host + (size_t)i * each);
+    tensor y = tensor_from_host(p, host, count, like.h, like.w, like.c, like.dtype);
+    free(host);
+    return y;
+}
+
+/* diffusers' get_guidance_scale_embedding for LCM-like UNets, whose guidance is an input: OUT[dim]. */
+static void guidance_embedding(double guidance, int dim, float *out)
+{
+    int half = dim / 2;
+    double w = (guidance - 1.0) * 1000.0;
+    for (int i = 0; i < half; i++) {
+        double f = w * exp(-log(10000.0) / (half - 1) * i);
+        out[i] = (float)sin(f);
+        out[half + i] = (float)cos(f);
+    }
+    if (dim % 2)
+        out[dim - 1] = 0;
+}
+
+/* What the UNet reads at call i: latents [1, h, w, C] → [parts, h, w, C], or with IMAGE beside them 2C
+ * channels. Only the latents are scaled, not the image's. */
+static tensor model_input(struct run *r, tensor x, tensor image, int i)
+{
+    pass *p = &r->p;
+    tensor scaled = scheduler_scale_input(p, r->sched, i, x);
+    tensor batch = scaled;
+    if (r->parts > 1) {
+        batch = repeat_batch(p, scaled, r->parts);
+        tensor_free(p, &scaled);
+    }
+    if (!image.n)
+        return batch;
+    tensor narrow = convert(p, batch, pass_dtype(p));
+    tensor both = concat_channels(p, narrow, image);
+    tensor_free(p, &narrow);
+    tensor_free(p, &batch);
+    return both;
+}
+
+/* InstructPix2Pix: uncond + text_scale (text - image) + image_scale (image - uncond), of the three pictures
+ * text, image, uncond of E. */
+static tensor guide_by_image(struct run *r, tensor e)
+{
+    float text = (float)r->q->guidance, image = (float)r->q->image_guidance;
+    const float coef[] = {text, image - text, 1 - image};
+    const tensor parts[] = {tensor_batch(e, 0, 1), tensor_batch(e, 1, 1), tensor_batch(e, 2, 1)};
+    return lincomb(&r->p, 3, coef, parts);
+}
+
+/* One model call: latents x [1, h, w, C] at call i → prediction [1, h, w, C]. */
+static tensor predict(struct run *r, const struct unet_request *req, tensor x, tensor image, int i)
+{
+    pass *p = &r->p;
+    tensor input = model_input(r, x, image, i);
+    pass_step_begin(p);
+    tensor e = unet_forward(p, r->m->unet, req, input, i);
+    pass_step_end(p);
+    if (r->parts > 1) {
+        tensor all = e;
+        e = r->parts == 2 ? guide(p, all, (float)r->q->guidance) : guide_by_image(r, all);
+        tensor_free(p, &all);
+    }
+    tensor_free(p, &input);
+    return e;
+}
+
+/* What the UNet needs once a request. COND: room for the guidance's embedding. */
+static struct unet_request *begin(struct run *r, const struct conditioning *c, float *cond)
+{
+    int dim = unet_time_cond_proj_dim(r->m->unet);
+    if (dim > TIME_COND_MAX)
+        error_set(r->p.err, ERR_FORMAT, "time_cond_proj_dim is %d, at most %d is built", dim, TIME_COND_MAX);
+    else if (dim > 0)
+        guidance_embedding(r->q->guidance, dim, cond);
+    struct unet_conditions conditions = {.text = c->text,
+                                         .timesteps = scheduler_timesteps(r->sched),
+                                         .count = scheduler_calls(r->sched),
+                                         .time_cond = dim > 0 ? cond : NULL,
+                                         .pooled = c->pooled,
+                                         .time_ids = c->pooled.n ? c->time_ids : NULL};
+    return unet_begin(&r->p, r->m->unet, &conditions);
+}
+
+tensor denoise(struct run *r, const struct conditioning *c, tensor x, tensor image)
+{
+    pass *p = &r->p;
+    float cond[TIME_COND_MAX];
+    int calls = scheduler_calls(r->sched);
+    struct unet_request *req = begin(r, c, cond);
+    for (int i = 0; i < calls && run_enter(r, PHASE_STEP, i + 1, calls); i++) {
+        tensor e = predict(r, req, x, image, i);
+        tensor next = scheduler_step(p, r->sched, i, e, x, &r->noise);
+        tensor_free(p, &e);
+        tensor_free(p, &x);
+        x = next;
+        r->times.calls++;
+    }
+    unet_end(p, &req);
+    scheduler_end(p, &r->sched);
+    run_phase_end(r, &r->times.steps);
+    return x;
+}
+
+tensor decode_latents(struct run *r, tensor x)
+{
+    float coef = 1.0f / vae_scaling_factor(r->m->vae);
+    run_enter(r, PHASE_DECODE, 0, 0);
+    tensor z = lincomb(&r->p, 1, &coef, &x);
+    tensor_free(&r->p, &x);
+    tensor y = vae_decode(&r->p, r->m->vae, z);
+    tensor_free(&r->p, &z);
+    return y;
+}

@@ -1,0 +1,172 @@
+/* Around every pipeline: the plan, the memory check, the run itself. See run.h. */
+#include "run.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "loras.h"
+#include "safety.h"
+
+static double seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+bool run_enter(struct run *r, enum phase phase, int step, int steps)
+{
+    const struct watcher *w = r->watch;
+    if (r->p.err->code)
+        return false;
+    if (w && w->cancelled && w->cancelled(w->ctx)) {
+        error_set(r->p.err, ERR_CANCELLED, "cancelled before %s", phase_names[phase]);
+        return false;
+    }
+    if (w && w->entered)
+        w->entered(w->ctx, phase, step, steps);
+    return true;
+}
+
+void run_phase_end(struct run *r, double *spent)
+{
+    if (r->q->exact_times && r->p.be->wait)
+        r->p.be->wait(r->p.be, r->p.err);
+    double now = seconds();
+    *spent += now - r->phase_start;
+    r->phase_start = now;
+}
+
+int request_steps(int64_t asked, int otherwise, struct error *err)
+{
+    if (asked < 1)
+        return otherwise;
+    if (asked > 1000000)
+        return error_set(err, ERR_INVALID,
+                         "`num_inference_steps` is %lld, which is more than any scheduler has",
+                         (long long)asked);
+    return (int)asked;
+}
+
+/* Copies of the picture in the batch of one step. */
+static int guidance_parts(const struct model *m, const struct request *q)
+{
+    if (m->family == FAMILY_PIX2PIX)
+        return q->guidance > 1.0 && q->image_guidance >= 1.0 ? 3 : 1;
+    return q->guidance > 1.0 && unet_time_cond_proj_dim(m->unet) == 0 ? 2 : 1;
+}
+
+/* The steps of the run. No step at all is an error: diffusers fails on an empty batch, later and without
+ * words. The words here are those of its pipelines that check. */
+static int start_scheduler(struct run *r)
+{
+    const struct request *q = r->q;
+    struct error *err = r->p.err;
+    int rc = scheduler_start(&r->sched, r->m->scheduler, q->steps, err);
+    if (rc || (q->first_step > 0 && (rc = scheduler_skip(r->sched, q->first_step, err))))
+        return rc;
+    if (scheduler_calls(r->sched) < 1)
+        return error_set(err, ERR_INVALID,
+                         "After adjusting the num_inference_steps by strength parameter, the number of "
+                         "pipeline steps is %d which is < 1 and not appropriate for this pipeline",
+                         q->steps - q->first_step);
+    return 0;
+}
+
+/* One walk. OUT NULL: planning, no pixels are kept. */
+static int walk(struct model *m, const struct request *q, const struct watcher *watch, pass p,
+                struct image *out)
+{
+    struct run r = {.p = p,
+                    .m = m,
+                    .q = q,
+                    .watch = watch,
+                    .planning = out == NULL,
+                    .parts = guidance_parts(m, q),
+                    .noise = {.seed = (uint64_t)q->seed, .round = m->noise_dtype},
+                    .phase_start = seconds()};
+    int rc = start_scheduler(&r);
+    if (!rc) {
+        tensor y = q->call(&r);
+        if (out)
+            to_rgb8(&r.p, y, out->rgb);
+        tensor_free(&r.p, &y);
+        safety_apply(&r.p, m->safety, q->safety_check, out ? out : &(struct image){0});
+        run_phase_end(&r, &r.times.decode);
+    }
+    scheduler_end(&r.p, &r.sched);
+    if (out)
+        m->times = r.times;
+    return p.err->code;
+}
+
+int request_plan(struct model *m, const struct request *q, struct plan_report *report, struct error *err)
+{
+    struct backend *be = NULL;
+    struct region *region = malloc(sizeof *region);
+    if (!region)
+        return error_set(err, ERR_NOMEM, "no memory to plan");
+    int rc = backend_open(&be, &(struct backend_options){.kind = "plan"}, err);
+    if (rc)
+        goto out;
+    region_init(region, NULL, 0);
+    plan_set_dtype(be, m->be->dtype);
+    rc = walk(m, q, NULL, (pass){.be = be, .mem = region, .err = err}, NULL);
+    *report = *plan_report(be);
+    report->region_bytes = region->peak;
+out:
+    backend_close(&be);
+    free(region);
+    return rc;
+}
+
+/* ERR_NOMEM when a job of PLAN and its picture do not fit beside what the process already holds. */
+static int check_memory(struct model *m, const struct plan_report *plan, const struct request *q,
+                        struct error *err)
+{
+    size_t held = atomic_load(&m->mem_size), have = memory_available(), gpu = 0;
+    size_t job = plan->region_bytes > held ? plan->region_bytes : 0; /* replaces what is held */
+    size_t pixels = (size_t)q->width * (size_t)q->height;
+    size_t picture = (q->image ? 32 : 8) * pixels; /* pixels, PNG, base64; an input is also floats, twice */
+    int rc = m->be->mem_available ? m->be->mem_available(m->be, &gpu, err) : 0;
+    if (rc)
+        return rc;
+    if (m->be->mem_available && job > gpu + held)
+        return error_set(err, ERR_NOMEM,
+                         "CUDA out of memory: %d x %d needs %zu MiB on the GPU, %zu MiB are free", q->width,
+                         q->height, job >> 20, (gpu + held) >> 20);
+    size_t need = (m->be->mem_available ? 0 : job) + picture;
+    size_t reused = job && !m->be->mem_available ? held : 0;
+    size_t rest = have > SIZE_MAX - reused ? SIZE_MAX : have + reused;
+    if (need > rest)
+        return error_set(err, ERR_NOMEM, "%d x %d needs %zu MiB of memory, %zu MiB are free", q->width,
+                         q->height, need >> 20, rest >> 20);
+    return 0;
+}
+
+int request_admit(struct model *m, const struct request *q, struct error *err)
+{
+    struct plan_report plan;
+    int rc = request_plan(m, q, &plan, err);
+    return rc ? rc : check_memory(m, &plan, q, err);
+}
+
+int request_run(struct model *m, const struct request *q, const struct watcher *watch, struct image *out,
+                struct error *err)
+{
+    struct plan_report plan;
+    int rc = request_plan(m, q, &plan, err);
+    if (rc || (rc = check_memory(m, &plan, q, err)) || (rc = apply_loras(m, q->loras, err)) ||
+        (rc = model_job_memory(m, plan.region_bytes, err)))
+        return rc;
+    out->width = q->width;
+    out->height = q->height;
+    out->rgb = malloc(3 * (size_t)q->width * (size_t)q->height);
+    if (!out->rgb)
+        return error_set(err, ERR_NOMEM, "no memory for %d x %d pixels", q->width, q->height);
+    rc = walk(m, q, watch, (pass){.be = m->be, .mem = &m->region, .err = err}, out);
+    if (rc)
+        image_free(out);
+    return rc;
+}

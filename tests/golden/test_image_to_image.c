@@ -1,0 +1,370 @@
+/* Every model family, from the prompt's text and the input picture to 8-bit pixels, against diffusers in
+ * fp32: tiny random models with the families' own conditioning and schedulers. Golden:
+ * scripts/export_family_goldens.py. Also here: the rules by id, and what is refused. */
+#include "test.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "pipeline.h"
+#include "tier.h"
+
+#define FOLDER "tests/golden/data/families/"
+
+enum { INPUT_WIDTH = 70, INPUT_HEIGHT = 53, WIDTH = 64, HEIGHT = 48 };
+
+static const char xl[] = "stabilityai/stable-diffusion-xl-base-1.0", pix2pix[] = "timbrooks/instruct-pix2pix";
+
+/* One line of pictures.txt. Texts are "=text", or "-" when not given. */
+struct picture {
+    char name[64], model[64], prompt[100], negative[100], prompt_2[100];
+    int image, steps;
+    long long seed;
+    double guidance, image_guidance, strength;
+};
+
+static bool read_picture(FILE *f, struct picture *c)
+{
+    return fscanf(f, "%63s %63s %d %lld %d %lf %lf %lf\t%99[^\t]\t%99[^\t]\t%99[^\n]\n", c->name, c->model,
+                  &c->image, &c->seed, &c->steps, &c->guidance, &c->image_guidance, &c->strength, c->prompt,
+                  c->negative, c->prompt_2) == 11;
+}
+
+static const char *text_of(const char *field)
+{
+    return field[0] == '=' ? field + 1 : NULL;
+}
+
+/* COUNT bytes of FOLDER/NAME.rgb; NULL when the file is not so long. */
+static uint8_t *read_rgb(const char *name, size_t count)
+{
+    char path[200];
+    uint8_t *rgb = malloc(count);
+    snprintf(path, sizeof path, FOLDER "%s.rgb", name);
+    FILE *f = fopen(path, "rb");
+    bool ok = rgb && f && fread(rgb, 1, count, f) == count && fgetc(f) == EOF;
+    if (f)
+        fclose(f);
+    if (!CHECK(ok, "%s", path)) {
+        free(rgb);
+        return NULL;
+    }
+    return rgb;
+}
+
+static double psnr(const uint8_t *a, const uint8_t *b, size_t count)
+{
+    double sum = 0;
+    for (size_t i = 0; i < count; i++)
+        sum += (double)(a[i] - b[i]) * (a[i] - b[i]);
+    return sum == 0 ? 99 : 10 * log10(255.0 * 255.0 * (double)count / sum);
+}
+
+static struct image_to_image_params image_params(const struct picture *c, const struct image *input)
+{
+    return (struct image_to_image_params){.prompt = text_of(c->prompt),
+                                          .negative_prompt = text_of(c->negative),
+                                          .image = input,
+                                          .strength = c->strength,
+                                          .guidance_scale = c->guidance,
+                                          .image_guidance_scale = c->image_guidance,
+                                          .steps = c->steps,
+                                          .seed = c->seed};
+}
+
+static int make_picture(struct model *m, const struct picture *c, const struct image *input, struct image *im,
+                        struct error *err)
+{
+    struct text_to_image_params q = {.prompt = text_of(c->prompt),
+                                     .negative_prompt = text_of(c->negative),
+                                     .prompt_2 = text_of(c->prompt_2),
+                                     .width = WIDTH,
+                                     .height = HEIGHT,
+                                     .guidance_scale = c->guidance,
+                                     .steps = c->steps,
+                                     .seed = c->seed};
+    struct image_to_image_params p = image_params(c, input);
+    return c->image ? image_to_image(m, &p, NULL, im, err) : text_to_image(m, &q, NULL, im, err);
+}
+
+static void check_picture(struct model *m, const char *tier, double least, const struct picture *c,
+                          const struct image *input)
+{
+    struct error err = {0};
+    struct image im = {0};
+    size_t bytes = 3 * WIDTH * HEIGHT;
+    uint8_t *want = read_rgb(c->name, bytes);
+    if (want && CHECK(make_picture(m, c, input, &im, &err) == 0, "%s, %s: %s", tier, c->name, err.msg) &&
+        CHECK(im.width == WIDTH && im.height == HEIGHT, "%d x %d", im.width, im.height)) {
+        double got = psnr(im.rgb, want, bytes);
+        printf("  %-20s %-17s %.1f dB\n", tier, c->name, got);
+        CHECK(got >= least, "%s, %s: %.1f dB from diffusers", tier, c->name, got);
+    }
+    free(want);
+    image_free(&im);
+}
+
+static bool open_model(struct model **m, struct backend *be, const char *dir, const char *id)
+{
+    struct error err = {0};
+    struct model_options from = {.pipeline = PIPELINE_IMAGE_TO_IMAGE, .dir = dir, .id = id};
+    model_close(m);
+    return CHECK(model_load(m, be, &from, &err) == 0, "%s: %s", id, err.msg);
+}
+
+/* False when this machine lacks the tier. */
+static bool open_tier(const char *tier, struct backend **be)
+{
+    struct error err = {0};
+    struct backend_options opt = tier_options(tier);
+    *be = NULL;
+    if (!tier_wanted(tier))
+        return false;
+    int rc = backend_open(be, &opt, &err);
+    CHECK(rc == 0 || (rc == ERR_UNSUPPORTED && !getenv("GOLDEN_TIER")), "%s", err.msg);
+    return rc == 0;
+}
+
+static bool read_input(struct image *im)
+{
+    *im = (struct image){.width = INPUT_WIDTH, .height = INPUT_HEIGHT};
+    im->rgb = read_rgb("input", 3 * INPUT_WIDTH * INPUT_HEIGHT);
+    return im->rgb != NULL;
+}
+
+static void check_tier(const char *tier)
+{
+    struct backend *be;
+    struct model *m = NULL;
+    struct image input;
+    struct picture c;
+    int pictures = 0;
+    const char *only = getenv("GOLDEN_PICTURE");
+    if (!open_tier(tier, &be))
+        return;
+    double least = be->dtype == DTYPE_F32 ? 60 : 35;
+    FILE *f = fopen(FOLDER "pictures.txt", "r");
+    bool ready = CHECK(f != NULL) && read_input(&input);
+    while (ready && read_picture(f, &c)) {
+        if (only && strcmp(only, c.name) != 0)
+            continue;
+        if (!m || strcmp(model_id(m), c.model) != 0)
+            ready = open_model(&m, be, "tests/golden/data/families", c.model);
+        if (ready)
+            check_picture(m, tier, least, &c, &input);
+        pictures++;
+    }
+    CHECK(pictures == (only ? 1 : 17), "%d pictures", pictures);
+    if (f)
+        fclose(f);
+    image_free(&input);
+    model_close(&m);
+    backend_close(&be);
+}
+
+TEST(every_family_gives_the_picture_of_diffusers)
+{
+    for (int i = 0; i < TIER_NAMES; i++)
+        check_tier(tier_names[i]);
+}
+
+/* ---- On one backend ---- */
+
+struct bench {
+    struct backend *be;
+    struct model *m;
+    struct image input;
+};
+
+static bool bench_open(struct bench *b, const char *dir, const char *id)
+{
+    *b = (struct bench){0};
+    const char *tier = getenv("GOLDEN_TIER") ? getenv("GOLDEN_TIER") : "avx2";
+    return open_tier(tier, &b->be) && read_input(&b->input) && open_model(&b->m, b->be, dir, id);
+}
+
+static void bench_close(struct bench *b)
+{
+    model_close(&b->m);
+    backend_close(&b->be);
+    image_free(&b->input);
+}
+
+static struct image_to_image_params plain(const struct image *input)
+{
+    return (struct image_to_image_params){
+        .prompt = "a", .image = input, .strength = 0.5, .guidance_scale = 1, .steps = 4, .seed = 1};
+}
+
+static void check_refused(struct bench *b, const struct image_to_image_params *q, const char *words)
+{
+    struct error err = {0}, again = {0};
+    struct image im = {0};
+    CHECK(image_to_image_admit(b->m, q, &err) == ERR_INVALID && strstr(err.msg, words), "%s", err.msg);
+    CHECK(image_to_image(b->m, q, NULL, &im, &again) == ERR_INVALID && im.rgb == NULL, "%s", again.msg);
+}
+
+TEST(bad_requests_are_refused_with_the_words_of_diffusers)
+{
+    struct bench b;
+    if (bench_open(&b, "tests/golden/data/families", xl)) {
+        struct image_to_image_params q = plain(&b.input);
+        q.strength = 1.5;
+        check_refused(&b, &q, "The value of strength should in [0.0, 1.0] but is 1.5");
+        q.strength = -2;
+        check_refused(&b, &q, "but is -2.0");
+        q.strength = NAN;
+        check_refused(&b, &q, "but is nan");
+        q.strength = 0.2;
+        check_refused(&b, &q, "the number of pipeline steps is 0 which is < 1");
+        q = plain(&b.input);
+        q.guidance_scale = INFINITY;
+        check_refused(&b, &q, "`guidance_scale`");
+        struct image narrow = {.width = 7, .height = 500};
+        q = plain(&narrow);
+        check_refused(&b, &q, "7 x 500");
+    }
+    bench_close(&b);
+}
+
+/* Admission and the plan read the input's size alone, and foresee the memory of the run. */
+TEST(a_plan_needs_no_pixels)
+{
+    struct bench b;
+    struct plan_report plan;
+    struct error err = {0};
+    if (bench_open(&b, "tests/golden/data/families", pix2pix)) {
+        struct image size = {.width = 1024, .height = 768};
+        struct image_to_image_params q = plain(&size);
+        q.guidance_scale = 7;
+        q.image_guidance_scale = 1.5;
+        CHECK(image_to_image_admit(b.m, &q, &err) == 0, "%s", err.msg);
+        CHECK(image_to_image_plan(b.m, &q, &plan, &err) == 0 && plan.region_bytes > 0, "%s", err.msg);
+        CHECK(plan.op[OP_from_host].calls > 0 && plan.total.flops > 0);
+        size = (struct image){.width = 16000, .height = 16000};
+        CHECK(image_to_image_admit(b.m, &q, &err) == ERR_NOMEM, "%s", err.msg);
+    }
+    bench_close(&b);
+}
+
+/* A shelf with links to the tiny models under other ids. */
+static bool make_shelf(char *shelf, const char *id, const char *of)
+{
+    char command[600];
+    snprintf(command, sizeof command, "mkdir -p $(dirname %s/%s) && ln -s \"$PWD/" FOLDER "%s\" %s/%s", shelf,
+             id, of, shelf, id);
+    return CHECK(system(command) == 0);
+}
+
+static void remove_shelf(const char *shelf)
+{
+    char command[100];
+    snprintf(command, sizeof command, "rm -rf %s", shelf);
+    CHECK(system(command) == 0);
+}
+
+TEST(rules_go_by_the_id)
+{
+    struct bench b;
+    char shelf[] = "/tmp/latentd-shelf-XXXXXX";
+    if (!CHECK(mkdtemp(shelf) != NULL) || !make_shelf(shelf, "stabilityai/sd-turbo", "latentd/sd1"))
+        return;
+    if (bench_open(&b, shelf, "stabilityai/sd-turbo")) {
+        struct image_to_image_params q = plain(&b.input);
+        q.guidance_scale = 7.5;
+        q.strength = 0.01;
+        image_to_image_rules(b.m, &q);
+        CHECK(q.guidance_scale == 0 && q.steps == 4 && q.strength == 0.25, "%g", q.strength);
+        q.steps = 49; /* 49 * (1 / 49) is less than 1 */
+        q.strength = 0;
+        image_to_image_rules(b.m, &q);
+        CHECK(49 * q.strength >= 1 && q.strength < 0.0205, "%.17g", q.strength);
+    }
+    bench_close(&b);
+    remove_shelf(shelf);
+    if (bench_open(&b, "tests/golden/data/families", "ByteDance/SDXL-Lightning-2step")) {
+        struct image_to_image_params q = plain(&b.input);
+        struct text_to_image_params t = {.steps = 50, .guidance_scale = 7.5};
+        q.guidance_scale = 7.5;
+        image_to_image_rules(b.m, &q);
+        text_to_image_rules(b.m, &t);
+        CHECK(q.guidance_scale == 0 && q.steps == 2 && q.strength == 0.5);
+        CHECK(t.guidance_scale == 0 && t.steps == 2);
+    }
+    bench_close(&b);
+}
+
+/* What a model that cannot be loaded says. */
+static void check_load(const char *shelf, enum pipeline_kind pipeline, const char *id, int code,
+                       const char *words)
+{
+    struct backend_options opt = {.kind = "ref"};
+    struct backend *be = NULL;
+    struct model *m = NULL;
+    struct error err = {0};
+    struct model_options from = {.pipeline = pipeline, .dir = shelf, .id = id};
+    if (CHECK(backend_open(&be, &opt, &err) == 0, "%s", err.msg))
+        CHECK(model_load(&m, be, &from, &err) == code && !m == (code != 0) && strstr(err.msg, words),
+              "%s: %s", id, err.msg);
+    model_close(&m);
+    backend_close(&be);
+}
+
+/* Runs SED on a copy of a tiny model's index, below SHELF as test/broken. */
+static bool break_model(const char *shelf, const char *of, const char *command)
+{
+    char all[900];
+    snprintf(all, sizeof all,
+             "mkdir -p %s/test && rm -rf %s/test/broken && cp -r " FOLDER "%s %s/test/broken && cd "
+             "%s/test/broken && %s",
+             shelf, shelf, of, shelf, shelf, command);
+    return CHECK(system(all) == 0, "%s", all);
+}
+
+TEST(models_that_lack_something_say_what)
+{
+    enum pipeline_kind text = PIPELINE_TEXT_TO_IMAGE, image = PIPELINE_IMAGE_TO_IMAGE;
+    char shelf[] = "/tmp/latentd-shelf-XXXXXX";
+    if (!CHECK(mkdtemp(shelf) != NULL))
+        return;
+    if (break_model(shelf, xl, "rm -r vae"))
+        check_load(shelf, text, "test/broken", ERR_NOT_FOUND, "component \"vae\" is missing");
+    if (break_model(shelf, xl, "rm -r text_encoder_2"))
+        check_load(shelf, text, "test/broken", ERR_NOT_FOUND, "\"text_encoder_2\"");
+    if (break_model(shelf, xl, "sed -i '/\"CLIPTextModel\"/s/\".*\"/null/' model_index.json"))
+        check_load(shelf, text, "test/broken", ERR_UNSUPPORTED, "\"text_encoder\" is null");
+    if (break_model(shelf, "latentd/sd1", "sed -i s/StableDiffusionPipeline/FluxPipeline/ model_index.json"))
+        check_load(shelf, text, "test/broken", ERR_UNSUPPORTED, "StableDiffusionXLImg2ImgPipeline");
+    if (make_shelf(shelf, "SG161222/Realistic_Vision_V6.0_B1_noVAE", "latentd/sd1")) {
+        check_load(shelf, text, "SG161222/Realistic_Vision_V6.0_B1_noVAE", ERR_NOT_FOUND, "sd-vae-ft-ema");
+        if (make_shelf(shelf, "stabilityai/sd-vae-ft-ema", "latentd/sd1/vae"))
+            check_load(shelf, image, "SG161222/Realistic_Vision_V6.0_B1_noVAE", 0, "");
+    }
+    if (make_shelf(shelf, "ByteDance/SDXL-Lightning", "ByteDance/SDXL-Lightning")) {
+        check_load(shelf, text, "ByteDance/SDXL-Lightning-2step", ERR_NOT_FOUND,
+                   "stable-diffusion-xl-base-1.0");
+        if (make_shelf(shelf, xl, xl))
+            check_load(shelf, text, "ByteDance/SDXL-Lightning", ERR_NOT_FOUND, "sdxl_lightning_8step_unet");
+    }
+    check_load("tests/golden/data/families", text, pix2pix, ERR_UNSUPPORTED, "image-to-image");
+    remove_shelf(shelf);
+}
+
+/* A model for text-to-image has no encoder. */
+TEST(text_to_image_alone_refuses_pictures)
+{
+    struct bench b;
+    struct error err = {0};
+    struct model_options from = {.dir = "tests/golden/data/families", .id = "latentd/sd1"};
+    if (bench_open(&b, "tests/golden/data/families", "latentd/sd1")) {
+        struct image_to_image_params q = plain(&b.input);
+        model_close(&b.m);
+        if (CHECK(model_load(&b.m, b.be, &from, &err) == 0, "%s", err.msg))
+            CHECK(image_to_image_admit(b.m, &q, &err) == ERR_UNSUPPORTED, "%s", err.msg);
+    }
+    bench_close(&b);
+}
+
+TEST_MAIN()
