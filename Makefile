@@ -53,6 +53,12 @@ CUDA_GEN   := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a))
               -gencode arch=compute_$(patsubst %a,%,$(CUDA_PTX)),code=compute_$(patsubst %a,%,$(CUDA_PTX))
 NVCCFLAGS  := -std=c++17 -O3 -lineinfo -Xcompiler -fPIE,-Wall,-Wextra,-Wshadow --expt-relaxed-constexpr \
               $(if $(filter 1,$(WERROR)),-Werror all-warnings) -D_GNU_SOURCE -Iinclude
+# What the dynamic loader would open at run time of the names $(1), and whether header $(2) is here to build against:
+# one without the other is said, too.
+loader_finds = $(firstword $(foreach n,$(1),$(wildcard $(addsuffix /$(n),$(subst :, ,$(LD_LIBRARY_PATH)))) \
+               $(shell PATH="$$PATH:/sbin:/usr/sbin" ldconfig -p 2>/dev/null | sed -n 's|^[[:space:]]*$(n) .*=> ||p' | head -n 1)))
+has_header   = $(shell echo '\#include <$(1)>' | $(CC) -isystem $(CUDA_HOME)/include -x c -E - >/dev/null 2>&1 && echo yes)
+library_line = $(or $(call loader_finds,$(1)),not found by the dynamic loader)$(if $(call has_header,$(2)),,; no $(2): left out of this build)
 ifeq ($(CUDA),1)
 LDLIBS     += -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
 endif
@@ -83,6 +89,8 @@ help:
 	@echo "  libraries: $(if $(PKG_OK),found ($(PKGS)),missing; run scripts/quickstart.sh or install libmicrohttpd-dev libcjson-dev libpng-dev libjpeg-dev libwebp-dev libgif-dev zlib1g-dev)"
 	@echo "  CPU tiers: avx2 avx512 avx512bf16 amx are all built; the daemon picks at start-up"
 	@echo "  CUDA:      $(if $(filter 1,$(CUDA)),$(NVCC_RELEASE) at $(NVCC); GPUs: $(CUDA_ARCHS) and newer,$(if $(NVCC_OK),left out (CUDA=0),$(if $(NVCC_RELEASE),nvcc $(NVCC_RELEASE) found; 12.4 or newer and $(CXX) are needed,no nvcc found): only the CPU backends))"
+	$(if $(filter 1,$(CUDA)),@echo "  cuBLASLt:  $(call library_line,libcublasLt.so.13 libcublasLt.so.12,cublasLt.h)")
+	$(if $(filter 1,$(CUDA)),@echo "  cuDNN:     $(call library_line,libcudnn.so.9,cudnn.h)")
 	@echo "targets: all tests check bench clean   variables: SAN=1 WERROR=0 CUDA=0 BUILD=dir CFLAGS=…"
 
 all: $(BUILD)/latentd

@@ -84,7 +84,7 @@ emulated() {
 candidates() {
     local build=$1 pair
     EMULATOR_SEED=2 run "cuda: checkkernels, another order" "$build/emulated/checkkernels" --isa cuda --rounds 2 --seed 2
-    for pair in 256x128:conv2d 128x128:conv2d 128x64:conv2d 64x64:conv2d cublaslt:linear cublaslt:conv2d cudnn:conv2d; do
+    for pair in 256x128:conv2d 128x128:conv2d 128x64:conv2d 64x64:conv2d cublaslt:linear cublaslt:conv2d cudnn:conv2d cudnn:attention; do
         LD_LIBRARY_PATH=$build/emulated/fake run "cuda: checkkernels, $pair" "$build/emulated/checkkernels" \
             --isa cuda --candidate "${pair%:*}" --rounds 2 --op "${pair#*:}"
     done

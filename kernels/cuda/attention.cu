@@ -29,9 +29,15 @@
  * which balances 128 bytes a cycle of shared memory with twice an A100's mma; with 16 only once. But 32 leave
  * fewer warps to deal out, and a multiprocessor's scheduler ends when its last warp ends: choose_queries()
  * weighs both. The other levels (1024, 256, 64 tokens) and the 77 keys of cross attention are short, and
- * bound by latency: there every multiprocessor gets a block if that can be had. */
+ * bound by latency: there every multiprocessor gets a block if that can be had.
+ *
+ * cuDNN's attention, where it is installed and takes the shape, is the other candidate of choose.h. */
 #include "attention.cuh"
 #include "attention_wide.cuh"
+#include "choose.h"
+#include "library.h"
+
+#include <stdio.h>
 
 enum { TILE_THREADS = 128 };
 
@@ -443,10 +449,105 @@ template <class T> static int issue(struct backend *be, const attention_job &a, 
     return issue_wide<T>(be, a, err);
 }
 
+/* One call as its candidates see it: our kernels first, then cuDNN. */
+struct attention_options {
+    attention_job a;
+    attention_call call;
+};
+
+enum { ATTENTION_OURS, ATTENTION_CUDNN, ATTENTION_CANDIDATES };
+
+static int run_option(struct backend *be, const void *ctx, int i, void *out, struct error *err)
+{
+    const attention_options *o = (const attention_options *)ctx;
+    if (i == ATTENTION_CUDNN)
+        return cudnn_attention(be, &o->call, out, err);
+    attention_job a = o->a;
+    a.y = out ? out : a.y;
+    return be->dtype == DTYPE_F16 ? issue<f16>(be, a, err) : issue<bf16>(be, a, err);
+}
+
+/* All that the speed depends on, as a number. */
+static uint64_t attention_key(const attention_call &c)
+{
+    const int parts[] = {-1, /* no product's key */
+                         c.n,    c.kv_n, c.t,    c.s,    c.heads,  c.size,
+                         c.q_ld, c.k_ld, c.v_ld, c.y_ld, c.causal, (int)c.dtype};
+    uint64_t key = 0xcbf29ce484222325u; /* FNV-1a, word by word */
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        key = (key ^ (uint64_t)(unsigned)parts[i]) * 0x100000001b3u;
+    return key;
+}
+
+static int compete(struct backend *be, const attention_options &o, struct error *err)
+{
+    const attention_call &call = o.call;
+    struct choice c;
+    c.count = ATTENTION_CANDIDATES;
+    snprintf(c.name[ATTENTION_OURS], sizeof c.name[0], "flash");
+    snprintf(c.name[ATTENTION_CUDNN], sizeof c.name[0], "cudnn");
+    snprintf(c.key, sizeof c.key, "attention %s %d/%dx%dx%d h%dx%d ld%d,%d,%d,%d%s",
+             call.dtype == DTYPE_F16 ? "fp16" : "bf16", call.n, call.kv_n, call.t, call.s, call.heads, call.size,
+             call.q_ld, call.k_ld, call.v_ld, call.y_ld, call.causal ? " causal" : "");
+    c.out_bytes = (size_t)call.n * (size_t)call.t * (size_t)call.y_ld * 2;
+    c.run = run_option;
+    c.ctx = &o;
+    return choose(be, &c, err);
+}
+
+/* The faster of the two; timed when a shape is new, later a look into a table. */
+static int run_best(struct backend *be, const attention_options &o, struct error *err)
+{
+    if (!cudnn_can_attention(be, &o.call))
+        return run_option(be, &o, ATTENTION_OURS, NULL, err);
+    uint64_t key = attention_key(o.call);
+    int known = choose_known(be, key), best = known < 0 ? compete(be, o, err) : known;
+    if (best < 0)
+        return best;
+    if (best == ATTENTION_CUDNN) {
+        /* It may refuse today what was chosen before: another version, less memory. */
+        struct error why;
+        memset(&why, 0, sizeof why);
+        int rc = run_option(be, &o, ATTENTION_CUDNN, NULL, &why);
+        if (rc == 0 && known < 0)
+            choose_remember(be, key, ATTENTION_CUDNN);
+        if (rc != ERR_UNSUPPORTED)
+            return rc ? error_set(err, rc, "%s", why.msg) : 0;
+        known = -1;
+    }
+    if (known < 0)
+        choose_remember(be, key, ATTENTION_OURS);
+    return run_option(be, &o, ATTENTION_OURS, NULL, err);
+}
+
 /* Rows in pieces of 16 bytes. */
 static bool in_pieces(tensor x)
 {
     return (uintptr_t)x.data % 16 == 0 && x.ld % 8 == 0;
+}
+
+static attention_call as_call(tensor y, tensor q, tensor k, tensor v, const struct attention_args *args)
+{
+    attention_call c;
+    memset(&c, 0, sizeof c);
+    c.n = q.n;
+    c.kv_n = k.n;
+    c.t = q.w;
+    c.s = k.w;
+    c.heads = args->heads;
+    c.size = q.c / args->heads;
+    c.q = q.data;
+    c.k = k.data;
+    c.v = v.data;
+    c.y = y.data;
+    c.q_ld = q.ld;
+    c.k_ld = k.ld;
+    c.v_ld = v.ld;
+    c.y_ld = y.ld;
+    c.scale = args->scale;
+    c.causal = args->causal;
+    c.dtype = q.dtype;
+    return c;
 }
 
 extern "C" int cuda_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v,
@@ -477,5 +578,5 @@ extern "C" int cuda_attention(struct backend *be, tensor y, tensor q, tensor k, 
     if (!pieces || a.size > WIDE || !(a.scale > 0))
         return issue_plain(be, a, q.dtype, err);
     a.scale *= 1.44269504f;
-    return q.dtype == DTYPE_F16 ? issue<f16>(be, a, err) : issue<bf16>(be, a, err);
+    return run_best(be, {a, as_call(y, q, k, v, args)}, err);
 }
