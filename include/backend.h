@@ -36,6 +36,7 @@ struct backend {
     struct pool *pool;               /* CPU threads; NULL for ref and plan */
     void *state;                     /* the backend's own */
     size_t weight_bytes;             /* packed weights alive now; kept by weight_pack and weight_free */
+    struct backend *device;          /* NULL, or the backend whose device this is a second handle on */
     int (*mem_alloc)(struct backend *, size_t bytes, void **mem, struct error *); /* memory for a region */
     void (*mem_free)(struct backend *, void *mem, size_t bytes);
     /* The next eight are NULL on a backend that computes in the host's memory and at once. */
@@ -60,6 +61,13 @@ struct backend {
 int backend_open(struct backend **be, const struct backend_options *opt, struct error *err);
 /* Frees *BE and sets it to NULL. All weights must have been freed. */
 void backend_close(struct backend **be);
+
+/* For a network that overflows F16 (SDXL's VAE: force_upcast in its config): *OUT is BE itself unless BE
+ * computes in F16; then a second handle on the same device, stream and memory, whose activations are BF16.
+ * Load the network with *OUT and run it by a pass with .be = *OUT; regions, tensors and steps of the two mix,
+ * and tensors go from one to the other through F32 or convert(). Its weights count as BE's. Where it is not
+ * BE, close it by backend_close() before BE; not two steps at once. */
+int backend_open_wide(struct backend **out, struct backend *be, struct error *err);
 
 /* Filled in by the folders of kernels/. Each returns the number of slots it took. */
 int ops_ref(struct backend *be);

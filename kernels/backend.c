@@ -94,6 +94,26 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
     return 0;
 }
 
+int backend_open_wide(struct backend **out, struct backend *be, struct error *err)
+{
+    *out = be;
+    if (be->dtype != DTYPE_F16)
+        return 0;
+    struct backend *wide = malloc(sizeof *wide);
+    if (!wide) {
+        *out = NULL;
+        return error_set(err, ERR_NOMEM, "no memory for the backend");
+    }
+    *wide = *be;
+    wide->dtype = DTYPE_BF16;
+    wide->device = be;
+    wide->weight_bytes = 0;
+    wide->close = NULL; /* the state and the pool are BE's */
+    wide->pool = NULL;
+    *out = wide;
+    return 0;
+}
+
 void backend_close(struct backend **out)
 {
     struct backend *be = *out;

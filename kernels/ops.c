@@ -133,14 +133,14 @@ int weight_pack(struct backend *be, weight *w, const struct weight_source *src, 
     if (rc)
         memset(w, 0, sizeof *w);
     else
-        be->weight_bytes += w->bytes;
+        (be->device ? be->device : be)->weight_bytes += w->bytes;
     return rc;
 }
 
 void weight_free(struct backend *be, weight *w)
 {
     if (w->packed) {
-        be->weight_bytes -= w->bytes;
+        (be->device ? be->device : be)->weight_bytes -= w->bytes;
         be->ops.unpack(be, w, NULL);
     }
     memset(w, 0, sizeof *w);

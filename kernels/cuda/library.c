@@ -11,9 +11,9 @@
 
 #include "log.h"
 
-/* One for each open backend. */
+/* One for each open device, which may have more than one backend (backend_open_wide). */
 struct libraries {
-    const struct backend *be;
+    const void *state;
     struct cublaslt *cublaslt;
     struct cudnn *cudnn;
     struct libraries *next;
@@ -24,7 +24,7 @@ static struct libraries *opened;
 static struct libraries *libraries_of(const struct backend *be)
 {
     struct libraries *l = opened;
-    while (l && l->be != be)
+    while (l && l->state != be->state)
         l = l->next;
     return l;
 }
@@ -50,7 +50,7 @@ int library_open(struct backend *be)
         log_warning("no memory for cuBLASLt and cuDNN; our own kernels serve");
         return 0;
     }
-    l->be = be;
+    l->state = be->state;
     l->cublaslt = cublaslt_open();
     l->cudnn = cudnn_open();
     l->next = opened;
@@ -61,7 +61,7 @@ int library_open(struct backend *be)
 void library_close(struct backend *be)
 {
     struct libraries **at = &opened;
-    while (*at && (*at)->be != be)
+    while (*at && (*at)->state != be->state)
         at = &(*at)->next;
     struct libraries *l = *at;
     if (!l)

@@ -12,6 +12,7 @@
 #include "half.h"
 #include "library.h"
 #include "log.h"
+#include "region.h"
 
 static int passed, failed;
 
@@ -375,6 +376,55 @@ static void steps(void)
     drop_all();
 }
 
+/* 100 * 100 * 16 is beyond fp16, and not beyond bf16. OUT: y[0] of a linear layer of WIDE. */
+static float great_product(struct backend *wide)
+{
+    float x[16], w[16 * 16], y[16] = {0};
+    struct error err = {0};
+    struct region mem = {0};
+    weight packed;
+    for (int i = 0; i < 256; i++)
+        x[i % 16] = w[i] = 100;
+    struct weight_source src = {.kind = WEIGHT_LINEAR,
+                                .out_c = 16,
+                                .in_c = 16,
+                                .kh = 1,
+                                .kw = 1,
+                                .parts = 1,
+                                .w = {{w, DTYPE_F32, 256}}};
+    region_init(&mem, take(1 << 20), 1 << 20);
+    int rc = weight_pack(wide, &packed, &src, &err);
+    check(rc == 0 && be->weight_bytes > 0, "a weight of either handle is the device's");
+    pass p = {wide, &mem, &err};
+    tensor in = tensor_from_host(&p, x, 1, 1, 1, 16, wide->dtype);
+    pass_step_begin(&p);
+    tensor out = linear(&p, &packed, in, (struct linear_args){0});
+    pass_step_end(&p);
+    check(tensor_to_host(&p, convert(&p, out, DTYPE_F32), y) == 0, "a step of a second handle");
+    if (err.code)
+        printf("%s\n", err.msg);
+    weight_free(wide, &packed);
+    check(be->weight_bytes == 0, "all weights are given back");
+    return y[0];
+}
+
+/* SDXL's VAE beside a UNet in fp16. */
+static void wide_range(void)
+{
+    struct backend *wide = NULL;
+    struct error err = {0};
+    check(backend_open_wide(&wide, be, &err) == 0, "backend_open_wide");
+    check((wide == be) == (be->dtype == DTYPE_BF16) && wide->dtype == DTYPE_BF16, "bf16 on the same device");
+    check(isinf(great_product(be)) == (be->dtype == DTYPE_F16), "fp16 overflows");
+    check(near(great_product(wide), 160000, DTYPE_BF16), "bf16 does not");
+    struct gemm_case g = {4, 16, 16, 0, 0, 0, true, false, false, 0};
+    struct gemm_call c = gemm_call(&g);
+    check(cublaslt_can(wide, &c), "a second handle finds the libraries");
+    if (wide != be)
+        backend_close(&wide);
+    drop_all();
+}
+
 static void refusals(void)
 {
     struct gemm_case g = {3, 16,   16,    0,     0,
@@ -482,6 +532,7 @@ int main(int argc, char **argv)
         check(lt == 130199 && dnn == 91999, "versions of the fakes");
         steps();
         eager();
+        wide_range();
         refusals();
         if (i == 1)
             dead_device();
