@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares latentd with diffusers on models of full size, stage by stage and as a whole, and prints a table.
 
-    parity.py MODELS_DIR {sd15,sd-turbo} ... [--tier avx512] [--size 512] [--build build] [--keep DIR] [--bf16]
+    parity.py MODELS_DIR {sd15,sd-turbo,pix2pix,sdxl} ... [--tier avx512] [--size 512] [--build build] [--keep DIR] [--bf16]
 
 MODELS_DIR is what make_random_model.py wrote. Each stage of latentd (build/tests/golden/test_model) is fed with the
 reference's own inputs; the last row runs `latentd generate` against StableDiffusionPipeline with the same noise. The
@@ -24,11 +24,16 @@ from export_goldens import model_case, write_golden
 RUNS = {
     "sd15": dict(id="runwayml/stable-diffusion-v1-5", prompts=["", "a photo of an astronaut riding a horse on mars"],
                  timestep=601, steps=2, guidance=7.5),
+    "pix2pix": dict(id="timbrooks/instruct-pix2pix", prompts=["make it snowy", "", ""], timestep=601, steps=2,
+                    guidance=7.5),
+    "sdxl": dict(id="stabilityai/stable-diffusion-xl-base-1.0", prompts=["a mountain lion, highly detailed"],
+                 timestep=601, steps=2, guidance=5.0),
     "sd-turbo": dict(id="stabilityai/sd-turbo", prompts=["a mountain lion, highly detailed"], timestep=999, steps=1,
                      guidance=0.0),
 }
 PROMPT, SEED = "a mountain lion", 7
-STAGES = {"states": "text states", "noise": "one UNet call", "picture": "decoded picture"}
+STAGES = {"states": "text states", "states_2": "second encoder's states", "pooled": "pooled text", "noise": "one UNet call",
+          "picture": "decoded picture", "moments": "encoded picture"}
 
 
 def cuda_randn(shape, seed):
@@ -49,12 +54,11 @@ def cuda_randn(shape, seed):
 def stages(model, golden, tier, build):
     env = dict(os.environ, GOLDEN_MODEL=model, GOLDEN_DATA=golden, GOLDEN_TIER=tier)
     run = subprocess.run([f"{build}/tests/golden/test_model"], env=env, capture_output=True, text=True)
-    found = dict(re.findall(r"(states|noise|picture) +relative L2 (\S+),", run.stdout))
-    took = {k: (float(s), int(m)) for k, s, m in
-            re.findall(r"(states|noise|picture) +([\d.]+) s, (\d+) MiB of job", run.stdout)}
-    if len(found) != 3:
+    found = dict(re.findall(r" (\w+) +relative L2 (\S+),", run.stdout))
+    took = {k: (float(s), int(m)) for k, s, m in re.findall(r" (\w+) +([\d.]+) s, (\d+) MiB of job", run.stdout)}
+    if run.returncode or len(found) < 4:
         sys.exit(f"test_model failed:\n{run.stdout}\n{run.stderr}")
-    return {k: (float(found[k]), *took[k]) for k in STAGES}
+    return {k: (float(found[k]), *took[k]) for k in STAGES if k in found}
 
 
 def reference_picture(model, run, size):
@@ -109,6 +113,7 @@ def main():
     ap.add_argument("--build", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "build"))
     ap.add_argument("--keep", default=os.path.join(tempfile.gettempdir(), "latentd-parity"),
                     help="folder where the reference's results are kept and found again")
+    ap.add_argument("--stages", action="store_true", help="leave the whole picture out")
     ap.add_argument("--bf16", action="store_true", help="also the reference's own bf16 error (slow without AMX)")
     args = ap.parse_args()
     print("| model | stage | tier | distance from diffusers (fp32) | time | job memory |")
@@ -121,6 +126,8 @@ def main():
             for stage, (distance, took, memory) in stages(model, golden, tier, args.build).items():
                 print(f"| {name} | {STAGES[stage]} | {tier} | relative L2 {distance:.1e} | {took:.2f} s | "
                       f"{memory} MiB |", flush=True)
+        if args.stages:
+            continue
         want = picture_golden(model, run, folder, args)
         for tier in args.tier:
             psnr, worst, equal, took = whole(args.models, run, tier, args.size, args.build, want)
