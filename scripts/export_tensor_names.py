@@ -9,7 +9,9 @@ written down from the published repositories, with the keys that their versions 
 
 published.json: repository -> component -> {"config": …, "tensors": NAME, "extra": {name: [type, shape]}}. `extra` are
 tensors that published files carry and no network reads. NAME.txt holds a line for each group of tensors of one shape:
-"320x320x3x3 down_blocks.0.resnets.{0-1}.conv{1-2}.weight"; braces hold lists of numbers and ranges.
+"320x320x3x3 down_blocks.0.resnets.{0-1}.conv{1-2}.weight"; braces hold lists of numbers and ranges. walks.json holds
+[repository, component, half, [N, H, W] of the input, FLOPs of one pass as PyTorch counts them: 2 for each multiply-add of
+convolutions, matrix products and attention].
 """
 import json
 import os
@@ -19,6 +21,7 @@ import sys
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -174,6 +177,48 @@ def names_and_shapes(component, entry):
             if not k.endswith("position_ids")}
 
 
+# ---- The work of one pass at full size. Sizes are those of the input: latents, or pixels of the encoder. ----
+
+WALKS = [
+    ("runwayml/stable-diffusion-v1-5", "unet", "", (2, 64, 64)),
+    ("runwayml/stable-diffusion-v1-5", "text_encoder", "", (2, 1, 77)),
+    ("stabilityai/sd-turbo", "unet", "", (1, 72, 128)),
+    ("stabilityai/sd-turbo", "text_encoder", "", (1, 1, 77)),
+    ("stabilityai/stable-diffusion-xl-base-1.0", "unet", "", (2, 128, 128)),
+    ("stabilityai/stable-diffusion-xl-base-1.0", "unet", "", (1, 75, 125)),
+    ("stabilityai/stable-diffusion-xl-base-1.0", "text_encoder_2", "", (2, 1, 77)),
+    ("stabilityai/stable-diffusion-xl-base-1.0", "vae", "decoder", (1, 128, 128)),
+    ("stabilityai/stable-diffusion-xl-base-1.0", "vae", "encoder", (1, 1024, 1024)),
+    ("timbrooks/instruct-pix2pix", "unet", "", (3, 64, 64)),
+    ("timbrooks/instruct-pix2pix", "vae", "encoder", (1, 512, 768)),
+]
+
+
+def one_pass(model, half, n, h, w):
+    def empty(*shape, dtype=torch.float32):
+        return torch.empty(*shape, device="meta", dtype=dtype)
+    cfg = model.config
+    if half == "decoder":
+        return model.decode(empty(n, cfg.latent_channels, h, w))
+    if half == "encoder":
+        return model.encode(empty(n, 3, h, w))
+    if not isinstance(model, UNet2DConditionModel):
+        return model(empty(n, w, dtype=torch.long))
+    added = {}
+    if cfg.addition_embed_type:
+        pooled = cfg.projection_class_embeddings_input_dim - 6 * cfg.addition_time_embed_dim
+        added["added_cond_kwargs"] = {"text_embeds": empty(n, pooled), "time_ids": empty(n, 6)}
+    return model(empty(n, cfg.in_channels, h, w), empty(n), empty(n, 77, cfg.cross_attention_dim), **added)
+
+
+def walks():
+    for repository, component, half, size in WALKS:
+        model = construct(component, REPOSITORIES[repository][component]["config"]).eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            one_pass(model, half, *size)
+        yield [repository, component, half, list(size), counter.get_total_flops()]
+
+
 def merge(rows):
     """Tuples of sets of numbers, merged where they differ at one place only: the last place first."""
     for place in reversed(range(len(rows[0]) if rows else 0)):
@@ -226,6 +271,8 @@ def main():
             inner = ",\n".join(f"  {json.dumps(c)}: {json.dumps(e)}" for c, e in parts.items())
             rows.append(f" {json.dumps(repository)}: {{\n{inner}\n }}")
         f.write("{\n" + ",\n".join(rows) + "\n}\n")
+    with open(os.path.join(out, "walks.json"), "w", encoding="utf-8") as f:
+        f.write("[\n" + ",\n".join(" " + json.dumps(w) for w in walks()) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 #include "json.h"
 #include "networks.h"
 #include "plan.h"
+#include "region.h"
 #include "tensor_list.h"
 #include "test.h"
 
@@ -139,11 +140,11 @@ static void check_bound(struct networks *n, struct backend *be, const struct com
           packed, c->list.count, numbers);
 }
 
-static cJSON *read_published(void)
+static cJSON *read_published(const char *name)
 {
     char path[256];
     struct error err = {0};
-    snprintf(path, sizeof path, "%s/published.json", published);
+    snprintf(path, sizeof path, "%s/%s", published, name);
     cJSON *all = json_read_file(path, 1 << 20, &err);
     if (!all)
         abort();
@@ -198,7 +199,7 @@ static void check_fit(const struct networks *n, const char *repository)
 TEST(all_tensors_of_published_repositories_are_bound)
 {
     static struct component c;
-    cJSON *all = read_published();
+    cJSON *all = read_published("published.json");
     const cJSON *repository, *part;
     cJSON_ArrayForEach(repository, all)
     {
@@ -244,7 +245,7 @@ static void check_missed(const cJSON *all, const char *repository, const char *k
 
 TEST(a_tensor_that_is_left_out_is_missed)
 {
-    cJSON *all = read_published();
+    cJSON *all = read_published("published.json");
     check_missed(all, "runwayml/stable-diffusion-v1-5", "unet");
     check_missed(all, "runwayml/stable-diffusion-v1-5", "text_encoder");
     check_missed(all, "runwayml/stable-diffusion-v1-5", "safety_checker");
@@ -252,6 +253,74 @@ TEST(a_tensor_that_is_left_out_is_missed)
     check_missed(all, "stabilityai/sd-turbo", "text_encoder");
     check_missed(all, "stabilityai/stable-diffusion-xl-base-1.0", "unet");
     check_missed(all, "stabilityai/stable-diffusion-xl-base-1.0", "text_encoder_2");
+    cJSON_Delete(all);
+}
+
+/* One pass of the network in N over SIZE = [N, H, W] on the plan backend: FLOPs of all its ops. */
+static double walk(const struct networks *n, struct backend *be, bool encoder, const int size[3])
+{
+    static struct region none;
+    static const float zeros[3 * 6];
+    struct error err = {0};
+    pass p = {.be = be, .mem = &none, .err = &err};
+    region_init(&none, NULL, SIZE_MAX);
+    plan_reset(be);
+    if (n->unet) {
+        int pooled = unet_pooled_dim(n->unet);
+        tensor text = tensor_new(&p, size[0], 1, 77, unet_cross_attention_dim(n->unet), pass_dtype(&p));
+        struct unet_conditions c = {.text = text, .timesteps = zeros, .count = 1};
+        if (pooled) {
+            c.pooled = tensor_new(&p, size[0], 1, 1, pooled, pass_dtype(&p));
+            c.time_ids = zeros;
+        }
+        tensor x = tensor_new(&p, size[0], size[1], size[2], unet_in_channels(n->unet), DTYPE_F32);
+        struct unet_request *req = unet_begin(&p, n->unet, &c);
+        unet_forward(&p, n->unet, req, x, 0);
+        unet_end(&p, &req);
+    } else if (n->vae) {
+        int c = encoder ? 3 : vae_latent_channels(n->vae);
+        tensor x = tensor_new(&p, size[0], size[1], size[2], c, DTYPE_F32);
+        encoder ? vae_encode(&p, n->vae, x) : vae_decode(&p, n->vae, x);
+    } else {
+        int32_t ids[2 * 77] = {0};
+        tensor pooled;
+        if (n->text[1])
+            clip_text_forward_penultimate(&p, n->text[1], ids, size[0], &pooled);
+        else
+            clip_text_forward(&p, n->text[0], ids, size[0]);
+    }
+    CHECK(err.code == 0, "%s", err.msg);
+    return plan_report(be)->total.flops;
+}
+
+TEST(work_of_a_pass_is_what_pytorch_counts)
+{
+    static struct component c;
+    cJSON *all = read_published("published.json"), *walks = read_published("walks.json");
+    const cJSON *row;
+    cJSON_ArrayForEach(row, walks)
+    {
+        const char *repository = cJSON_GetArrayItem(row, 0)->valuestring;
+        const char *kind = cJSON_GetArrayItem(row, 1)->valuestring;
+        bool encoder = strcmp(cJSON_GetArrayItem(row, 2)->valuestring, "encoder") == 0;
+        double want = cJSON_GetArrayItem(row, 4)->valuedouble;
+        int size[3];
+        for (int i = 0; i < 3; i++)
+            size[i] = cJSON_GetArrayItem(cJSON_GetArrayItem(row, 3), i)->valueint;
+        struct backend *be = open_plan();
+        struct networks n = {0};
+        struct error err = {0};
+        open_component(&c, kind, cJSON_GetObjectItem(cJSON_GetObjectItem(all, repository), kind));
+        if (CHECK(load(&n, be, &c, &err) == 0, "%s, %s: %s", repository, kind, err.msg)) {
+            double flops = walk(&n, be, encoder, size);
+            CHECK(flops == want, "%s, %s %dx%dx%d: %.0f FLOPs, expected %.0f", repository, kind, size[0],
+                  size[1], size[2], flops, want);
+        }
+        close_networks(&n);
+        close_component(&c);
+        backend_close(&be);
+    }
+    cJSON_Delete(walks);
     cJSON_Delete(all);
 }
 
