@@ -88,4 +88,46 @@ enum dtype weights_dtype(const struct weights *w);
  * places. */
 int model_find(const char *root, const char *id, char *path, size_t size, struct error *err);
 
+/* ---- LoRA: low-rank additions to the matrices of a loaded model, merged into them (see docs/loras.md) ----
+ */
+
+/* W' = W + strength * alpha / rank * up down (Hu et al., 2021; LoCon for convolutions). The touched weights
+ * are packed again beside the originals, and pointers are swapped; without LoRAs the originals are back, byte
+ * for byte. */
+struct lora_shelf;
+struct pool;
+enum lora_part { LORA_UNET, LORA_TEXT, LORA_TEXT_2, LORA_PARTS };
+
+struct lora_shelf_options {
+    const char *root; /* MODEL_DIR: nothing outside it is read */
+    const char *base; /* the model's id, for error texts */
+    struct weight_list
+        *list[LORA_PARTS]; /* weights of the networks, loaded with `keep`; NULL: there is none */
+    struct pool *pool;     /* for the additions; may be NULL */
+};
+struct lora_use {
+    const char *id; /* org/name, or org/name/file.safetensors */
+    float strength; /* at least 0 */
+};
+/* What merging would take now; all 0 when the set is in use, or was the last one merged. */
+struct lora_need {
+    size_t weights; /* bytes of packed weights beside the originals */
+    size_t host;    /* of host memory while merging */
+    size_t region;  /* of the pass's memory while merging */
+};
+
+/* The lists must outlive the shelf. */
+int lora_shelf_open(struct lora_shelf **shelf, const struct lora_shelf_options *opt, struct error *err);
+/* Puts the originals back and frees what was merged. BE: of the networks. */
+void lora_shelf_close(struct lora_shelf **shelf, struct backend *be);
+/* Finds, opens and checks the files of a request, and says what merging them takes. Changes no weight. A LoRA
+ * that cannot be had is ERR_LORA with the words for the client, the reason goes to the log. Not safe for two
+ * threads. */
+int lora_shelf_prepare(struct lora_shelf *shelf, enum dtype dtype, const struct lora_use *use, int count,
+                       struct lora_need *need, struct error *err);
+/* Merges what was prepared last. No pass may be running. After a failure the weights are the originals. */
+int lora_shelf_apply(struct lora_shelf *shelf, pass *p, struct error *err);
+/* Puts the originals back and frees what was merged, for when memory is short. */
+void lora_shelf_drop(struct lora_shelf *shelf, struct backend *be);
+
 #endif

@@ -311,6 +311,7 @@ void model_close(struct model **out)
         return;
     if (m->mem)
         m->be->mem_free(m->be, m->mem, atomic_load(&m->mem_size));
+    lora_shelf_close(&m->loras, m->be); /* before the networks whose weights it replaced */
     unet_close(&m->unet);
     vae_close(&m->vae);
     for (int i = 0; i < TEXT_ENCODERS_MAX; i++) {

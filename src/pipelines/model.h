@@ -39,6 +39,7 @@ struct model {
     _Atomic size_t mem_size;
     struct region region;
     struct phase_times times;
+    struct lora_shelf *loras; /* NULL until a request has some */
 };
 
 /* Bytes that this process could still take: the machine's available memory, cut by the cgroup's limit. */

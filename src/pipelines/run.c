@@ -157,7 +157,7 @@ int request_run(struct model *m, const struct request *q, const struct watcher *
 {
     struct plan_report plan;
     int rc = request_plan(m, q, &plan, err);
-    if (rc || (rc = check_memory(m, &plan, q, err)) || (rc = apply_loras(m, q->loras, err)) ||
+    if (rc || (rc = apply_loras(m, q->loras, err)) || (rc = check_memory(m, &plan, q, err)) ||
         (rc = model_job_memory(m, plan.region_bytes, err)))
         return rc;
     out->width = q->width;
