@@ -68,40 +68,52 @@ int posix_memalign(void **p, size_t align, size_t size)
 static const struct text_to_image_params request = {
     .prompt = "a b", .width = 16, .height = 16, .guidance_scale = 2, .steps = 2, .seed = 3};
 
-/* Loads the tiny model on one thread and makes the picture. */
-static int whole_way(struct image *im, struct error *err)
+static uint8_t grey[3 * 16 * 16];
+static const struct image input = {.width = 16, .height = 16, .rgb = grey};
+static const struct image_to_image_params image_request = {.prompt = "a b",
+                                                           .image = &input,
+                                                           .strength = 0.5,
+                                                           .guidance_scale = 2,
+                                                           .image_guidance_scale = 1.5,
+                                                           .steps = 2,
+                                                           .seed = 3};
+
+/* Loads a tiny model on one thread and makes the picture. */
+static int whole_way(const struct model_options *opt, struct image *im, struct error *err)
 {
     struct backend *be = NULL;
     struct model *m = NULL;
-    struct model_options opt = {.dir = "tests/api/data", .id = "latentd/tiny"};
     int rc = backend_open(&be, &(struct backend_options){.kind = "cpu", .threads = 1}, err);
     if (!rc)
-        rc = model_load(&m, be, &opt, err);
-    if (!rc)
+        rc = model_load(&m, be, opt, err);
+    if (!rc && opt->pipeline == PIPELINE_TEXT_TO_IMAGE)
         rc = text_to_image(m, &request, NULL, im, err);
+    else if (!rc)
+        rc = image_to_image(m, &image_request, NULL, im, err);
     model_close(&m);
     backend_close(&be);
     return rc;
 }
 
-TEST(every_allocation_fails_in_turn)
+/* Every STEPth allocation on the way fails in turn. */
+static void check_faults(const struct model_options *opt, long step)
 {
     struct image want = {0};
     struct error err = {0};
     log_set_level(LOG_LEVEL_ERROR);
     allocations = 0;
-    if (!CHECK(whole_way(&want, &err) == 0, "%s", err.msg))
+    if (!CHECK(whole_way(opt, &want, &err) == 0, "%s", err.msg))
         return;
     long total = allocations;
     size_t bytes = 3 * (size_t)want.width * (size_t)want.height;
     int errors = 0, pictures = 0;
-    for (long k = 1; k <= total; k++) {
+    for (long k = 1; k <= total; k += step) {
         struct image im = {0};
         err = (struct error){0};
         failed_once = 0;
         allocations = 0;
         fail_at = k;
-        int rc = whole_way(&im, &err);
+        int rc = whole_way(opt, &im, &err);
         fail_at = 0;
         if (rc) {
             errors++;
@@ -117,9 +129,31 @@ TEST(every_allocation_fails_in_turn)
     CHECK(errors > 20, "the faults never reached the program");
     struct image again = {0};
     err = (struct error){0};
-    CHECK(whole_way(&again, &err) == 0 && memcmp(again.rgb, want.rgb, bytes) == 0, "%s", err.msg);
+    CHECK(whole_way(opt, &again, &err) == 0 && memcmp(again.rgb, want.rgb, bytes) == 0, "%s", err.msg);
     image_free(&again);
     image_free(&want);
+}
+
+TEST(every_allocation_fails_in_turn)
+{
+    check_faults(&(struct model_options){.dir = "tests/api/data", .id = "latentd/tiny"}, 1);
+}
+
+/* Two text encoders, the VAE's encoder, pooled text and time ids; most allocations read JSON, as above. */
+TEST(allocations_of_sdxl_image_to_image_fail)
+{
+    check_faults(&(struct model_options){.pipeline = PIPELINE_IMAGE_TO_IMAGE,
+                                         .dir = "tests/golden/data/families",
+                                         .id = "stabilityai/stable-diffusion-xl-base-1.0"},
+                 11);
+}
+
+TEST(allocations_of_pix2pix_fail)
+{
+    check_faults(&(struct model_options){.pipeline = PIPELINE_IMAGE_TO_IMAGE,
+                                         .dir = "tests/golden/data/families",
+                                         .id = "timbrooks/instruct-pix2pix"},
+                 23);
 }
 
 #endif
