@@ -18,9 +18,10 @@ struct model_options {
     const char *id;              /* MODEL_ID */
 };
 
-/* Finds the model's folder and loads tokenizer, text encoder, UNet, VAE and scheduler config from it
- * (diffusers layout, model_index.json). Checks that their sizes fit together. The backend must outlive the
- * model. */
+/* Finds the model's folder and loads tokenizers, text encoders, UNet, VAE and scheduler config from it
+ * (diffusers layout, model_index.json; or one checkpoint file). Checks that their sizes fit together. A
+ * pipeline class that is not built, or InstructPix2Pix for text-to-image, is ERR_UNSUPPORTED; a component
+ * that is missing is named. The backend must outlive the model. */
 int model_load(struct model **m, struct backend *be, const struct model_options *opt, struct error *err);
 void model_close(struct model **m);
 const char *model_id(const struct model *m);
@@ -67,14 +68,15 @@ int text_to_image_plan(struct model *m, const struct text_to_image_params *param
                        struct error *err);
 /* Checks the parameters and whether it fits into memory now: 0, ERR_INVALID or ERR_NOMEM. Any thread. */
 int text_to_image_admit(struct model *m, const struct text_to_image_params *params, struct error *err);
-/* The model's own rules on parameters, by id (contract 3.3): guidance 0 for sd-turbo and sdxl-turbo. */
+/* The model's own rules on parameters, by id (contract 3.3 and 3.4, docs/models.md). */
 void text_to_image_rules(const struct model *m, struct text_to_image_params *params);
 
 /* ---- Image-to-image: StableDiffusionImg2ImgPipeline, its SDXL twin, and InstructPix2Pix, by the model ----
  */
 
 struct image_to_image_params {
-    const char *prompt, *negative_prompt; /* UTF-8, not split at '|' */
+    const char *prompt, *negative_prompt; /* UTF-8, not split at '|'; NULL: no negative prompt, which SDXL
+                                             tells from an empty one */
     const struct image *image; /* as the client sent it, 8-bit RGB; cut down to multiples of 8 here */
     double strength, guidance_scale, image_guidance_scale;
     int64_t steps; /* below 1: the pipeline's default, 50; 100 for InstructPix2Pix */
@@ -83,7 +85,9 @@ struct image_to_image_params {
     bool safety_check, exact_times;
 };
 
-/* As their text-to-image twins. Only image->width and height are read for a plan or an admission. */
+/* As their text-to-image twins. Only image->width and height are read for a plan or an admission. Strength
+ * outside 0..1, or so low that no step is left, is ERR_INVALID; a model loaded for text-to-image alone
+ * ERR_UNSUPPORTED. */
 int image_to_image(struct model *m, const struct image_to_image_params *params, const struct watcher *watch,
                    struct image *out, struct error *err);
 int image_to_image_plan(struct model *m, const struct image_to_image_params *params,
@@ -95,10 +99,10 @@ void image_to_image_rules(const struct model *m, struct image_to_image_params *p
  * warning header; tokenizes only, so any thread may ask. */
 int model_prompt_cut(const struct model *m, const char *prompt, const char *negative_prompt);
 
-/* Seconds spent in each phase of the last text_to_image() on this model. */
+/* Seconds spent in each phase of the last run on this model. */
 struct phase_times {
-    double text, steps, decode;
-    int calls; /* UNet calls */
+    double text, steps, decode; /* text: with the input picture's latents; decode: with the safety check */
+    int calls;                  /* UNet calls */
 };
 const struct phase_times *model_last_times(const struct model *m);
 

@@ -78,6 +78,10 @@ emulated() {
             GOLDEN_TIER=$tier GOLDEN_PICTURE=boat run "$label$tier: $program" "$build/emulated/tests/golden/$program"
         done
     done
+    for program in sd1_image xl_image pix2pix; do
+        GOLDEN_TIER=cuda GOLDEN_PICTURE=$program run "${label}cuda: test_image_to_image $program" \
+            "$build/emulated/tests/golden/test_image_to_image" every_family
+    done
 }
 
 # candidates BUILD-FOLDER: another order of threads, and each way to run a product by itself.

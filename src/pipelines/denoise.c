@@ -135,7 +135,8 @@ tensor decode_latents(struct run *r, tensor x)
     run_enter(r, PHASE_DECODE, 0, 0);
     tensor z = lincomb(&r->p, 1, &coef, &x);
     tensor_free(&r->p, &x);
-    tensor y = vae_decode(&r->p, r->m->vae, z);
+    pass p = run_vae_pass(r);
+    tensor y = vae_decode(&p, r->m->vae, z);
     tensor_free(&r->p, &z);
     return y;
 }

@@ -93,9 +93,9 @@ static tensor posterior(struct run *r, tensor moments, bool sample)
 
 tensor encode_picture(struct run *r, bool sample)
 {
-    pass *p = &r->p;
+    pass *p = &r->p, of_vae = run_vae_pass(r);
     tensor x = preprocess(r);
-    tensor moments = vae_encode(p, r->m->vae, x);
+    tensor moments = vae_encode(&of_vae, r->m->vae, x);
     tensor_free(p, &x);
     tensor z = posterior(r, moments, sample);
     tensor_free(p, &moments);

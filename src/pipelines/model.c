@@ -1,4 +1,5 @@
-/* Loads a model in diffusers layout: model_index.json and one folder a component. See pipeline.h. */
+/* Loads a model in diffusers layout, model_index.json and one folder a component, or from one checkpoint file
+ * in the original naming, which stands for such a folder. See pipeline.h. */
 #include "model.h"
 
 #include <cjson/cJSON.h>
@@ -10,7 +11,7 @@
 #include <sys/stat.h>
 
 #include "json.h"
-#include "log.h"
+#include "model_files.h"
 #include "safety.h"
 #include "weights.h"
 
@@ -31,8 +32,9 @@ enum { CLASSES = sizeof classes / sizeof *classes };
 /* What loading needs to know besides the model itself. */
 struct source {
     const struct model_options *opt;
-    char dir[PATH_MAX];  /* the model's folder; SDXL's for SDXL-Lightning */
+    char dir[PATH_MAX];  /* the model's folder, or its file; SDXL's for SDXL-Lightning */
     const char *variant; /* "fp16" or NULL */
+    bool single_file;    /* one checkpoint in the original naming, see model_files.h */
     bool own_checker;    /* the index names a safety checker */
 };
 
@@ -43,12 +45,13 @@ static int join(char *path, const char *dir, const char *name, struct error *err
     return n < 0 || n >= PATH_MAX ? error_set(err, ERR_INVALID, "the path of %s is too long", name) : 0;
 }
 
-/* The same for a component, which must be there. */
+/* The same for a component, which must be there. Those of a single file are looked for by whoever reads
+ * them. */
 static int component(char *path, const struct source *s, const char *name, struct error *err)
 {
     struct stat info;
     int rc = join(path, s->dir, name, err);
-    if (!rc && (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)))
+    if (!rc && !s->single_file && (stat(path, &info) != 0 || !S_ISDIR(info.st_mode)))
         rc = error_set(err, ERR_NOT_FOUND, "the model's component \"%s\" is missing: there is no folder %s",
                        name, path);
     return rc;
@@ -117,14 +120,14 @@ static int read_index(struct model *m, struct source *s, struct error *err)
     int rc = join(path, s->dir, "model_index.json", err);
     if (rc)
         return rc;
-    struct cJSON *tree = json_read_file(path, INDEX_MAX, err);
+    struct cJSON *tree = model_json(s->dir, "model_index.json", INDEX_MAX, err);
     if (!tree)
         return err->code;
     struct json_reader r = {.object = tree, .file = path, .err = err};
     rc = read_family(&r, path, &m->family);
     if (!rc && rules_pix2pix(m->id))
         m->family = FAMILY_PIX2PIX;
-    if (!rc)
+    if (!rc && !s->single_file)
         check_components(tree, path, m->family, err);
     m->encoders = m->family == FAMILY_SDXL ? 2 : 1;
     m->zeros_for_empty_prompt = json_bool(&r, "force_zeros_for_empty_prompt", true);
@@ -157,27 +160,26 @@ static int load_text(struct model *m, const struct source *s, struct error *err)
 {
     static const char *const tokenizers[] = {"tokenizer", "tokenizer_2"};
     static const char *const encoders[] = {"text_encoder", "text_encoder_2"};
-    char path[PATH_MAX];
+    char path[PATH_MAX], words[PATH_MAX];
+    const char *pad;
     int rc = 0;
     for (int i = 0; i < m->encoders && !rc; i++)
         if (!(rc = component(path, s, tokenizers[i], err)) &&
-            !(rc = tokenizer_load(&m->tokenizer[i], path, err)) &&
+            !(rc = model_tokenizer_folder(s->opt->dir, path, words, sizeof words, &pad, err)) &&
+            !(rc = tokenizer_load_padded(&m->tokenizer[i], words, pad, err)) &&
             !(rc = component(path, s, encoders[i], err)))
             rc = clip_text_load(&m->text[i], m->be, path, s->variant, err);
     return rc;
 }
 
-/* Whether the VAE runs in fp32 even in an fp16 model, as SDXL's image-to-image then encodes and draws. */
+/* Whether the VAE overflows fp16. SDXL's pipelines then run it in fp32 whatever the model is in, and draw the
+ * sample of the input picture so. */
 static int read_force_upcast(const char *dir, bool *upcast, struct error *err)
 {
-    char path[PATH_MAX];
-    int rc = join(path, dir, "config.json", err);
-    if (rc)
-        return rc;
-    struct cJSON *tree = json_read_file(path, INDEX_MAX, err);
+    struct cJSON *tree = model_json(dir, "config.json", INDEX_MAX, err);
     if (!tree)
         return err->code;
-    struct json_reader r = {.object = tree, .file = path, .err = err};
+    struct json_reader r = {.object = tree, .file = dir, .err = err};
     *upcast = json_bool(&r, "force_upcast", true);
     cJSON_Delete(tree);
     return err->code;
@@ -193,9 +195,13 @@ static int load_vae(struct model *m, const struct source *s, struct error *err)
         error_prefix(err, "%s comes without a VAE and takes that of another model", m->id);
     if (rc || (rc = read_force_upcast(path, &upcast, err)))
         return rc;
-    m->posterior_dtype = m->family == FAMILY_SDXL && upcast ? DTYPE_F32 : m->noise_dtype;
+    upcast = upcast && m->family == FAMILY_SDXL;
+    m->posterior_dtype = upcast ? DTYPE_F32 : m->noise_dtype;
+    m->vae_be = m->be;
+    if (upcast && (rc = backend_open_wide(&m->vae_be, m->be, err)))
+        return rc;
     bool encoder = s->opt->pipeline == PIPELINE_IMAGE_TO_IMAGE;
-    return vae_load(&m->vae, m->be, path, extra ? NULL : s->variant, encoder, err);
+    return vae_load(&m->vae, m->vae_be, path, extra ? NULL : s->variant, encoder, err);
 }
 
 /* SDXL-Lightning's UNet is one file a number of steps, over the config of SDXL's. */
@@ -216,7 +222,8 @@ static int find_source(struct source *s, const struct model_options *opt, struct
     bool lightning = rules_lightning_steps(opt->id) > 0;
     const char *id = lightning ? "stabilityai/stable-diffusion-xl-base-1.0" : opt->id;
     s->opt = opt;
-    int rc = model_find(opt->dir, id, s->dir, sizeof s->dir, err);
+    int rc = model_source(opt->dir, id, s->dir, sizeof s->dir, err);
+    s->single_file = !rc && model_is_single_file(s->dir);
     if (rc && lightning)
         error_prefix(err, "%s is a UNet for SDXL base", opt->id);
     return rc;
@@ -314,6 +321,8 @@ void model_close(struct model **out)
     lora_shelf_close(&m->loras, m->be); /* before the networks whose weights it replaced */
     unet_close(&m->unet);
     vae_close(&m->vae);
+    if (m->vae_be && m->vae_be != m->be)
+        backend_close(&m->vae_be);
     for (int i = 0; i < TEXT_ENCODERS_MAX; i++) {
         clip_text_close(&m->text[i]);
         tokenizer_close(&m->tokenizer[i]);

@@ -19,6 +19,7 @@ enum { TEXT_ENCODERS_MAX = 2 };
 
 struct model {
     struct backend *be;
+    struct backend *vae_be; /* be, or its twin in bf16 where the VAE overflows fp16 */
     char *id;
     char *root; /* MODEL_DIR */
     enum family family;

@@ -29,6 +29,14 @@ bool run_enter(struct run *r, enum phase phase, int step, int steps)
     return true;
 }
 
+pass run_vae_pass(const struct run *r)
+{
+    pass p = r->p;
+    if (!r->planning)
+        p.be = r->m->vae_be;
+    return p;
+}
+
 void run_phase_end(struct run *r, double *spent)
 {
     if (r->q->exact_times && r->p.be->wait)

@@ -59,6 +59,8 @@ int request_admit(struct model *m, const struct request *q, struct error *err);
 int request_steps(int64_t asked, int otherwise, struct error *err);
 /* Tells the watcher where the run is, and stops it when nobody waits any more. False when it must end. */
 bool run_enter(struct run *r, enum phase phase, int step, int steps);
+/* The pass for the VAE, which may have a backend of its own. */
+pass run_vae_pass(const struct run *r);
 /* Ends the time of a phase and adds it to *SECONDS. */
 void run_phase_end(struct run *r, double *seconds);
 

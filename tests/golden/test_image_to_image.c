@@ -352,6 +352,28 @@ TEST(models_that_lack_something_say_what)
     remove_shelf(shelf);
 }
 
+/* Their tensors are checked one by one in tests/unit/test_single_file.c; here they go through whole
+ * pipelines. */
+TEST(single_files_make_pictures)
+{
+    static const char *const ids[] = {"latentd/sd1", "latentd/sd2", "latentd/sdxl"};
+    struct bench b;
+    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++) {
+        struct error err = {0};
+        struct image im = {0}, other = {0};
+        if (bench_open(&b, "tests/golden/data/single_file", ids[i])) {
+            struct image_to_image_params q = plain(&b.input);
+            int rc = image_to_image(b.m, &q, NULL, &im, &err);
+            q.seed++;
+            if (CHECK(rc == 0 && image_to_image(b.m, &q, NULL, &other, &err) == 0, "%s", err.msg))
+                CHECK(psnr(im.rgb, other.rgb, 3 * (size_t)im.width * (size_t)im.height) < 60);
+        }
+        image_free(&im);
+        image_free(&other);
+        bench_close(&b);
+    }
+}
+
 /* A model for text-to-image has no encoder. */
 TEST(text_to_image_alone_refuses_pictures)
 {
