@@ -15,9 +15,11 @@ struct api_request {
     const char *content_type; /* NULL: no such header */
     const char *body;
     size_t len;
-    bool authorized; /* the bearer token is right, or none is asked for */
-    bool wants_png;  /* Accept prefers image/png */
-    const char *id;  /* of the request, for the log */
+    struct buffer *upload; /* the buffer that holds the body: an endpoint that needs its bytes for longer
+                              moves it out and leaves an empty one */
+    bool authorized;       /* the bearer token is right, or none is asked for */
+    bool wants_png;        /* Accept prefers image/png */
+    const char *id;        /* of the request, for the log */
 };
 
 enum { REPLY_HEADERS_MAX = 4 };
@@ -52,13 +54,14 @@ void hardware_stats_reply(struct service *s, struct reply *reply);
 
 /* ---- Endpoints that make a job ---- */
 
-/* Checks REQUEST. Either fills REPLY and returns NULL, or returns a job for worker_submit, with one
+/* Each checks REQUEST and either fills REPLY and returns NULL, or returns a job for worker_submit, with one
  * reference. */
 struct job *text_to_image_job(struct service *s, const struct api_request *request, struct reply *reply);
-/* Fills REPLY from a job that is done. Moves the body out of the job. */
-void text_to_image_reply(struct job *job, struct reply *reply);
+struct job *image_to_image_job(struct service *s, const struct api_request *request, struct reply *reply);
+/* Fills REPLY from a job of either that is done. Moves the body out of the job. */
+void pictures_reply(struct job *job, struct reply *reply);
 /* "size=512x512 steps=20 seed=7 images=1" for the log. */
-void text_to_image_describe(const struct job *job, char *out, size_t size);
+void pictures_describe(const struct job *job, char *out, size_t size);
 
 /* What a refusal of worker_submit is called on the wire; always a 500 with "insufficient capacity", the words
  * on which the gateways of the contract try elsewhere. */
@@ -71,7 +74,9 @@ enum openapi_form {
     OPENAPI_JSON, /* indented by 4, with title, version and servers: `latentd openapi --type json` */
     OPENAPI_YAML
 };
-int openapi_write(enum openapi_form form, const char *version, struct buffer *out, struct error *err);
+/* PIPELINE: the one that is served, alone; NULL: all. */
+int openapi_write(enum openapi_form form, const char *pipeline, const char *version, struct buffer *out,
+                  struct error *err);
 
 /* ---- Documentation page ---- */
 

@@ -37,7 +37,7 @@ static const char usage[] =
     "  latentd --help | --version\n"
     "\n"
     "Settings are environment variables:\n"
-    "  PIPELINE, MODEL_ID   what is served (text-to-image, " CONFIG_MODEL_DEFAULT ")\n"
+    "  PIPELINE, MODEL_ID   what is served (text-to-image, " CONFIG_MODEL_DEFAULT "), or image-to-image\n"
     "  MODEL_DIR            the folder that holds models\n"
     "  HOST, PORT           where to listen (127.0.0.1, 8000; port 0: any free one)\n"
     "  AUTH_TOKEN           bearer token that generation routes ask for (none)\n"
@@ -127,8 +127,9 @@ static int check_config(const struct config *c, struct error *err)
     static const char *const tiers[] = {"ref", "avx2", "avx512", "avx512bf16", "amx", "fp16", "bf16"};
     bool known = !c->backend, tier = !c->isa;
 
-    if (strcmp(c->pipeline, CONFIG_PIPELINE_DEFAULT) != 0)
-        return error_set(err, ERR_UNSUPPORTED, "PIPELINE is \"%s\", but only text-to-image is built so far",
+    if (strcmp(c->pipeline, CONFIG_PIPELINE_DEFAULT) != 0 && strcmp(c->pipeline, CONFIG_IMAGE_TO_IMAGE) != 0)
+        return error_set(err, ERR_UNSUPPORTED,
+                         "PIPELINE is \"%s\", but only text-to-image and image-to-image are built so far",
                          c->pipeline);
     for (size_t i = 0; i < sizeof(backends) / sizeof(*backends); i++)
         known = known || strcmp(c->backend, backends[i]) == 0;
@@ -151,7 +152,10 @@ static int start(struct daemon *d, struct error *err)
     struct config *c = &d->config;
     struct worker_options options = {
         .backend = {.kind = c->backend, .isa = c->isa, .threads = c->threads},
-        .model = {.dir = c->model_dir, .id = c->model_id},
+        .model = {.pipeline = strcmp(c->pipeline, CONFIG_IMAGE_TO_IMAGE) == 0 ? PIPELINE_IMAGE_TO_IMAGE
+                                                                              : PIPELINE_TEXT_TO_IMAGE,
+                  .dir = c->model_dir,
+                  .id = c->model_id},
         .queue = c->queue,
         .changed = worker_changed,
         .ctx = d,
@@ -248,7 +252,7 @@ static int command_openapi(int argc, char **argv)
         fprintf(stderr, "usage: latentd openapi [--type json|yaml]\n");
         return 2;
     }
-    if (openapi_write(*type == 'j' ? OPENAPI_JSON : OPENAPI_YAML,
+    if (openapi_write(*type == 'j' ? OPENAPI_JSON : OPENAPI_YAML, NULL,
                       version && *version ? version : LATENTD_VERSION, &out, &err)) {
         fprintf(stderr, "latentd: %s\n", err.msg);
         return 1;

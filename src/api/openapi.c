@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "doc_writer.h"
+#include "image_to_image.h"
 #include "text_to_image.h"
 
 enum field_kind { STRING, INTEGER, BOOLEAN, REF, LIST_OF, MAP_OF, STATUS_ENUM, LOCATION };
@@ -42,6 +43,7 @@ static const struct schema schemas[] = {
      "API error response model.",
      {{"msg", "Msg", STRING, NULL, "The error message.", false}},
      NULL},
+    {"Body_genImageToImage", NULL, {{0}}, &image_to_image_table},
     {"GPUComputeInfo",
      "Model for detailed GPU compute information.",
      {GPU_FIELDS,
@@ -98,6 +100,31 @@ struct operation {
     const char *path, *summary, *id, *schema;
 };
 
+/* The generation routes; a process serves the one that PIPELINE names. */
+struct generation {
+    struct operation op; /* schema: of the request */
+    const char *description, *override;
+    const struct param_table *table;
+};
+
+static const struct generation generations[] = {
+    {{"/text-to-image", "Text To Image", "genTextToImage", "TextToImageParams"},
+     "Generate images from text prompts.",
+     "textToImage",
+     &text_to_image_table},
+    {{"/image-to-image", "Image To Image", "genImageToImage", "Body_genImageToImage"},
+     "Apply image transformations to a provided image.",
+     "imageToImage",
+     &image_to_image_table},
+};
+enum { GENERATIONS = sizeof(generations) / sizeof(*generations) };
+
+/* PIPELINE NULL: all are served. */
+static bool is_served(const struct generation *g, const char *pipeline)
+{
+    return !pipeline || strcmp(g->op.path + 1, pipeline) == 0;
+}
+
 static const struct operation gets[] = {
     {"/health", "Health", "health", "HealthCheck"},
     {"/hardware/info", "Hardware Info", "hardware_info", "HardwareInformation"},
@@ -129,7 +156,8 @@ static void put_params(struct doc *d, const struct param_table *table)
     static const char *const types[] = {[PARAM_STRING] = "string",
                                         [PARAM_INTEGER] = "integer",
                                         [PARAM_NUMBER] = "number",
-                                        [PARAM_BOOLEAN] = "boolean"};
+                                        [PARAM_BOOLEAN] = "boolean",
+                                        [PARAM_FILE] = "string"};
 
     doc_key(d, "properties");
     doc_object(d);
@@ -138,6 +166,8 @@ static void put_params(struct doc *d, const struct param_table *table)
         doc_key(d, p->name);
         doc_object(d);
         doc_member(d, "type", types[p->type]);
+        if (p->type == PARAM_FILE)
+            doc_member(d, "format", "binary");
         doc_member(d, "title", p->title);
         doc_member(d, "description", p->description);
         if (p->fallback) {
@@ -242,7 +272,16 @@ static void put_fields(struct doc *d, const struct schema *s)
     doc_end(d);
 }
 
-static void put_components(struct doc *d)
+/* False for the parameters of a route that is not served. */
+static bool is_used(const struct schema *s, const char *pipeline)
+{
+    for (int i = 0; i < GENERATIONS; i++)
+        if (s->params == generations[i].table)
+            return is_served(&generations[i], pipeline);
+    return true;
+}
+
+static void put_components(struct doc *d, const char *pipeline)
 {
     doc_key(d, "components");
     doc_object(d);
@@ -250,6 +289,8 @@ static void put_components(struct doc *d)
     doc_object(d);
     for (size_t i = 0; i < sizeof(schemas) / sizeof(*schemas); i++) {
         const struct schema *s = &schemas[i];
+        if (!is_used(s, pipeline))
+            continue;
         doc_key(d, s->name);
         doc_object(d);
         if (s->params)
@@ -275,12 +316,12 @@ static void put_components(struct doc *d)
 
 /* ---- Paths ---- */
 
-/* content: {application/json: {schema: {$ref: …}}} */
-static void put_content(struct doc *d, const char *schema, bool data)
+/* content: {TYPE: {schema: {$ref: …}}} */
+static void put_content(struct doc *d, const char *type, const char *schema, bool data)
 {
     doc_key(d, "content");
     doc_object(d);
-    doc_key(d, CONTENT_JSON);
+    doc_key(d, type);
     doc_object(d);
     doc_key(d, "schema");
     doc_object(d);
@@ -298,11 +339,11 @@ static void put_response(struct doc *d, const char *status, const char *descript
     doc_key(d, status);
     doc_object(d);
     doc_member(d, "description", description);
-    put_content(d, schema, data);
+    put_content(d, CONTENT_JSON, schema, data);
     doc_end(d);
 }
 
-static void put_generation(struct doc *d, const struct param_table *table)
+static void put_generation(struct doc *d, const struct generation *g)
 {
     doc_key(d, "post");
     doc_object(d);
@@ -310,12 +351,12 @@ static void put_generation(struct doc *d, const struct param_table *table)
     doc_array(d);
     doc_string(d, "generate");
     doc_end(d);
-    doc_member(d, "summary", "Text To Image");
-    doc_member(d, "description", "Generate images from text prompts.");
-    doc_member(d, "operationId", "genTextToImage");
+    doc_member(d, "summary", g->op.summary);
+    doc_member(d, "description", g->description);
+    doc_member(d, "operationId", g->op.id);
     doc_key(d, "requestBody");
     doc_object(d);
-    put_content(d, table->schema, false);
+    put_content(d, g->table->form ? "multipart/form-data" : CONTENT_JSON, g->op.schema, false);
     doc_key(d, "required");
     doc_raw(d, "true");
     doc_end(d);
@@ -334,7 +375,7 @@ static void put_generation(struct doc *d, const struct param_table *table)
     doc_raw(d, "[]");
     doc_end(d);
     doc_end(d);
-    doc_member(d, "x-speakeasy-name-override", "textToImage");
+    doc_member(d, "x-speakeasy-name-override", g->override);
     doc_end(d);
 }
 
@@ -351,14 +392,18 @@ static void put_get(struct doc *d, const struct operation *op)
     doc_end(d);
 }
 
-static void put_paths(struct doc *d)
+static void put_paths(struct doc *d, const char *pipeline)
 {
     doc_key(d, "paths");
     doc_object(d);
-    doc_key(d, "/text-to-image");
-    doc_object(d);
-    put_generation(d, &text_to_image_table);
-    doc_end(d);
+    for (int i = 0; i < GENERATIONS; i++) {
+        if (!is_served(&generations[i], pipeline))
+            continue;
+        doc_key(d, generations[i].op.path);
+        doc_object(d);
+        put_generation(d, &generations[i]);
+        doc_end(d);
+    }
     for (size_t i = 0; i < sizeof(gets) / sizeof(*gets); i++) {
         doc_key(d, gets[i].path);
         doc_object(d);
@@ -397,7 +442,8 @@ static void put_head(struct doc *d, const char *version)
     doc_end(d);
 }
 
-int openapi_write(enum openapi_form form, const char *version, struct buffer *out, struct error *err)
+int openapi_write(enum openapi_form form, const char *pipeline, const char *version, struct buffer *out,
+                  struct error *err)
 {
     struct doc d = {.out = out, .form = form};
 
@@ -405,8 +451,8 @@ int openapi_write(enum openapi_form form, const char *version, struct buffer *ou
         buffer_puts(out, "# Generated by `latentd openapi --type yaml`. Do not edit.\n");
     doc_object(&d);
     put_head(&d, version);
-    put_paths(&d);
-    put_components(&d);
+    put_paths(&d, pipeline);
+    put_components(&d, pipeline);
     doc_end(&d);
     return out->failed ? error_set(err, ERR_NOMEM, "no memory for the document") : 0;
 }

@@ -1,20 +1,16 @@
-/* POST /text-to-image: its parameters, its checks in the contract's order, its job and its reply. */
-#include <limits.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/random.h>
-
-#include "image.h"
-#include "log.h"
-#include "loras.h"
-#include "text.h"
+/* POST /text-to-image: its parameters, its checks in the contract's order, and its runs. */
 #include "text_to_image.h"
 
-enum { ADMIT_STEPS_MAX = 20, PROMPT_PARTS_MAX = 4 };
-/* All pictures of one reply together, uncompressed and as base64. */
-#define REPLY_BYTES_MAX ((wide)256 << 20)
-#define PIPELINE_ERROR  "Text-to-image pipeline error."
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "log.h"
+#include "loras.h"
+#include "pictures.h"
+#include "text.h"
+
+enum { ADMIT_STEPS_MAX = 20, PROMPT_PARTS_MAX = 4, PROMPTS_USED = 2 };
 
 struct params {
     struct param_string model_id, loras, prompt, negative_prompt;
@@ -60,57 +56,64 @@ static const struct param rows[] = {
 const struct param_table text_to_image_table = {"TextToImageParams", rows, sizeof(rows) / sizeof(*rows),
                                                 false};
 
-/* One request, from its checks to its reply. */
-struct text_to_image_work {
-    struct job job;
+struct work {
+    struct pictures p;
     struct params given;
-    char *prompt, *negative_prompt; /* the parts that count, NUL-terminated */
+    char *prompt[PROMPTS_USED], *negative[PROMPTS_USED]; /* the parts that count; NULL: none */
     struct text_to_image_params run;
-    wide seed;
-    int images;
-    bool png;
 };
 
-static void work_destroy(struct job *job)
+static void work_free(struct pictures *p)
 {
-    struct text_to_image_work *w = (struct text_to_image_work *)job;
+    struct work *w = (struct work *)p;
 
     params_free(&text_to_image_table, &w->given);
-    free(w->prompt);
-    free(w->negative_prompt);
+    for (int i = 0; i < PROMPTS_USED; i++) {
+        free(w->prompt[i]);
+        free(w->negative[i]);
+    }
     free(w);
 }
 
 /* ---- Prompts ---- */
 
-/* Splits TEXT at '|' into at most four parts, strips them and drops the empty ones. The first that is left is
- * the prompt of the one text encoder that SD 1.x and 2.x have; NUL characters are taken out as the tokenizer
- * would. *OUT is NULL when nothing is left. Returns 0 or ERR_NOMEM. */
-static int first_prompt(const struct param_string *text, char **out)
+/* Splits TEXT at '|' into at most four parts, strips them and drops the empty ones. OUT gets the first two
+ * that are left: for the first text encoder, and for SDXL's second; those behind them belong to models with
+ * more encoders. Returns 0 or ERR_NOMEM. */
+static int split_prompt(const struct param_string *text, char *out[PROMPTS_USED])
 {
     const char *at = text->data, *end = text->data + text->len;
+    int found = 0;
 
-    *out = NULL;
-    for (int part = 1; part <= PROMPT_PARTS_MAX; part++) {
+    for (int part = 1; part <= PROMPT_PARTS_MAX && found < PROMPTS_USED; part++) {
         const char *bar = part < PROMPT_PARTS_MAX ? memchr(at, '|', (size_t)(end - at)) : NULL;
         const char *s = at;
         size_t len = (size_t)((bar ? bar : end) - at);
         text_strip(&s, &len, true);
-        if (len) {
-            char *o = *out = malloc(len + 1);
-            if (!o)
-                return ERR_NOMEM;
-            for (size_t i = 0; i < len; i++)
-                if (s[i])
-                    *o++ = s[i];
-            *o = '\0';
-            return 0;
-        }
+        if (len && !(out[found++] = prompt_text(s, len)))
+            return ERR_NOMEM;
         if (!bar)
-            return 0;
+            break;
         at = bar + 1;
     }
     return 0;
+}
+
+static bool resolve_prompts(struct work *w, struct reply *reply)
+{
+    if (split_prompt(&w->given.prompt, w->prompt) || split_prompt(&w->given.negative_prompt, w->negative)) {
+        reply->body.failed = true;
+        return false;
+    }
+    if (!w->prompt[0]) {
+        reply_error(reply, 500, "%s", w->p.kind->failed); /* only bars and blanks */
+        return false;
+    }
+    w->run.prompt = w->prompt[0];
+    w->run.prompt_2 = w->prompt[1];
+    w->run.negative_prompt = w->negative[0];
+    w->run.negative_prompt_2 = w->negative[1];
+    return true;
 }
 
 /* ---- Checks that need the model ---- */
@@ -121,7 +124,7 @@ static int clamp(wide v)
 }
 
 /* Width and height as the pipeline wants them; sizes that no int holds are answered here. */
-static bool resolve_size(struct text_to_image_work *w, struct model *m, struct reply *reply)
+static bool resolve_size(struct work *w, struct model *m, struct reply *reply)
 {
     struct params *g = &w->given;
     char height[44], width[44];
@@ -148,82 +151,9 @@ static bool resolve_size(struct text_to_image_work *w, struct model *m, struct r
     return false;
 }
 
-/* The first seed: the given one, or a random one of 32 bits. All seeds of the request must be 64-bit numbers
- * for torch. */
-static bool resolve_seed(struct text_to_image_work *w, struct reply *reply)
-{
-    uint32_t random = 0;
-    char shown[44];
-
-    w->seed = w->given.seed.value;
-    if (!w->given.seed.given) {
-        if (getrandom(&random, sizeof(random), 0) != sizeof(random)) {
-            log_error("no random numbers from the system");
-            reply_error(reply, 500, PIPELINE_ERROR);
-            return false;
-        }
-        w->seed = random;
-    }
-    wide last = w->seed + w->images - 1;
-    if (w->seed >= INT64_MIN && last <= UINT64_MAX)
-        return true;
-    wide_format(shown, w->seed < INT64_MIN ? w->seed : last);
-    log_warning("seed %s does not fit into 64 bits", shown);
-    reply_error(reply, 500, PIPELINE_ERROR);
-    return false;
-}
-
-static bool resolve_prompts(struct text_to_image_work *w, struct reply *reply)
-{
-    if (first_prompt(&w->given.prompt, &w->prompt) ||
-        first_prompt(&w->given.negative_prompt, &w->negative_prompt)) {
-        reply->body.failed = true;
-        return false;
-    }
-    if (!w->prompt) {
-        reply_error(reply, 500, PIPELINE_ERROR); /* only bars and blanks */
-        return false;
-    }
-    w->run.prompt = w->prompt;
-    w->run.negative_prompt = w->negative_prompt;
-    return true;
-}
-
-/* So many pictures that their reply would not fit in memory are refused before the first is made. */
-static bool check_count(struct text_to_image_work *w, struct reply *reply)
-{
-    wide each = (wide)w->run.width * w->run.height * 4; /* 3 bytes a pixel, 4/3 as base64 */
-    wide most = each > 0 ? REPLY_BYTES_MAX / each : 1;
-    char asked[44];
-
-    most = most < 1 ? 1 : most;
-    if (w->given.images.value <= most) {
-        w->images = (int)w->given.images.value;
-        return true;
-    }
-    wide_format(asked, w->given.images.value);
-    reply_error(reply, 400,
-                "num_images_per_prompt is %s, but at most %d images of %d x %d fit into one reply.", asked,
-                (int)most, w->run.width, w->run.height);
-    return false;
-}
-
-/* What a failed run is called on the wire. Details that could tell about the machine stay in the log. */
-static void failure_reply(const struct error *err, struct reply *reply)
-{
-    if (err->code == ERR_INVALID)
-        reply_error(reply, 400, "Error during model execution: %s.", err->msg);
-    else if (err->code == ERR_NOMEM)
-        reply_error(reply, 500, "Out of memory error. Try reducing output image resolution.");
-    else if (err->code == ERR_CANCELLED)
-        reply_error(reply, 500, "insufficient capacity: the server is shutting down");
-    else
-        reply_error(reply, 500, PIPELINE_ERROR);
-}
-
 /* Says early what the worker would say later. The plan's cost grows with the steps but its memory hardly
  * does, so a long run is tried with few of them; the worker checks again. */
-static bool admit(struct text_to_image_work *w, struct model *m, struct reply *reply)
+static bool admit(struct work *w, struct model *m, struct reply *reply)
 {
     struct text_to_image_params trial = w->run;
     struct error err = {0};
@@ -233,157 +163,96 @@ static bool admit(struct text_to_image_work *w, struct model *m, struct reply *r
     if (text_to_image_admit(m, &trial, &err) == 0)
         return true;
     log_info("refused: %s", err.msg);
-    failure_reply(&err, reply);
+    pictures_failed(&w->p, &err, reply);
     return false;
 }
 
-/* ---- The job ---- */
+/* ---- On the worker ---- */
 
-static void add_image(struct text_to_image_work *w, int i, const struct image *image,
-                      struct job_result *result)
+static int work_prepare(struct pictures *p, struct model *m, struct error *err)
 {
-    struct buffer png = {0};
-    char seed[44];
+    struct work *w = (struct work *)p;
 
-    if (png_encode(image, w->png ? &result->body : &png, &result->err) || w->png)
-        goto out;
-    wide_format(seed, w->seed + i);
-    buffer_puts(&result->body,
-                i ? ",{\"url\":\"data:image/png;base64," : "{\"url\":\"data:image/png;base64,");
-    buffer_base64(&result->body, png.data, png.len);
-    buffer_printf(&result->body, "\",\"seed\":%s,\"nsfw\":false}", seed);
-out:
-    buffer_free(&png);
-    result->images++;
-    result->pixels += (uint64_t)image->width * (uint64_t)image->height;
+    (void)err;
+    p->cut = model_prompt_cut(m, w->prompt[0], w->negative[0]);
+    if (w->prompt[1] || w->negative[1])
+        p->cut += model_prompt_cut(m, w->prompt[1] ? w->prompt[1] : "", w->negative[1]);
+    return 0;
 }
 
-static void work_run(struct job *job, struct model *model, const struct watcher *watch,
-                     struct job_result *result)
+static int work_make(struct pictures *p, struct model *m, int64_t seed, const struct watcher *watch,
+                     struct image *out, struct error *err)
 {
-    struct text_to_image_work *w = (struct text_to_image_work *)job;
-    struct text_to_image_params params = w->run;
+    struct text_to_image_params run = ((struct work *)p)->run;
 
-    if (!w->png)
-        buffer_puts(&result->body, "{\"images\":[");
-    for (int i = 0; i < w->images && result->err.code == 0; i++) {
-        struct image image = {0};
-        params.seed = (int64_t)(uint64_t)(w->seed + i);
-        if (text_to_image(model, &params, watch, &image, &result->err))
-            break;
-        if (watch->cancelled(watch->ctx)) {
-            error_set(&result->err, ERR_CANCELLED, "cancelled before %s", phase_names[PHASE_ENCODE]);
-        } else {
-            watch->entered(watch->ctx, PHASE_ENCODE, 0, 0);
-            add_image(w, i, &image, result);
-        }
-        image_free(&image);
-    }
-    if (!w->png)
-        buffer_puts(&result->body, "]}");
-    if (result->body.failed)
-        error_set(&result->err, ERR_NOMEM, "no memory for the reply");
-    if (result->err.code && result->err.code != ERR_CANCELLED)
-        log_error("text-to-image failed: %s", result->err.msg);
+    run.seed = seed;
+    return text_to_image(m, &run, watch, out, err);
 }
+
+static const struct pictures_kind kind = {
+    .name = "text-to-image",
+    .failed = "Text-to-image pipeline error.",
+    .memory = "Out of memory error. Try reducing output image resolution.",
+    .prepare = work_prepare,
+    .make = work_make,
+    .free = work_free,
+};
 
 /* ---- The endpoint ---- */
 
-/* The checks that come before the model is asked, in the order of the contract; auth comes before the empty
- * prompt here. */
+/* The checks that come before the model is asked, in the order of the contract; the token comes before the
+ * empty prompt here. */
 static bool check_request(struct service *s, const struct api_request *request, const struct params *g,
                           struct reply *reply)
 {
-    if (!request->authorized) {
-        reply_error(reply, 401, "Invalid bearer token.");
-        reply_header(reply, "WWW-Authenticate", "Bearer");
-    } else if (g->prompt.len == 0) {
+    if (!pictures_token(request, reply))
+        return false;
+    if (g->prompt.len == 0) {
         reply_error(reply, 400, "Prompt must be provided.");
-    } else if (g->model_id.len && (strlen(s->config->model_id) != g->model_id.len ||
-                                   memcmp(g->model_id.data, s->config->model_id, g->model_id.len) != 0)) {
-        reply_error(reply, 400, "pipeline configured with %s but called with %.300s.", s->config->model_id,
-                    g->model_id.data);
-    } else if (g->images.value <= 0) {
-        reply->status = 200;
-        reply->content_type = CONTENT_JSON;
-        buffer_puts(&reply->body, "{\"images\":[]}");
-    } else {
-        return true;
+        return false;
     }
-    return false;
+    return pictures_model_id(s, &g->model_id, reply) && pictures_wanted(&g->images, reply);
 }
 
 /* The checks that the original makes while it runs. */
-static bool check_run(struct service *s, struct text_to_image_work *w, struct reply *reply)
+static bool check_run(struct service *s, struct work *w, struct reply *reply)
 {
     struct params *g = &w->given;
 
-    if (!loras_check(&g->loras, reply) || !resolve_prompts(w, reply))
+    if (!loras_read(&g->loras, kind.failed, &w->p.loras, reply) || !resolve_prompts(w, reply))
         return false;
-    enum refusal why = worker_refuses(s->worker);
-    struct model *m = worker_model(s->worker);
-    if (why || !m) {
-        refusal_reply(why ? why : REFUSED_FAILED, reply);
+    struct model *m = pictures_model(s, reply);
+    if (!m)
         return false;
-    }
+    w->run.loras = w->p.loras;
+    w->run.safety_check = g->safety_check;
     w->run.guidance_scale = g->guidance_scale;
-    w->run.steps = g->steps.value < 1 ? 0 : g->steps.value > INT64_MAX ? INT64_MAX : (int64_t)g->steps.value;
+    w->run.steps = pictures_steps(&g->steps);
     if (!resolve_size(w, m, reply))
         return false;
     text_to_image_rules(m, &w->run);
-    return check_count(w, reply) && resolve_seed(w, reply) && admit(w, m, reply);
+    w->p.width = w->run.width;
+    w->p.height = w->run.height;
+    w->p.steps = w->run.steps;
+    return pictures_count(&w->p, &g->images, reply) && pictures_seed(&w->p, &g->seed, reply) &&
+           admit(w, m, reply);
 }
 
 struct job *text_to_image_job(struct service *s, const struct api_request *request, struct reply *reply)
 {
-    struct text_to_image_work *w = calloc(1, sizeof(*w));
+    struct work *w = calloc(1, sizeof(*w));
 
     if (!w) {
         reply->body.failed = true;
         return NULL;
     }
-    job_init(&w->job);
-    w->job.run = work_run;
-    w->job.destroy = work_destroy;
+    pictures_init(&w->p, &kind);
+    w->p.png = request->wants_png;
     if (params_read(&text_to_image_table, request, &w->given, reply) &&
-        check_request(s, request, &w->given, reply)) {
-        w->png = request->wants_png;
-        if (w->png)
-            w->given.images.value = 1; /* the reply holds one picture, so only one is made */
-        if (check_run(s, w, reply)) {
-            log_debug("request_id=%s prompt=%.300s", request->id, w->prompt);
-            return &w->job;
-        }
+        check_request(s, request, &w->given, reply) && check_run(s, w, reply)) {
+        log_debug("request_id=%s prompt=%.300s", request->id, w->prompt[0]);
+        return &w->p.job;
     }
-    job_put(&w->job);
+    job_put(&w->p.job);
     return NULL;
-}
-
-void text_to_image_reply(struct job *job, struct reply *reply)
-{
-    struct text_to_image_work *w = (struct text_to_image_work *)job;
-    char seed[44];
-
-    if (job->result.err.code) {
-        failure_reply(&job->result.err, reply);
-        return;
-    }
-    reply->status = 200;
-    reply->content_type = w->png ? "image/png" : CONTENT_JSON;
-    reply->body = job->result.body;
-    memset(&job->result.body, 0, sizeof(job->result.body));
-    if (w->png) {
-        wide_format(seed, w->seed);
-        reply_header(reply, "X-Seed", "%s", seed);
-    }
-}
-
-void text_to_image_describe(const struct job *job, char *out, size_t size)
-{
-    const struct text_to_image_work *w = (const struct text_to_image_work *)job;
-    char seed[44];
-
-    wide_format(seed, w->seed);
-    snprintf(out, size, "size=%dx%d steps=%lld seed=%s images=%d", w->run.width, w->run.height,
-             (long long)w->run.steps, seed, w->images);
 }

@@ -10,8 +10,9 @@
 
 enum {
     HTTP_THREADS = 4,
-    BODY_MAX = 2 << 20,    /* of a JSON body; a prompt of a megabyte fits */
-    BODIES_MAX = 64 << 20, /* of all bodies being received at once */
+    BODY_MAX = 2 << 20,     /* of a JSON body; a prompt of a megabyte fits */
+    UPLOAD_MAX = 32 << 20,  /* of a form with a picture */
+    BODIES_MAX = 128 << 20, /* of all bodies in memory at once, also those of jobs that wait */
     CONNECTIONS_MAX = 4096,
     CONNECTION_MEMORY = 32 << 10 /* request line and headers of one request */
 };
@@ -107,12 +108,16 @@ struct route {
     struct job *(*begin)(struct service *s, const struct api_request *request, struct reply *reply);
     void (*end)(struct job *job, struct reply *reply);
     void (*describe)(const struct job *job, char *out, size_t size);
+    size_t body_max;
 };
 
 extern const struct route routes[];
 extern const int route_count;
+/* True unless the route makes something else than PIPELINE. */
+bool route_served(const struct route *r, const char *pipeline);
 /* The route, or NULL and a reply: 404, 405 or a redirect to the path without its slash. */
-const struct route *route_find(const char *method, const char *path, struct reply *reply);
+const struct route *route_find(const char *pipeline, const char *method, const char *path,
+                               struct reply *reply);
 
 /* ---- auth.c ---- */
 

@@ -90,6 +90,8 @@ static void put_http(struct buffer *b, struct server *srv)
     family(b, "latentd_http_request_duration_seconds", "histogram",
            "From the headers to the last byte of the reply.");
     for (int row = 0; row < route_count; row++) {
+        if (!route_served(&routes[row], srv->service->config->pipeline))
+            continue;
         snprintf(label, sizeof(label), "route=\"%s\"", routes[row].path);
         histogram(b, "latentd_http_request_duration_seconds", label, &st->duration[row]);
     }

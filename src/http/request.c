@@ -104,6 +104,12 @@ static enum MHD_Result send_reply(struct request *r)
 
 /* ---- The body ---- */
 
+/* Routes that read no body throw away what comes. */
+static size_t body_max(const struct request *r)
+{
+    return r->route && r->route->begin ? r->route->body_max : BODY_MAX;
+}
+
 static enum MHD_Result take_body(struct request *r, const char *data, size_t *size)
 {
     size_t n = *size;
@@ -113,7 +119,7 @@ static enum MHD_Result take_body(struct request *r, const char *data, size_t *si
     r->received += n;
     if (!r->route || !r->route->begin || r->too_large || r->bodies_full)
         return MHD_YES;
-    r->too_large = r->received > BODY_MAX;
+    r->too_large = r->received > body_max(r);
     r->bodies_full = atomic_fetch_add(&r->server->bodies, n) + n > BODIES_MAX;
     r->counted += n;
     if (r->too_large || r->bodies_full || buffer_add(&r->body, data, n))
@@ -129,12 +135,12 @@ static bool expects_refusal(struct request *r)
     const char *expect = header(r->mhd, "Expect"), *length = header(r->mhd, "Content-Length");
 
     return expect && strcasecmp(expect, "100-continue") == 0 && length &&
-           strtoull(length, NULL, 10) > BODY_MAX;
+           strtoull(length, NULL, 10) > body_max(r);
 }
 
 static void too_large(struct request *r)
 {
-    reply_error(&r->reply, 400, "The body has more than %d bytes.", BODY_MAX);
+    reply_error(&r->reply, 400, "The body has more than %zu bytes.", body_max(r));
     pthread_mutex_lock(&r->server->stats.lock);
     r->server->stats.too_large++;
     pthread_mutex_unlock(&r->server->stats.lock);
@@ -206,12 +212,14 @@ static enum MHD_Result dispatch(struct request *r)
         struct api_request request = {.content_type = header(r->mhd, "Content-Type"),
                                       .body = r->body.data,
                                       .len = r->body.len,
+                                      .upload = &r->body,
                                       .authorized = auth_ok(header(r->mhd, "Authorization"), token),
                                       .wants_png = wants_png(r->mhd),
                                       .id = r->id};
         r->job = r->route->begin(srv->service, &request, &r->reply);
     }
-    release_body(r);
+    if (!r->job || r->body.data)
+        release_body(r); /* a job that took the body over keeps it counted until its reply */
     return r->job ? start_job(r) : send_reply(r);
 }
 
@@ -254,7 +262,7 @@ enum MHD_Result request_handle(void *ctx, struct MHD_Connection *mhd, const char
         reply_error(&r->reply, 400, "Bad request: %s.", fault);
         return send_reply(r);
     }
-    r->route = route_find(method, url, &r->reply);
+    r->route = route_find(r->server->service->config->pipeline, method, url, &r->reply);
     if (expects_refusal(r)) {
         r->close = true;
         if (!r->reply.status)

@@ -29,25 +29,39 @@ static void openapi(struct server *srv, struct reply *reply)
 {
     struct error err = {0};
 
-    (void)srv;
     reply->status = 200;
     reply->content_type = CONTENT_JSON;
-    if (openapi_write(OPENAPI_LIVE, NULL, &reply->body, &err))
+    if (openapi_write(OPENAPI_LIVE, srv->service->config->pipeline, NULL, &reply->body, &err))
         reply->body.failed = true;
 }
 
+#define ANSWERS(path, slash, function)                                                                       \
+    {                                                                                                        \
+        path, "GET", slash, function, NULL, NULL, NULL, 0                                                    \
+    }
+#define MAKES(path, job, body_max)                                                                           \
+    {                                                                                                        \
+        path, "POST", true, NULL, job, pictures_reply, pictures_describe, body_max                           \
+    }
+
 const struct route routes[] = {
-    {"/text-to-image", "POST", true, NULL, text_to_image_job, text_to_image_reply, text_to_image_describe},
-    {"/health", "GET", true, health, NULL, NULL, NULL},
-    {"/hardware/info", "GET", true, hardware_info, NULL, NULL, NULL},
-    {"/hardware/stats", "GET", true, hardware_stats, NULL, NULL, NULL},
-    {"/version", "GET", true, version, NULL, NULL, NULL},
-    {"/metrics", "GET", false, metrics_reply, NULL, NULL, NULL},
-    {"/openapi.json", "GET", false, openapi, NULL, NULL, NULL},
-    {"/docs", "GET", false, docs_reply, NULL, NULL, NULL},
-    {"/redoc", "GET", false, redoc_reply, NULL, NULL, NULL},
+    MAKES("/text-to-image", text_to_image_job, BODY_MAX),
+    MAKES("/image-to-image", image_to_image_job, UPLOAD_MAX),
+    ANSWERS("/health", true, health),
+    ANSWERS("/hardware/info", true, hardware_info),
+    ANSWERS("/hardware/stats", true, hardware_stats),
+    ANSWERS("/version", true, version),
+    ANSWERS("/metrics", false, metrics_reply),
+    ANSWERS("/openapi.json", false, openapi),
+    ANSWERS("/docs", false, docs_reply),
+    ANSWERS("/redoc", false, redoc_reply),
 };
 const int route_count = sizeof(routes) / sizeof(*routes);
+
+bool route_served(const struct route *r, const char *pipeline)
+{
+    return !r->begin || strcmp(r->path + 1, pipeline) == 0;
+}
 
 /* Undoes %XX. False for a path that is no route anyway: too long, a broken escape, an escaped slash or
  * control character. */
@@ -83,7 +97,8 @@ static void plain_detail(struct reply *reply, int status, const char *detail)
     buffer_printf(&reply->body, "{\"detail\":\"%s\"}", detail);
 }
 
-const struct route *route_find(const char *method, const char *path, struct reply *reply)
+const struct route *route_find(const char *pipeline, const char *method, const char *path,
+                               struct reply *reply)
 {
     char plain[64];
     size_t len;
@@ -98,7 +113,7 @@ const struct route *route_find(const char *method, const char *path, struct repl
         plain[len - 1] = '\0';
     for (int i = 0; i < route_count; i++) {
         const struct route *r = &routes[i];
-        if (strcmp(plain, r->path) != 0)
+        if (strcmp(plain, r->path) != 0 || !route_served(r, pipeline))
             continue;
         if (slash && !r->slash) {
             reply->status = 307;

@@ -72,6 +72,7 @@ static enum failure failure_kind(int code)
 {
     switch (code) {
     case ERR_INVALID:
+    case ERR_LORA:
         return FAILURE_INVALID;
     case ERR_NOMEM:
         return FAILURE_MEMORY;

@@ -337,6 +337,21 @@ static int begin(const struct daemon *d, const char *method, const char *path, c
     return fd;
 }
 
+int client_begin_bytes(const struct daemon *d, const char *path, const char *headers, const void *body,
+                       size_t len, size_t sent)
+{
+    char head[2048];
+    int fd = client_open(d);
+
+    if (fd < 0)
+        return -1;
+    snprintf(head, sizeof(head), "POST %s HTTP/1.1\r\nHost: localhost\r\n%sContent-Length: %zu\r\n\r\n", path,
+             headers ? headers : "", len);
+    client_puts(fd, head);
+    client_write(fd, body, sent);
+    return fd;
+}
+
 struct answer client_ask(const struct daemon *d, const char *method, const char *path, const char *headers,
                          const char *body)
 {

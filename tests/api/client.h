@@ -54,6 +54,10 @@ bool client_closed(int fd, double seconds);
 /* One request on a connection of its own. HEADERS: further lines, each ending in \r\n, or NULL. */
 struct answer client_ask(const struct daemon *d, const char *method, const char *path, const char *headers,
                          const char *body);
+/* The same with a body of any bytes, whose Content-Length is LEN whatever is sent of it: SENT bytes. Leaves
+ * the reply unread. */
+int client_begin_bytes(const struct daemon *d, const char *path, const char *headers, const void *body,
+                       size_t len, size_t sent);
 /* POST /text-to-image with a JSON body. */
 struct answer client_make(const struct daemon *d, const char *body);
 /* Sends such a request and leaves the reply unread. */

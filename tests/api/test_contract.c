@@ -312,6 +312,11 @@ TEST(out_of_memory)
 
 TEST(loras)
 {
+    static const char *const unsound[] = {"-1", "NaN",       "Infinity", "1e999",         "[]",
+                                          "{}", "\\\"x\\\"", "\\\"\\\"", "\\\"0x1p3\\\"", "\\\"nan\\\""};
+    static const char *const hostile[] = {"../x",   "/etc/passwd", "",   ".",   "..",
+                                          "a/../b", "a//b",        "a/", "./a", "a/.."};
+
     expect_post("{\"prompt\":\"a\",\"loras\":\"{x\"}", 400,
                 "{\"detail\":{\"msg\":\"Unable to parse '{x' as JSON..\"}}");
     expect_post("{\"prompt\":\"a\",\"loras\":\"[]\"}", 500,
@@ -321,6 +326,25 @@ TEST(loras)
     expect_post(
         "{\"prompt\":\"a\",\"loras\":\"{\\\"a\\\":1,\\\"b\\\":1,\\\"c\\\":1,\\\"d\\\":1,\\\"e\\\":1}\"}", 400,
         "{\"detail\":{\"msg\":\"Too many LoRas provided. Maximum is 4..\"}}");
+    expect_post(/* strengths come before their number, and of two equal names the last counts */
+                "{\"prompt\":\"a\",\"loras\":\"{\\\"a\\\":1,\\\"b\\\":1,\\\"c\\\":1,\\\"d\\\":1,\\\"e\\\":"
+                "null}\"}",
+                400,
+                "{\"detail\":{\"msg\":\"All strengths must be numbers greater than or equal to 0.0..\"}}");
+    for (size_t i = 0; i < sizeof(unsound) / sizeof(*unsound); i++) {
+        char body[200];
+        snprintf(body, sizeof(body), "{\"prompt\":\"a\",\"loras\":\"{\\\"a/b\\\":%s}\"}", unsound[i]);
+        expect_post(
+            body, 400,
+            "{\"detail\":{\"msg\":\"All strengths must be numbers greater than or equal to 0.0..\"}}");
+    }
+    for (size_t i = 0; i < sizeof(hostile) / sizeof(*hostile); i++) {
+        char body[200], want[200];
+        snprintf(body, sizeof(body), "{\"prompt\":\"a\",\"loras\":\"{\\\"%s\\\":1}\"}", hostile[i]);
+        snprintf(want, sizeof(want), "{\"detail\":{\"msg\":\"LoRa repository '%s' not found.\"}}",
+                 hostile[i]);
+        expect_post(body, 400, want);
+    }
     expect_post("{\"prompt\":\"a\",\"loras\":\"{\\\"a/b\\\":1.0}\"}", 400,
                 "{\"detail\":{\"msg\":\"LoRA is not available yet: leave `loras` empty.\"}}");
 }
