@@ -12,7 +12,7 @@
 #define ROUTE "/image-to-image"
 #define FORM  "Content-Type: multipart/form-data; boundary=B\r\n"
 #define IMAGE "--B\r\nContent-Disposition: form-data; name=\"image\"; filename=\"in.png\"\r\n\r\n"
-#define END   "\r\n--B--\r\n"
+#define END   "--B--\r\n"
 
 static struct daemon tiny;
 static double slow_since;
@@ -40,6 +40,7 @@ static void make_form(struct buffer *form, const char *const *fields, const stru
     if (picture) {
         buffer_puts(form, IMAGE);
         buffer_add(form, picture->data, picture->len);
+        buffer_puts(form, "\r\n");
     }
     buffer_puts(form, END);
 }
@@ -280,7 +281,9 @@ TEST(schema_errors)
 {
     struct buffer png = png_of(8, 8);
 
-    expect(FORM, NULL, NULL, 422,
+    static const char *const unknown[] = {"x=1", NULL};
+
+    expect(FORM, unknown, NULL, 422,
            "{\"detail\":[{\"type\":\"missing\",\"loc\":[\"body\",\"prompt\"],\"msg\":\"Field "
            "required\",\"input\":null},"
            "{\"type\":\"missing\",\"loc\":[\"body\",\"image\"],\"msg\":\"Field required\",\"input\":null}]}");
@@ -317,7 +320,7 @@ TEST(order_of_checks)
     if (CHECK(daemon_ready(&d, (const char *[]){"PIPELINE=image-to-image", "AUTH_TOKEN=secret", NULL}))) {
         other = tiny;
         tiny = d;
-        expect(FORM, NULL, NULL, 422, "\"missing\"");
+        expect(FORM, (const char *[]){"x=1", NULL}, NULL, 422, "\"missing\"");
         expect(FORM, bad_model, &none, 401, "{\"detail\":{\"msg\":\"Invalid bearer token.\"}}");
         expect(FORM "Authorization: Bearer secret\r\n", bad_model, &none, 400,
                "{\"detail\":{\"msg\":\"pipeline configured with latentd/tiny but called with x/y.\"}}");
