@@ -11,7 +11,7 @@
 #include "loras.h"
 #include "pictures.h"
 
-enum { ADMIT_STEPS_MAX = 20, STEPS_DEFAULT = 50, UNIT = 8 };
+enum { ADMIT_STEPS_MAX = 20, STEPS_DEFAULT = 50 };
 
 struct params {
     struct param_string prompt, model_id, loras, negative_prompt;
@@ -189,8 +189,8 @@ static bool check_run(struct service *s, struct work *w, struct reply *reply)
         .safety_check = g->safety_check,
     };
     image_to_image_rules(m, &w->run);
-    w->p.width = w->image.width - w->image.width % UNIT;
-    w->p.height = w->image.height - w->image.height % UNIT;
+    w->p.width = w->image.width; /* at most; what the VAE's scale cuts off is known when a picture is made */
+    w->p.height = w->image.height;
     w->p.steps = w->run.steps;
     return pictures_count(&w->p, &g->images, reply) && pictures_seed(&w->p, &g->seed, reply) &&
            admit(w, m, reply);

@@ -157,6 +157,8 @@ static void make_one(struct pictures *p, int i, struct model *model, const struc
 
     if (p->kind->make(p, model, (int64_t)(uint64_t)(p->seed + i), watch, &image, &result->err))
         return;
+    p->width = image.width;
+    p->height = image.height;
     if (watch->cancelled(watch->ctx)) {
         error_set(&result->err, ERR_CANCELLED, "cancelled before %s", phase_names[PHASE_ENCODE]);
     } else {

@@ -346,7 +346,7 @@ TEST(loras)
         expect_post(body, 400, want);
     }
     expect_post("{\"prompt\":\"a\",\"loras\":\"{\\\"a/b\\\":1.0}\"}", 400,
-                "{\"detail\":{\"msg\":\"LoRA is not available yet: leave `loras` empty.\"}}");
+                "{\"detail\":{\"msg\":\"LoRa repository 'a/b' not found.\"}}");
 }
 
 TEST(png_itself)

@@ -162,6 +162,7 @@ static void png_size(const struct answer *a, unsigned *width, unsigned *height)
     *height = (unsigned)p[22] << 8 | p[23];
 }
 
+/* Cut down to multiples of what the VAE makes of one latent: 2 in the tiny model. */
 TEST(size_follows_the_picture)
 {
     static const int sizes[][2] = {{32, 32}, {37, 29}, {64, 40}, {200, 16}};
@@ -173,8 +174,8 @@ TEST(size_follows_the_picture)
         struct answer a = ask_with(FORM "Accept: image/png\r\n", fields, &png);
         unsigned width, height;
         png_size(&a, &width, &height);
-        CHECK(a.status == 200 && width == (unsigned)sizes[i][0] / 8 * 8 &&
-                  height == (unsigned)sizes[i][1] / 8 * 8,
+        CHECK(a.status == 200 && width == (unsigned)sizes[i][0] / 2 * 2 &&
+                  height == (unsigned)sizes[i][1] / 2 * 2,
               "%d: %ux%u %.200s", a.status, width, height, a.body);
         CHECK(strcmp(answer_header(&a, "X-Seed"), "7") == 0);
         answer_free(&a);
@@ -336,7 +337,7 @@ TEST(order_of_checks)
 
 TEST(parameters_of_the_run)
 {
-    struct buffer png = png_of(16, 16), dot = png_of(3, 200);
+    struct buffer png = png_of(16, 16), dot = png_of(1, 200);
 
     expect(FORM, (const char *[]){"prompt=a", "strength=1.5", NULL}, &png, 400,
            "{\"detail\":{\"msg\":\"Error during model execution: The value of strength should in [0.0, 1.0] "
@@ -352,7 +353,7 @@ TEST(parameters_of_the_run)
     expect(FORM, (const char *[]){"prompt=a", "loras=[]", NULL}, &png, 500,
            "{\"detail\":{\"msg\":\"Image-to-image pipeline error.\"}}");
     expect(FORM, (const char *[]){"prompt=a", "num_inference_steps=2", NULL}, &dot, 400,
-           "Error during model execution: ");
+           "Error during model execution: the image is 1 x 200; each side has to be at least 2.");
     buffer_free(&png);
     buffer_free(&dot);
 }
@@ -427,7 +428,7 @@ TEST(decompression_bombs)
 
 TEST(too_large_for_memory)
 {
-    struct buffer png = png_of(8, 8);
+    struct buffer png = png_of(4096, 4096);
     struct daemon d, other;
     static const char *const fields[] = {"prompt=a", NULL};
 
@@ -439,8 +440,7 @@ TEST(too_large_for_memory)
         return;
     other = tiny;
     tiny = d;
-    set_size(&png, 8192, 8192);
-    for (int i = 0; i < 10; i++)
+    for (int i = 0; i < 5; i++)
         expect(FORM, fields, &png, 500,
                "{\"detail\":{\"msg\":\"Out of memory error. Try reducing input image resolution.\"}}");
     tiny = other;
