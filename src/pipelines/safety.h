@@ -5,9 +5,15 @@
 #include "image.h"
 #include "networks.h"
 
+/* Two kinds (contract 3.8). The model's own, where its repository ships one (SD 1.x): always runs, and what
+ * it finds is given out as a black picture. CompVis/stable-diffusion-safety-checker below MODEL_DIR: runs
+ * when the request asks, and only says what it found. */
 struct safety;
 
-/* OWN: the folder of the model's own checker, or NULL. MODELS: MODEL_DIR. */
+#define SAFETY_MODEL "CompVis/stable-diffusion-safety-checker"
+
+/* OWN: the folder of the model's own checker, or NULL. MODELS: MODEL_DIR. A checker of MODEL_DIR that is not
+ * there, or only as a pickle, is a warning, not an error. Where both are the same network it is kept once. */
 int safety_open(struct safety **s, struct backend *be, const char *models, const char *own,
                 const char *variant, struct error *err);
 void safety_close(struct safety **s);

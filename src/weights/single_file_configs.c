@@ -31,6 +31,15 @@
     "\"num_train_timesteps\":1000,\"set_alpha_to_one\":false,\"skip_prk_steps\":true,\"steps_offset\":1,"    \
     "\"trained_betas\":null,"
 
+#define PARTS                                                                                                \
+    "\"scheduler\":[\"diffusers\",\"\"],\"tokenizer\":[\"transformers\",\"CLIPTokenizer\"],"                 \
+    "\"text_encoder\":[\"transformers\",\"CLIPTextModel\"],\"unet\":[\"diffusers\","                         \
+    "\"UNet2DConditionModel\"],"                                                                             \
+    "\"vae\":[\"diffusers\",\"AutoencoderKL\"],\"safety_checker\":[null,null],"
+#define PARTS_2                                                                                              \
+    PARTS "\"tokenizer_2\":[\"transformers\",\"CLIPTokenizer\"],"                                            \
+          "\"text_encoder_2\":[\"transformers\",\"CLIPTextModelWithProjection\"],"
+
 #define UNET_SD1 "{" UNET_SD "\"attention_head_dim\":8,\"cross_attention_dim\":768,\"sample_size\":64,"
 #define TEXT_VIT_L                                                                                           \
     "{" TEXT "\"hidden_act\":\"quick_gelu\",\"hidden_size\":768,\"intermediate_size\":3072,"                 \
@@ -42,7 +51,7 @@ static const struct {
 } configs[SINGLE_FAMILIES] = {
     [SINGLE_SD1] =
         {
-            .index = "{\"_class_name\":\"StableDiffusionPipeline\"}",
+            .index = "{" PARTS "\"_class_name\":\"StableDiffusionPipeline\"}",
             .scheduler = "{\"_class_name\":\"PNDMScheduler\"," BETAS "\"prediction_type\":\"epsilon\"}",
             .unet = UNET_SD1 "\"in_channels\":4}",
             .vae = VAE_SD1,
@@ -50,7 +59,7 @@ static const struct {
         },
     [SINGLE_PIX2PIX] =
         {
-            .index = "{\"_class_name\":\"StableDiffusionInstructPix2PixPipeline\"}",
+            .index = "{" PARTS "\"_class_name\":\"StableDiffusionInstructPix2PixPipeline\"}",
             .scheduler = "{\"_class_name\":\"EulerAncestralDiscreteScheduler\"," BETAS
                          "\"prediction_type\":\"epsilon\"}",
             .unet = UNET_SD1 "\"in_channels\":8}",
@@ -59,7 +68,7 @@ static const struct {
         },
     [SINGLE_SD2] =
         {
-            .index = "{\"_class_name\":\"StableDiffusionPipeline\"}",
+            .index = "{" PARTS "\"_class_name\":\"StableDiffusionPipeline\"}",
             .scheduler = "{\"_class_name\":\"DDIMScheduler\"," BETAS "\"prediction_type\":\"v_prediction\"}",
             .unet = "{" UNET_SD "\"attention_head_dim\":[5,10,20,20],\"cross_attention_dim\":1024,"
                     "\"sample_size\":96,\"use_linear_projection\":true,\"upcast_attention\":true,"
@@ -70,7 +79,8 @@ static const struct {
         },
     [SINGLE_SDXL] =
         {
-            .index = "{\"_class_name\":\"StableDiffusionXLPipeline\",\"force_zeros_for_empty_prompt\":true}",
+            .index = "{" PARTS_2
+                     "\"_class_name\":\"StableDiffusionXLPipeline\",\"force_zeros_for_empty_prompt\":true}",
             .scheduler = "{\"_class_name\":\"EulerDiscreteScheduler\"," BETAS
                          "\"prediction_type\":\"epsilon\",\"interpolation_type\":\"linear\","
                          "\"timestep_spacing\":\"leading\",\"use_karras_sigmas\":false}",
