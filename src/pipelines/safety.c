@@ -44,19 +44,25 @@ static int open_checker(struct checker *c, struct backend *be, const char *dir, 
     return 0;
 }
 
+static int no_effect(const struct safety *s, const char *why)
+{
+    if (!s->own.net)
+        log_warning("safety_check has no effect, nsfw is always false: %s", why);
+    return 0;
+}
+
 /* The checker of MODELS, where it is; beside the model's own only when it is another network. */
 static int open_asked(struct safety *s, struct backend *be, const char *models, struct error *err)
 {
     char dir[PATH_MAX];
     struct error why = {0};
     int rc = model_find(models, SAFETY_MODEL, dir, sizeof dir, &why);
-    if (!rc)
-        rc = open_checker(&s->asked, be, dir, "preprocessor_config.json", NULL, &why);
+    if (rc)
+        return no_effect(s, SAFETY_MODEL " is not in MODEL_DIR");
+    rc = open_checker(&s->asked, be, dir, "preprocessor_config.json", NULL, &why);
     if (rc == ERR_NOT_FOUND || rc == ERR_UNSUPPORTED) {
         safety_checker_close(&s->asked.net);
-        if (!s->own.net)
-            log_warning("safety_check has no effect, nsfw is always false: %s", why.msg);
-        return 0;
+        return no_effect(s, why.msg);
     }
     if (rc)
         return error_set(err, rc, "%s: %s", SAFETY_MODEL, why.msg);
