@@ -53,7 +53,7 @@ static int choose_file(const char *dir, const char *id, char path[PATH_MAX], str
         log_warning("LoRA %s has %d files; taking %s. Name one with %s/FILE.safetensors", id, found, name,
                     id);
     if (snprintf(path, PATH_MAX, "%s/%s", dir, name) >= PATH_MAX)
-        return error_set(err, ERR_INVALID, "the path of LoRA \"%.200s\" is too long", id);
+        return error_set(err, ERR_NOT_FOUND, "the path of LoRA \"%.200s\" is too long", id);
     return 0;
 }
 
@@ -72,7 +72,7 @@ static int named_file(const char *root, const char *id, char path[PATH_MAX], str
         root = dir;
         rest = slash + 1;
     }
-    if (!*rest || rest[0] == '.' || strstr(rest, "/.") || strstr(rest, "//"))
+    if (!*rest || rest[0] == '.' || rest[0] == '/' || strstr(rest, "/.") || strstr(rest, "//"))
         return ERR_NOT_FOUND;
     return snprintf(path, PATH_MAX, "%s/%s", root, rest) < PATH_MAX && access(path, F_OK) == 0
                ? 0
@@ -99,5 +99,7 @@ int lora_find(const char *root, const char *id, char path[4096], struct error *e
     int rc = named_file(root, id, found, &ignored);
     if (rc && (rc = model_find(root, id, dir, sizeof(dir), err)) == 0)
         rc = choose_file(dir, id, found, err);
+    if (rc == ERR_INVALID)
+        rc = err->code = ERR_NOT_FOUND; /* not an id: so there is none of that name */
     return rc ? rc : resolve(root, id, found, path, err);
 }

@@ -256,7 +256,7 @@ int lora_key_parse(const char *name, int layers, struct lora_key *key, struct er
     if (rc)
         return rc;
     const char *module = read_part(body, &key->part);
-    if (!module || !lora_module_name(key->part, module, key->module) ||
+    if (!module || !*module || !lora_module_name(key->part, module, key->module) ||
         !from_processor(key->part, key->module) || (key->part == LORA_UNET && !from_sgm(key->module, layers)))
         return error_set(err, ERR_FORMAT, "\"%.200s\" names no module of a UNet or a text encoder", name);
     return 0;

@@ -1,6 +1,7 @@
 /* LoRAs against diffusers and PEFT, on every tier: each naming, linear layers and convolutions, several at
  * once, both model families; and the originals back afterwards, byte for byte. */
 #include "golden.h"
+#include "log.h"
 #include "networks.h"
 #include "pipeline.h"
 #include "thread_pool.h"
@@ -123,6 +124,7 @@ static void each_run(struct stage *s, const char *folder)
 {
     struct golden g;
     struct base base[2] = {{0}};
+    log_set_level(LOG_LEVEL_ERROR);
     FILE *f = fopen(LORA "runs.txt", "r");
     struct lora_use use[4];
     char id[4][64];
