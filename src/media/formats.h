@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "image.h"
 
@@ -55,6 +56,33 @@ static inline uint32_t le32(const uint8_t *p)
 static inline uint8_t *row_of(const struct image *im, int y)
 {
     return im->rgb + (size_t)y * (size_t)im->width * 3;
+}
+
+/* A palette whose entries are all their own index, or none at all (COUNT 0), means grey levels, and then
+ * every index has one. In any other palette the indices beyond it are black. */
+static inline void complete_palette(uint8_t (*rgb)[3], int count)
+{
+    bool grey = true;
+    for (int i = 0; i < count; i++)
+        grey = grey && rgb[i][0] == i && rgb[i][1] == i && rgb[i][2] == i;
+    for (int i = count; i < 256; i++)
+        rgb[i][0] = rgb[i][1] = rgb[i][2] = (uint8_t)(grey ? i : 0);
+}
+
+/* Every pixel of IM gets the colour RGB. */
+static inline void fill_picture(struct image *im, const uint8_t rgb[3])
+{
+    for (int x = 0; x < im->width; x++)
+        memcpy(im->rgb + 3 * (size_t)x, rgb, 3);
+    for (int y = 1; y < im->height; y++)
+        memcpy(row_of(im, y), im->rgb, (size_t)im->width * 3);
+}
+
+/* N indices -> N pixels. */
+static inline void colour_row(const uint8_t (*rgb)[3], const uint8_t *in, int n, uint8_t *restrict out)
+{
+    for (int x = 0; x < n; x++, out += 3)
+        memcpy(out, rgb[in[x]], 3);
 }
 
 #endif

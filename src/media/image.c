@@ -6,7 +6,8 @@
 
 #include "formats.h"
 
-static const struct picture_format *const formats[] = {&format_png, &format_jpeg};
+static const struct picture_format *const formats[] = {&format_png, &format_jpeg, &format_webp, &format_bmp,
+                                                       &format_gif};
 
 void image_free(struct image *im)
 {

@@ -25,7 +25,7 @@ struct reader {
     jmp_buf jump;
     bool ended, no_memory, row; /* ROW: at least one was decoded */
     char words[JMSG_LENGTH_MAX];
-    uint8_t *line; /* one row of grey or CMYK samples */
+    uint8_t *line; /* one row of CMYK samples */
     struct image *im;
 };
 
@@ -168,17 +168,12 @@ static uint8_t scale(int a, int b)
 }
 
 /* The library gives inverted CMYK, so a sample is what passes through each ink. */
-static void convert_row(const struct reader *r, uint8_t *out)
+static void cmyk_row(const uint8_t *in, int n, uint8_t *restrict out)
 {
-    const uint8_t *in = r->line;
-    for (int x = 0; x < r->im->width; x++, out += 3) {
-        if (r->jpeg.output_components == 1)
-            memset(out, in[x], 3);
-        else {
-            for (int c = 0; c < 3; c++) {
-                int v = in[4 * x + 3] - scale(255 - in[4 * x + c], in[4 * x + 3]);
-                out[c] = (uint8_t)(v < 0 ? 0 : v);
-            }
+    for (int x = 0; x < n; x++, in += 4, out += 3) {
+        for (int c = 0; c < 3; c++) {
+            int v = in[3] - scale(255 - in[c], in[3]);
+            out[c] = (uint8_t)(v < 0 ? 0 : v);
         }
     }
 }
@@ -190,7 +185,7 @@ static void read_rows(struct reader *r)
         JSAMPROW row = straight ? row_of(r->im, y) : r->line;
         jpeg_read_scanlines(&r->jpeg, &row, 1);
         if (!straight)
-            convert_row(r, row_of(r->im, y));
+            cmyk_row(r->line, r->im->width, row_of(r->im, y));
         r->row = true;
     }
 }
@@ -221,8 +216,7 @@ static void read_picture(struct reader *r, struct bytes file)
         snprintf(r->words, sizeof r->words, "it states two sizes");
         return;
     }
-    int components = r->jpeg.num_components;
-    r->jpeg.out_color_space = components == 1 ? JCS_GRAYSCALE : components == 3 ? JCS_RGB : JCS_CMYK;
+    r->jpeg.out_color_space = r->jpeg.num_components == 4 ? JCS_CMYK : JCS_RGB;
     jpeg_start_decompress(&r->jpeg);
     read_rows(r);
 }

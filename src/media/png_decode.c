@@ -89,6 +89,8 @@ static int find_parts(struct bytes file, struct parts *p, struct error *err)
         size_t len = be32(chunk);
         if (memcmp(chunk + 4, "IDAT", 4) == 0) {
             p->data = at;
+            if (p->type == PALETTE && !p->palette)
+                return error_set(err, ERR_FORMAT, "the PNG file has no palette, and its pixels ask for one");
             return 0;
         }
         bool matters = !(chunk[4] & 0x20);
@@ -196,13 +198,13 @@ static void on_read(png_structp png, png_bytep to, size_t n)
 }
 
 /* What each sample of a picture without colours, or each index of a palette, looks like. Indices beyond the
- * palette are grey levels, as Pillow has them. */
+ * palette are black. */
 static void fill_colours(struct reader *r)
 {
     const struct parts *p = &r->parts;
     int levels = p->depth < 8 ? 1 << p->depth : 256;
-    for (int i = 0; i < 256; i++)
-        memset(r->rgb_of[i], p->type == PALETTE ? i : i * 255 / (levels - 1), 3);
+    for (int i = 0; i < 256 && p->type != PALETTE; i++)
+        memset(r->rgb_of[i], i * 255 / (levels - 1), 3);
     for (size_t i = 0; p->type == PALETTE && i < 256 && 3 * i + 2 < p->palette_len; i++)
         memcpy(r->rgb_of[i], p->palette + 3 * i, 3);
 }
@@ -211,11 +213,13 @@ static void fill_colours(struct reader *r)
 static void place_row(struct reader *r)
 {
     const uint8_t *in = r->line;
-    uint8_t *out = r->to;
+    uint8_t *restrict out = r->to;
     bool colour = r->parts.type == COLOUR || r->parts.type == COLOUR_ALPHA;
-    int channels = (colour ? 3 : 1) + (r->parts.type >= GREY_ALPHA);
-    for (int i = 0; i < r->count; i++, in += channels, out += 3 * r->step)
-        memcpy(out, colour ? in : r->rgb_of[*in], 3);
+    int channels = (colour ? 3 : 1) + (r->parts.type >= GREY_ALPHA), step = 3 * r->step, n = r->count;
+    for (int i = 0; i < n && colour; i++, in += channels, out += step)
+        memcpy(out, in, 3);
+    for (int i = 0; i < n && !colour; i++, in += channels, out += step)
+        memcpy(out, r->rgb_of[*in], 3);
     r->row = true;
 }
 
@@ -296,8 +300,8 @@ static int decode(struct bytes file, struct image *im, struct error *err)
         return rc;
     cut_pieces(&r, file);
     fill_colours(&r);
-    for (size_t i = 0; r.parts.type == PALETTE && i < (size_t)im->width * (size_t)im->height; i++)
-        memcpy(im->rgb + 3 * i, r.rgb_of[0], 3);
+    if (r.parts.type == PALETTE)
+        fill_picture(im, r.rgb_of[0]);
     read_picture(&r);
     if (r.no_memory)
         rc = error_set(err, ERR_NOMEM, "no memory to decode a PNG file of %d x %d", im->width, im->height);
