@@ -24,12 +24,25 @@ static int size(struct bytes file, int64_t *width, int64_t *height, struct error
     return 0;
 }
 
+/* libwebp 1.2.4, Debian 12's, crashes where a small allocation of its lossless decoder fails. So it is not
+ * started unless there is room for all that it will ask for: the pixels as ARGB, and its tables. (Volatile,
+ * or the compiler leaves the test out.) */
+static bool enough_memory(const struct image *im)
+{
+    void *volatile room = malloc((size_t)im->width * (size_t)im->height * 4 + ((size_t)8 << 20));
+    bool enough = room != NULL;
+    free(room);
+    return enough;
+}
+
 /* FRAME lies inside IM: the container was checked. */
 static int decode_frame(const WebPIterator *frame, struct image *im, struct error *err)
 {
     WebPDecoderConfig config;
     size_t stride = (size_t)im->width * 3;
     uint8_t *to = row_of(im, frame->y_offset) + 3 * frame->x_offset;
+    if (!enough_memory(im))
+        return error_set(err, ERR_NOMEM, "no memory to decode a WebP file of %d x %d", im->width, im->height);
     if (!WebPInitDecoderConfig(&config))
         return error_set(err, ERR_INTERNAL, "libwebp is not the version that latentd was built with");
     config.output.colorspace = MODE_RGB;
