@@ -191,7 +191,7 @@ int command_bench(int argc, char **argv)
         fprintf(stderr, "latentd bench: pipeline %s is not built; accepted is text-to-image\n", o.pipeline);
         return 2;
     }
-    int status = session_open(&s, o.model_id, o.isa, true);
+    int status = session_open(&s, o.model_id, o.isa, SESSION_TEXT_TO_IMAGE);
     if (status)
         return status;
     status = bench(&s, &o);

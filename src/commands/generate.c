@@ -1,6 +1,8 @@
-/* latentd generate PROMPT -o FILE: the same path as POST /text-to-image, without HTTP. */
+/* latentd generate PROMPT -o FILE: the same path as POST /text-to-image, without HTTP; with --image FILE as
+ * POST /image-to-image. */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -14,14 +16,17 @@ static const char usage[] = "usage: latentd generate PROMPT -o FILE.png [options
                             "  --guidance G        classifier-free guidance (default: 7.5)\n"
                             "  --negative TEXT     what the picture should not show\n"
                             "  --width W --height H  in pixels (default: as POST /text-to-image)\n"
+                            "  --image FILE        start from this picture; the size is its own\n"
+                            "  --strength S        how far from it, 0 to 1 (default: 0.8)\n"
+                            "  --image_guidance G  instruct-pix2pix: how close to it (default: 1.5)\n"
                             "  --model_id ID       default: MODEL_ID, else latentd/emoji\n"
                             "  --isa TIER          highest CPU tier\n";
 
 struct options {
-    const char *prompt, *negative, *out, *model_id, *isa;
+    const char *prompt, *negative, *out, *image, *model_id, *isa;
     long seed, steps, width, height;
     bool seeded;
-    double guidance;
+    double guidance, strength, image_guidance;
 };
 
 static bool take_option(struct options *o, int argc, char **argv, int *i)
@@ -31,8 +36,9 @@ static bool take_option(struct options *o, int argc, char **argv, int *i)
         o->prompt = a;
         return true;
     }
-    static const char *const known[] = {"-o",      "--output", "--seed",     "--steps",    "--guidance",
-                                        "--width", "--height", "--negative", "--model_id", "--isa"};
+    static const char *const known[] = {
+        "-o",         "--output",   "--seed", "--steps", "--guidance", "--width",         "--height",
+        "--negative", "--model_id", "--isa",  "--image", "--strength", "--image_guidance"};
     size_t k = 0;
     while (k < sizeof known / sizeof *known && strcmp(a, known[k]) != 0)
         k++;
@@ -63,6 +69,13 @@ static bool take_option(struct options *o, int argc, char **argv, int *i)
     case 9:
         o->isa = v;
         return true;
+    case 10:
+        o->image = v;
+        return true;
+    case 11:
+        return flag_number(a, v, &o->strength);
+    case 12:
+        return flag_number(a, v, &o->image_guidance);
     default:
         o->out = v;
         return true;
@@ -119,23 +132,76 @@ static int write_file(const char *path, const struct buffer *png, struct error *
     return error_set(err, ERR_IO, "%s cannot be written: %s", path, strerror(why));
 }
 
-static int generate(struct session *s, const struct options *o)
+/* The picture in the file PATH. */
+static int read_image(const char *path, struct image *im, struct error *err)
 {
+    enum { FILE_MAX = 256 << 20 };
+    struct stat st;
+    FILE *f = fopen(path, "rb");
+    if (!f || fstat(fileno(f), &st) != 0 || st.st_size < 0 || st.st_size > FILE_MAX) {
+        error_set(err, ERR_IO, "%s cannot be read: %s", path,
+                  f && st.st_size > FILE_MAX ? "it is larger than 256 MiB" : strerror(errno));
+        if (f)
+            fclose(f);
+        return err->code;
+    }
+    size_t size = (size_t)st.st_size;
+    void *bytes = malloc(size + 1);
+    if (!bytes)
+        error_set(err, ERR_NOMEM, "no memory for %s", path);
+    else if (fread(bytes, 1, size, f) != size)
+        error_set(err, ERR_IO, "%s cannot be read: %s", path, strerror(errno ? errno : EIO));
+    else if (image_decode(bytes, size, im, err))
+        error_prefix(err, "%s", path);
+    free(bytes);
+    fclose(f);
+    return err->code;
+}
+
+static int from_text(struct session *s, const struct options *o, int64_t seed, struct image *out)
+{
+    static const struct watcher watch = {.entered = show_progress};
     struct text_to_image_params q = {.prompt = o->prompt,
                                      .negative_prompt = o->negative,
                                      .guidance_scale = o->guidance,
                                      .steps = o->steps,
-                                     .seed =
-                                         o->seeded ? o->seed : (long)(clock_seconds() * 1e6) % 4294967296L};
-    struct watcher watch = {.entered = show_progress};
-    struct image im = {0};
-    struct buffer png = {0};
+                                     .seed = seed,
+                                     .safety_check = true};
     model_default_size(s->model, &q.width, &q.height);
     q.width = o->width ? (int)o->width : q.width;
     q.height = o->height ? (int)o->height : q.height;
     text_to_image_rules(s->model, &q);
+    return text_to_image(s->model, &q, &watch, out, &s->err);
+}
+
+static int from_image(struct session *s, const struct options *o, int64_t seed, struct image *out)
+{
+    static const struct watcher watch = {.entered = show_progress};
+    struct image input = {0};
+    struct image_to_image_params q = {.prompt = o->prompt,
+                                      .negative_prompt = o->negative,
+                                      .image = &input,
+                                      .strength = o->strength,
+                                      .guidance_scale = o->guidance,
+                                      .image_guidance_scale = o->image_guidance,
+                                      .steps = o->steps,
+                                      .seed = seed,
+                                      .safety_check = true};
+    image_to_image_rules(s->model, &q);
+    int rc = read_image(o->image, &input, &s->err);
+    if (!rc)
+        rc = image_to_image(s->model, &q, &watch, out, &s->err);
+    image_free(&input);
+    return rc;
+}
+
+static int generate(struct session *s, const struct options *o)
+{
+    int64_t seed = o->seeded ? o->seed : (long)(clock_seconds() * 1e6) % 4294967296L;
+    struct image im = {0};
+    struct buffer png = {0};
     double start = clock_seconds();
-    int rc = text_to_image(s->model, &q, &watch, &im, &s->err);
+    int rc = o->image ? from_image(s, o, seed, &im) : from_text(s, o, seed, &im);
     if (!rc)
         rc = png_encode(&im, &png, &s->err);
     if (isatty(STDERR_FILENO))
@@ -143,8 +209,8 @@ static int generate(struct session *s, const struct options *o)
     if (!rc)
         rc = write_file(o->out, &png, &s->err);
     if (!rc)
-        printf("%s: %d x %d, seed %lld, %.2f s (and %.2f s to load)\n", o->out, im.width, im.height,
-               (long long)q.seed, clock_seconds() - start, s->load_seconds);
+        printf("%s: %d x %d, seed %lld%s, %.2f s (and %.2f s to load)\n", o->out, im.width, im.height,
+               (long long)seed, im.nsfw ? ", nsfw" : "", clock_seconds() - start, s->load_seconds);
     else
         fprintf(stderr, "latentd: %s\n", s->err.msg);
     image_free(&im);
@@ -154,7 +220,7 @@ static int generate(struct session *s, const struct options *o)
 
 int command_generate(int argc, char **argv)
 {
-    struct options o = {.guidance = 7.5};
+    struct options o = {.guidance = 7.5, .strength = 0.8, .image_guidance = 1.5};
     struct session s;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
@@ -168,7 +234,8 @@ int command_generate(int argc, char **argv)
         fputs(usage, stderr);
         return 2;
     }
-    int status = session_open(&s, o.model_id, o.isa, true);
+    int status =
+        session_open(&s, o.model_id, o.isa, o.image ? SESSION_IMAGE_TO_IMAGE : SESSION_TEXT_TO_IMAGE);
     if (status)
         return status;
     status = generate(&s, &o);

@@ -19,7 +19,7 @@ int command_kernels(int argc, char **argv)
         if (!(isa = flag_value(argc, argv, &i)))
             return 2;
     }
-    int status = session_open(&s, NULL, isa, false);
+    int status = session_open(&s, NULL, isa, SESSION_BACKEND);
     if (status)
         return status;
     static const char *const types[] = {[DTYPE_F32] = "fp32", [DTYPE_F16] = "fp16", [DTYPE_BF16] = "bf16"};

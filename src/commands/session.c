@@ -31,7 +31,7 @@ static int session_fail(struct session *s)
     return 1;
 }
 
-int session_open(struct session *s, const char *model_id, const char *isa, bool model)
+int session_open(struct session *s, const char *model_id, const char *isa, enum session_kind kind)
 {
     memset(s, 0, sizeof *s);
     if (config_read(&s->config, &s->err))
@@ -47,10 +47,13 @@ int session_open(struct session *s, const char *model_id, const char *isa, bool 
                                   .threads = s->config.threads};
     if (backend_open(&s->be, &opt, &s->err))
         return session_fail(s);
-    if (!model)
+    if (kind == SESSION_BACKEND)
         return 0;
     double start = clock_seconds();
-    struct model_options from = {.dir = s->config.model_dir, .id = s->config.model_id};
+    struct model_options from = {.pipeline = kind == SESSION_IMAGE_TO_IMAGE ? PIPELINE_IMAGE_TO_IMAGE
+                                                                            : PIPELINE_TEXT_TO_IMAGE,
+                                 .dir = s->config.model_dir,
+                                 .id = s->config.model_id};
     if (model_load(&s->model, s->be, &from, &s->err))
         return session_fail(s);
     s->load_seconds = clock_seconds() - start;

@@ -14,10 +14,13 @@ struct session {
     struct error err;
 };
 
-/* Reads the environment, then opens backend and model. ISA and MODEL_ID override the environment when not
- * NULL; MODEL false opens the backend alone. On failure prints the sentence to stderr and returns the exit
+/* What a command needs: the backend alone, or a model on it too. */
+enum session_kind { SESSION_BACKEND, SESSION_TEXT_TO_IMAGE, SESSION_IMAGE_TO_IMAGE };
+
+/* Reads the environment, then opens what KIND says. ISA and MODEL_ID override the environment when not NULL.
+ * On failure prints the sentence to stderr and returns the exit
  * status, else 0. */
-int session_open(struct session *s, const char *model_id, const char *isa, bool model);
+int session_open(struct session *s, const char *model_id, const char *isa, enum session_kind kind);
 void session_close(struct session *s);
 
 /* "--name VALUE" flags. Takes the next argument as value; NULL and a sentence on stderr when there is none.
