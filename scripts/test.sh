@@ -98,7 +98,7 @@ install_packages $TEST_PACKAGES
 check "imports go one way" scripts/check_imports.sh
 make -s -j"$(nproc)" WERROR=1 all tests
 suite build ""
-emulated build "" 4 "cuda cuda+bf16" test_clip_text test_unet test_vae test_model test_picture
+emulated build "" 4 "cuda cuda+bf16" test_clip_text test_unet test_vae test_model test_picture test_safety test_safety_pipeline
 candidates build
 if [ $quick = 0 ]; then
     # An optimised sanitizer build: the networks are too slow at -O0.
