@@ -177,6 +177,8 @@ def form_frames():
                          "multipart/form-data; boundary=C; boundary=B", "multipart/form-data; boundary*=utf-8''B", "multipart/mixed; boundary=B",
                          "application/json", "text/plain", "-", "multipart", "multipart/form-data boundary=B"):
         yield whole, content_type
+    for quoted, plain in ((r'B\"C', b'B"C'), (r"B\\C", b"B\\C"), (r'B\\\"C\x', b'B\\"C\\x'), (r"B\C", b"B\\C"), ("<B>", b"<B>"), ("a;B", b"a;B")):
+        yield whole.replace(b"--B", b"--" + plain), f'multipart/form-data; boundary="{quoted}"'
     yield whole.replace(b"--B", b"--a'()+_,-./:=? z"), "multipart/form-data; boundary=\"a'()+_,-./:=? z\""
     for i in range(len(whole)):
         yield whole[:i], MULTIPART
