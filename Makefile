@@ -52,7 +52,8 @@ CUDA_PTX   := $(lastword $(CUDA_ARCHS))
 CUDA_GEN   := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
               -gencode arch=compute_$(patsubst %a,%,$(CUDA_PTX)),code=compute_$(patsubst %a,%,$(CUDA_PTX))
 NVCCFLAGS  := -std=c++17 -O3 -lineinfo -Xcompiler -fPIE,-Wall,-Wextra,-Wshadow --expt-relaxed-constexpr \
-              $(if $(filter 1,$(WERROR)),-Werror all-warnings) -D_GNU_SOURCE -Iinclude
+              $(if $(filter 1,$(WERROR)),-Werror all-warnings) -D_GNU_SOURCE -Iinclude \
+              $(if $(filter 90a,$(CUDA_ARCHS)),-DLATENTD_SM90A=1)
 # What the dynamic loader would open at run time of the names $(1), and whether header $(2) is here to build against:
 # one without the other is said, too.
 loader_finds = $(firstword $(foreach n,$(1),$(wildcard $(addsuffix /$(n),$(subst :, ,$(LD_LIBRARY_PATH)))) \

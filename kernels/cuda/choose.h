@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-enum { CHOICE_KEY_MAX = 120, CANDIDATES_MAX = 12, CANDIDATE_NAME_MAX = 24 };
+enum { CHOICE_KEY_MAX = 120, CANDIDATES_MAX = 16, CANDIDATE_NAME_MAX = 24 };
 
 /* One op at one shape. The first candidate is the one that a rule of thumb would take. */
 struct choice {

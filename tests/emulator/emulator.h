@@ -61,6 +61,21 @@ void emulator_copy_async(void *dst, const void *src, bool valid);
 void emulator_copy_commit();
 void emulator_copy_wait(int groups);
 
+/* A warp's part of a wgmma (wgmma.h): RUN adds to the sums of its lanes. */
+struct emulator_product {
+    float *d[32];
+    uint64_t a, b;
+    int warp; /* of the warpgroup */
+    void (*run)(const emulator_product *);
+};
+/* Of the running warp; products are computed at once, or when they are waited for, by the seed. */
+void emulator_multiply(const emulator_product *p);
+void emulator_multiply_commit();
+void emulator_multiply_wait(int groups);
+void emulator_multiply_fence();
+/* What this thread copied is meant for products from the next barrier on: without it a product fails. */
+void emulator_publish();
+
 static inline float __uint_as_float(uint32_t x)
 {
     float f;

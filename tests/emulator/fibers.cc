@@ -37,6 +37,7 @@ struct fiber {
     unsigned turn = 0;
     std::vector<std::vector<copy>> groups; /* committed copies that have not happened */
     std::vector<copy> open;                /* not committed yet */
+    bool unpublished = false;              /* copied since emulator_publish() */
     void *fake = nullptr;                  /* ASan's */
 };
 
@@ -44,6 +45,9 @@ struct warp {
     gate meet;
     const char *op = nullptr;
     void *lane[32];
+    std::vector<std::vector<emulator_product>> groups; /* committed products that have not happened */
+    std::vector<emulator_product> open;
+    bool fenced = false;
 };
 
 struct block_run {
@@ -56,7 +60,9 @@ struct block_run {
     unsigned char *shared = nullptr;
     fiber *self = nullptr;
     void *main_sp = nullptr, *main_fake = nullptr;
-    bool eager = false; /* cp.async happens at once */
+    bool eager = false;          /* cp.async happens at once */
+    bool eager_products = false; /* and wgmma */
+    bool unpublished = false;    /* a thread came to a barrier with copies that products would not see */
 } run;
 
 uint64_t random_state;
@@ -148,6 +154,7 @@ static void open_gate(gate *g)
 static void arrive(int id)
 {
     gate *g = &run.barrier[id];
+    run.unpublished |= run.self->unpublished;
     g->arrived++;
     if (g->arrived < (id ? run.expected[id] : run.live)) {
         wait_at(g);
@@ -218,6 +225,7 @@ unsigned char *emulator_shared()
 
 static void perform(const copy &c)
 {
+    run.self->unpublished = true;
     if (c.valid)
         memcpy(c.dst, c.src, 16);
     else
@@ -249,6 +257,51 @@ void emulator_copy_wait(int groups)
             perform(c);
         g.erase(g.begin());
     }
+}
+
+void emulator_publish()
+{
+    run.self->unpublished = false;
+}
+
+/* ---- Products in the background ---- */
+
+static warp *running_warp()
+{
+    return &run.warps[run.self->here.thread.x / 32];
+}
+
+void emulator_multiply(const emulator_product *p)
+{
+    if (!running_warp()->fenced)
+        emulator_fail("wgmma without wgmma.fence");
+    if (run.unpublished)
+        emulator_fail("wgmma after cp.async without fence.proxy.async before the barrier");
+    if (run.eager_products)
+        p->run(p);
+    else
+        running_warp()->open.push_back(*p);
+}
+
+void emulator_multiply_commit()
+{
+    warp *w = running_warp();
+    w->groups.push_back(std::move(w->open));
+    w->open.clear();
+}
+
+void emulator_multiply_wait(int groups)
+{
+    warp *w = running_warp();
+    for (; (int)w->groups.size() > groups; w->groups.erase(w->groups.begin()))
+        for (const emulator_product &p : w->groups.front())
+            p.run(&p);
+    w->fenced = false;
+}
+
+void emulator_multiply_fence()
+{
+    running_warp()->fenced = true;
 }
 
 /* ---- One block ---- */
@@ -293,6 +346,7 @@ static void prepare(fiber *f)
     f->at = nullptr;
     f->groups.clear();
     f->open.clear();
+    f->unpublished = false;
 }
 
 static void resume(fiber *f)
@@ -319,6 +373,8 @@ static void run_block(const emulator_launch *l, unsigned x, unsigned y, unsigned
     run.live = (int)n;
     run.votes = 0;
     run.eager = next_random() % 2;
+    run.eager_products = next_random() % 2;
+    run.unpublished = false;
     memset(run.shared, 0xff, l->shared);
     for (unsigned i = 0; i < n; i++) {
         run.fibers[i].here = {{i, 0, 0}, {x, y, z}, {n, 1, 1}, {l->grid[0], l->grid[1], l->grid[2]}};
