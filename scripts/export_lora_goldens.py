@@ -2,7 +2,7 @@
 """Writes tests/golden/data/lora: random LoRA files in each naming for the tiny models of export_goldens.py, what diffusers
 and PEFT compute with them, and the layer names of SD 1.5 and SDXL in both spellings that kohya's trainer uses.
 
-    export_lora_goldens.py [--names]
+    export_lora_goldens.py [--names | --pictures]
 
 Needs diffusers, peft, transformers, torch. The shelf is lora/shelf/test/NAME/…; expected.golden has the format of
 export_goldens.py. Each run of it is a base (sd or xl), a list of LoRAs with strengths, and the outputs of UNet and text
@@ -25,6 +25,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+import export_family_goldens as families
 from export_goldens import normal, relative, write_golden
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -326,10 +327,62 @@ def export_names(path):
             print(f"{base}: {len(names)} names, {wrong} that diffusers' converters do not know")
 
 
+# ---- whole pictures, of the tiny models of export_family_goldens.py ----
+
+PICTURES = [("sd1", "latentd/sd1", False, [("style", 0.9)]), ("sd1_image", "latentd/sd1", True, [("style", 0.7), ("shape", 1.3)]),
+            ("xl", families.XL, False, [("xl", 0.8)])]
+
+
+def picture_files():
+    """Under lora/pictures/test; two for SD 1.x, one of them with convolutions, one for SDXL by SGM names."""
+    global SHELF
+    SHELF = os.path.join(DATA, "lora", "pictures", "test")
+    shelf = families.pathlib.Path(DATA) / "families"
+    sd, xl = families.load(shelf, "latentd/sd1", False)[0], families.load(shelf, families.XL, False)[0]
+    save("style", diffusers_naming({**make_layers(sd.unet, LINEAR, 2, 21, "unet"),
+                                    **make_layers(sd.text_encoder, TEXT, 2, 22, "text_encoder")}))
+    save("shape", kohya_naming(make_layers(sd.unet, CONV, 2, 23, "unet"), 1))
+    layers = {**make_layers(xl.unet, LINEAR + CONV, 1, 24, "unet"), **make_layers(xl.text_encoder, TEXT, 1, 25, "text_encoder"),
+              **make_layers(xl.text_encoder_2, TEXT + ["text_projection"], 1, 26, "text_encoder_2")}
+    save("xl", kohya_naming(layers, 0.5, True, lambda n: to_sgm(n, xl.unet.config.layers_per_block)))
+
+
+def export_pictures():
+    """NAME.rgb, and pictures.txt: NAME, model, whether it starts from input.rgb, then LoRAs with strengths. All have the
+    prompt "a red apple", "blue" as negative prompt, seed 3, 5 steps, guidance 5, strength 0.6."""
+    folder = os.path.join(DATA, "lora", "pictures")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    picture_files()
+    shelf = families.pathlib.Path(DATA) / "families"
+    source = np.fromfile(shelf / "input.rgb", np.uint8).reshape(*reversed(families.INPUT), 3)
+    plain_load = families.load
+    lines = []
+    for name, model, image, loras in PICTURES:
+        def load_with_loras(*args):
+            pipe, fp16 = plain_load(*args)
+            add_loras(pipe, loras)
+            return pipe, fp16
+        families.load = load_with_loras
+        case = (name, model, image, "a red apple", "blue", None, 3, 5, 5.0, 0, 0.6)
+        rgb = families.make_picture(shelf, case, families.Image.fromarray(source))
+        families.load = plain_load
+        before = families.make_picture(shelf, case, families.Image.fromarray(source))
+        print(f"{name}: moved by {np.abs(rgb.astype(float) - before).mean():.1f} of 255")
+        rgb.tofile(f"{folder}/{name}.rgb")
+        lines.append(" ".join([name, model, str(int(image))] + [f"test/{n} {s}" for n, s in loras]) + "\n")
+    with open(f"{folder}/pictures.txt", "w", encoding="utf-8") as f:
+        f.writelines(lines)
+
+
 def main():
     torch.set_num_threads(1)
     if "--names" in sys.argv:
         export_names(f"{DATA}/lora/names.txt")
+        return
+    if "--pictures" in sys.argv:
+        with torch.no_grad():
+            export_pictures()
         return
     shutil.rmtree(os.path.join(DATA, "lora"), ignore_errors=True)
     os.makedirs(SHELF)
@@ -341,6 +394,8 @@ def main():
     with open(f"{DATA}/lora/runs.txt", "w", encoding="utf-8") as f:
         f.writelines(" ".join([base] + [f"test/{n} {s}" for n, s in loras]) + "\n" for base, loras in RUNS)
     export_names(f"{DATA}/lora/names.txt")
+    with torch.no_grad():
+        export_pictures()
 
 
 if __name__ == "__main__":

@@ -338,4 +338,5 @@ def main():
         write(folder / "strength.bin", 2, runs)
 
 
-main()
+if __name__ == "__main__":
+    main()
