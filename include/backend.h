@@ -11,11 +11,13 @@
 struct pool;
 
 struct backend_options {
-    const char *kind; /* "cpu", "cuda", "ref", "plan" or "auto" (NULL means auto) */
-    const char *isa;  /* highest CPU tier allowed: "ref", "avx2", "avx512", "avx512bf16", "amx"; on CUDA the
-                         activation type, "fp16" or "bf16", and for tests "/NAME" of a candidate that is to
-                         serve  wherever it can; NULL: the best */
-    int threads;      /* 0: one for each core the process may use */
+    const char *kind;  /* "cpu", "cuda", "ref", "plan" or "auto" (NULL means auto) */
+    const char *isa;   /* highest CPU tier allowed: "ref", "avx2", "avx512", "avx512bf16", "amx"; on CUDA the
+                          activation type, "fp16" or "bf16", and for tests "/NAME" of a candidate that is to
+                          serve  wherever it can; NULL: the best */
+    int threads;       /* 0: one for each core the process may use */
+    size_t noise_wave; /* threads in one wave of the card whose torch.randn is the reference, a multiple of
+                          256; 0: NOISE_WAVE_THREADS */
 };
 
 /* A GPU, as /hardware/info and /hardware/stats show it. */
@@ -35,6 +37,7 @@ struct backend {
     enum dtype dtype;                /* activation type: pass_dtype() */
     struct pool *pool;               /* CPU threads; NULL for ref and plan */
     void *state;                     /* the backend's own */
+    size_t noise_wave;               /* as in the options, never 0 */
     size_t weight_bytes;             /* packed weights alive now; kept by weight_pack and weight_free */
     struct backend *device;          /* NULL, or the backend whose device this is a second handle on */
     int (*mem_alloc)(struct backend *, size_t bytes, void **mem, struct error *); /* memory for a region */

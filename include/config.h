@@ -4,6 +4,7 @@
 
 #include <limits.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "error.h"
 
@@ -25,6 +26,7 @@ struct config {
     const char *isa;          /* LATENTD_ISA; NULL: the best */
     int threads;              /* LATENTD_THREADS; 0: all cores */
     int queue;                /* LATENTD_QUEUE */
+    size_t noise_wave;        /* LATENTD_NOISE_GPU, as backend_options.noise_wave */
 };
 
 /* Reads the environment. Strings are borrowed from it. A value that cannot be used is ERR_INVALID and names

@@ -2,9 +2,10 @@
  *
  * torch launches min(ceil(count / 256), wave) blocks of 256 threads; thread i makes four normals at a time
  * from the Philox stream (seed, subsequence i, offset) and writes them `threads` apart. So while a draw fits
- * one wave of the card, element i is the first normal of subsequence i. NOISE_WAVE_THREADS says which card is
- * the reference. Sources: pytorch aten/src/ATen/native/cuda/DistributionTemplates.h, curand_philox4x32_x.h,
- * curand_normal.h. */
+ * one wave of the card, element i is the first normal of subsequence i; a larger draw depends on the card.
+ * NOISE_WAVE_THREADS says which is the reference; backend_options.noise_wave chooses another
+ * (LATENTD_NOISE_GPU). Sources: pytorch aten/src/ATen/native/cuda/DistributionTemplates.h,
+ * curand_philox4x32_x.h, curand_normal.h. */
 #ifndef LATENTD_NOISE_H
 #define LATENTD_NOISE_H
 
@@ -22,7 +23,7 @@ struct noise {
 
 /* The next draw, [N, H, W, C] F32 (drawn in the order N C H W), as torch.randn((n, c, h, w)) would. */
 tensor noise_draw(pass *p, struct noise *g, int n, int h, int w, int c);
-/* How far a draw of COUNT numbers moves the generator's offset. */
-uint64_t noise_advance(size_t count);
+/* How far a draw of COUNT numbers moves the generator's offset, on a card with WAVE_THREADS. */
+uint64_t noise_advance(size_t count, size_t wave_threads);
 
 #endif

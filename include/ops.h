@@ -74,6 +74,8 @@ void weight_free(struct backend *be, weight *w);
 
 /* Activation type of the backend: F32, or BF16/F16 where the tier computes in 16 bits. */
 enum dtype pass_dtype(const pass *p);
+/* Threads in one wave of the card whose draws randn gives; see noise.h. */
+size_t pass_noise_wave(const pass *p);
 tensor tensor_new(pass *p, int n, int h, int w, int c, enum dtype dtype);
 /* Gives X's memory back to the pass and empties X. Only for tensors that an op returned, not for views. */
 void tensor_free(pass *p, tensor *x);

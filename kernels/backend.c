@@ -6,6 +6,7 @@
 
 #include "cpu/cpu.h"
 #include "log.h"
+#include "noise.h"
 #include "thread_pool.h"
 
 static int open_cpu(struct backend *be, const struct backend_options *opt, struct error *err)
@@ -90,6 +91,7 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
         backend_close(&be);
         return rc;
     }
+    be->noise_wave = opt->noise_wave ? opt->noise_wave : NOISE_WAVE_THREADS;
     *out = be;
     return 0;
 }

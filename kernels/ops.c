@@ -36,6 +36,11 @@ enum dtype pass_dtype(const pass *p)
     return p->be->dtype;
 }
 
+size_t pass_noise_wave(const pass *p)
+{
+    return p->be->noise_wave;
+}
+
 tensor tensor_new(pass *p, int n, int h, int w, int c, enum dtype dtype)
 {
     tensor y = {.n = n, .h = h, .w = w, .c = c, .ld = c, .dtype = dtype};

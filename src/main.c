@@ -151,7 +151,7 @@ static int start(struct daemon *d, struct error *err)
 {
     struct config *c = &d->config;
     struct worker_options options = {
-        .backend = {.kind = c->backend, .isa = c->isa, .threads = c->threads},
+        .backend = {.kind = c->backend, .isa = c->isa, .threads = c->threads, .noise_wave = c->noise_wave},
         .model = {.pipeline = strcmp(c->pipeline, CONFIG_IMAGE_TO_IMAGE) == 0 ? PIPELINE_IMAGE_TO_IMAGE
                                                                               : PIPELINE_TEXT_TO_IMAGE,
                   .dir = c->model_dir,

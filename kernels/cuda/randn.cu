@@ -8,7 +8,8 @@
 #include "noise.h"
 #include "rows.cuh"
 
-namespace {
+namespace
+{
 
 enum { THREADS = 256, TURNS_MAX = 65535 };
 
@@ -114,7 +115,7 @@ int cuda_randn(struct backend *be, tensor y, uint64_t seed, uint64_t offset, enu
     a.offset = offset;
     a.round = round;
     a.threads =
-        least((a.count + 255) / 256, NOISE_WAVE_THREADS / 256) * 256; /* blocks of torch: at most a wave */
+        least((a.count + 255) / 256, be->noise_wave / 256) * 256; /* blocks of torch: at most a wave */
     size_t turns = least((a.count + 4 * a.threads - 1) / (4 * a.threads), TURNS_MAX);
     return launch(be, draw_normals, dim3((unsigned)(a.threads / THREADS), (unsigned)turns), THREADS, 0, a,
                   err);

@@ -4,7 +4,6 @@
  * _curand_box_muller. */
 #include <math.h>
 
-#include "noise.h"
 #include "ref.h"
 
 struct philox {
@@ -64,9 +63,8 @@ static void put_nchw(tensor y, size_t index, float v)
 int ref_randn(struct backend *be, tensor y, uint64_t seed, uint64_t offset, enum dtype round,
               struct error *err)
 {
-    (void)be;
     (void)err;
-    size_t count = tensor_count(y), blocks = (count + 255) / 256, wave = NOISE_WAVE_THREADS / 256;
+    size_t count = tensor_count(y), blocks = (count + 255) / 256, wave = be->noise_wave / 256;
     size_t threads = (blocks < wave ? blocks : wave) * 256;
     for (size_t thread = 0; thread < threads; thread++) {
         uint64_t word = offset;

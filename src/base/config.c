@@ -30,6 +30,23 @@ static int env_int(const char *name, int fallback, int lo, int hi, struct error 
     return (int)n;
 }
 
+/* "132x2048", multiprocessors and threads in each -> threads in one wave of torch's blocks of 256; 0: unset.
+ */
+static size_t env_wave(const char *name, struct error *err)
+{
+    const char *v = env(name);
+    int processors = 0, threads = 0, used = 0;
+    if (!v)
+        return 0;
+    if (sscanf(v, "%4dx%5d%n", &processors, &threads, &used) == 2 && !v[used] && processors > 0 &&
+        threads >= 256)
+        return (size_t)processors * (size_t)(threads / 256) * 256;
+    error_set(err, ERR_INVALID,
+              "%s is \"%s\", accepted is a card's multiprocessors and the threads of each: 132x2048", name,
+              v);
+    return 0;
+}
+
 /* True when ROOT has a folder for the model, in either layout. */
 static bool shelf_holds(const char *root, const char *id)
 {
@@ -104,5 +121,6 @@ int config_read(struct config *c, struct error *err)
     c->isa = env("LATENTD_ISA");
     c->threads = env_int("LATENTD_THREADS", 0, 0, 256, err);
     c->queue = env_int("LATENTD_QUEUE", CONFIG_QUEUE_DEFAULT, 1, CONFIG_QUEUE_MAX, err);
+    c->noise_wave = env_wave("LATENTD_NOISE_GPU", err);
     return err->code ? err->code : config_find_models(c, err);
 }

@@ -17,8 +17,8 @@ TEST(offset_moves_as_the_cuda_generator)
         {270337, 4}, {1081344, 4}, {1081345, 8}, {2162688, 8}, {2162689, 12}, {100000000, 372},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        CHECK(noise_advance(cases[i].count) == cases[i].advance, "%zu: %llu", cases[i].count,
-              (unsigned long long)noise_advance(cases[i].count));
+        CHECK(noise_advance(cases[i].count, NOISE_WAVE_THREADS) == cases[i].advance, "%zu: %llu",
+              cases[i].count, (unsigned long long)noise_advance(cases[i].count, NOISE_WAVE_THREADS));
 }
 
 TEST(draws_are_those_of_seed_and_offset)
@@ -54,6 +54,41 @@ TEST(draws_are_those_of_seed_and_offset)
     backend_close(&be);
     free(memory);
     free(region);
+}
+
+/* COUNT numbers of seed 42 at OFFSET on a card with WAVE threads; free() them. */
+static float *draw(size_t wave, int count, uint64_t offset)
+{
+    struct backend_options opt = {.kind = "ref", .noise_wave = wave};
+    struct backend *be = NULL;
+    struct error err = {0};
+    float *host = malloc((size_t)count * sizeof *host);
+    if (CHECK(host && backend_open(&be, &opt, &err) == 0, "%s", err.msg)) {
+        tensor y = {.n = 1, .h = 1, .w = count, .c = 1, .ld = 1, .data = host};
+        be->ops.randn(be, y, 42, offset, DTYPE_F32, &err);
+        CHECK(err.code == 0, "%s", err.msg);
+    }
+    backend_close(&be);
+    return host;
+}
+
+/* A draw larger than a wave: thread t of a card with W threads writes its four normals of turn r at
+ * r 4 W + i W + t. Four waves of a large card have all four normals of each thread. */
+TEST(a_draw_beyond_one_wave_is_that_of_the_chosen_card)
+{
+    enum { W = 512, COUNT = 4 * W + 3 * W + 100, BIG = NOISE_WAVE_THREADS };
+    float *small = draw(W, COUNT, 8), *first = draw(0, 4 * BIG, 8), *second = draw(0, 4 * BIG, 12);
+    int wrong = 0;
+    for (size_t i = 0; i < COUNT; i++) {
+        const float *turn = i < 4 * W ? first : second;
+        size_t rest = i % (4 * W);
+        wrong += small[i] != turn[rest / W * BIG + rest % W];
+    }
+    CHECK(wrong == 0, "%d of %d differ", wrong, (int)COUNT);
+    CHECK(noise_advance(COUNT, W) == 8 && noise_advance(4 * W, W) == 4);
+    free(small);
+    free(first);
+    free(second);
 }
 
 TEST_MAIN()
