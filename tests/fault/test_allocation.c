@@ -65,8 +65,13 @@ int posix_memalign(void **p, size_t align, size_t size)
     return *p ? 0 : ENOMEM;
 }
 
-static const struct text_to_image_params request = {
-    .prompt = "a b", .width = 16, .height = 16, .guidance_scale = 2, .steps = 2, .seed = 3};
+static const struct text_to_image_params request = {.prompt = "a b",
+                                                    .safety_check = true,
+                                                    .width = 16,
+                                                    .height = 16,
+                                                    .guidance_scale = 2,
+                                                    .steps = 2,
+                                                    .seed = 3};
 
 static uint8_t grey[3 * 16 * 16];
 static const struct image input = {.width = 16, .height = 16, .rgb = grey};
@@ -154,6 +159,27 @@ TEST(allocations_of_pix2pix_fail)
                                          .dir = "tests/golden/data/families",
                                          .id = "timbrooks/instruct-pix2pix"},
                  23);
+}
+
+TEST(allocations_of_a_single_file_fail)
+{
+    check_faults(&(struct model_options){.dir = "tests/golden/data/single_file", .id = "latentd/sdxl"}, 97);
+}
+
+/* The tiny model beside a safety checker, both by symbolic links. */
+TEST(allocations_of_a_safety_checker_fail)
+{
+    char root[] = "/tmp/latentd-test-XXXXXX", command[512];
+    if (!CHECK(mkdtemp(root) != NULL))
+        return;
+    snprintf(command, sizeof command,
+             "mkdir %s/latentd %s/CompVis && ln -s $PWD/tests/api/data/latentd/tiny %s/latentd/tiny && "
+             "ln -s $PWD/tests/golden/data/safety %s/CompVis/stable-diffusion-safety-checker",
+             root, root, root, root);
+    if (CHECK(system(command) == 0))
+        check_faults(&(struct model_options){.dir = root, .id = "latentd/tiny"}, 13);
+    snprintf(command, sizeof command, "rm -r %s", root);
+    CHECK(system(command) == 0);
 }
 
 #endif
