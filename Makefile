@@ -4,6 +4,7 @@
 #   make check    style, import direction and every test
 #   make bench    checkkernels --bench  make SAN=1 … with ASan and UBSan, under build-san/
 #   make CUDA=0   leaves CUDA out
+#   make fuzz     libFuzzer targets of the parsers of what clients send, under build/fuzz; needs clang
 
 CC      ?= gcc
 SAN     ?= 0
@@ -173,6 +174,18 @@ $(BUILD)/%_emulated.o: TIER = $(AVX512)
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(TIER) -Itests -MMD -MP -c $< -o $@
+
+# Fuzzing: clang compiles what each target needs, with ASan and UBSan.
+FUZZ_CC ?= clang
+FUZZ    := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
+$(BUILD)/fuzz/fuzz_form: $(addprefix src/api/,form.c form_header.c json_scan.c json_value.c)
+$(BUILD)/fuzz/fuzz_image: $(wildcard src/media/*.c)
+$(BUILD)/fuzz/%: tests/fuzz/%.c src/base/buffer.c src/base/error.c Makefile
+	@mkdir -p $(@D)
+	$(FUZZ_CC) -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -pthread -D_GNU_SOURCE -Iinclude \
+		$(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(filter %.c,$^) -o $@ $(LDLIBS)
+.PHONY: fuzz
+fuzz: $(FUZZ)
 
 imports:
 	scripts/check_imports.sh
