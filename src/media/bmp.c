@@ -148,12 +148,15 @@ static uint8_t *row_in_file(const struct bitmap *b, const struct image *im, int 
     return row_of(im, b->top_down ? y : im->height - 1 - y);
 }
 
+/* 1 or 4 bits a pixel. */
 static void indexed_row(const struct bitmap *b, const uint8_t (*rgb)[3], const uint8_t *in, int n,
                         uint8_t *out)
 {
     uint32_t each = 8 / b->bits, mask = (1u << b->bits) - 1;
-    for (uint32_t x = 0; x < (uint32_t)n; x++)
-        memcpy(out + 3 * (size_t)x, rgb[in[x / each] >> (8 - b->bits - x % each * b->bits) & mask], 3);
+    for (uint32_t x = 0; x < (uint32_t)n; x++) {
+        uint32_t byte = in[x / each], shift = 8 - b->bits - x % each * b->bits;
+        memcpy(out + 3 * (size_t)x, rgb[byte >> shift & mask], 3);
+    }
 }
 
 /* The fields of a pixel, cut to 8 bits where they are wider, and scaled to 8 bits. */
