@@ -333,16 +333,20 @@ int choose(struct backend *be, const struct choice *c, struct error *err)
     bool found;
     if (!ch || c->count == 1)
         return 0;
-    if (*ch->only)
-        return index_of_kind(c, ch->only);
+    struct entry e;
+    memset(&e, 0, sizeof e);
+    memcpy(e.key, c->key, sizeof e.key);
+    if (*ch->only) {
+        int kind = index_of_kind(c, ch->only);
+        memcpy(e.name, c->name[kind], sizeof e.name);
+        insert(ch, &e); /* for chooser_print() alone */
+        return kind;
+    }
     int at = find(ch, c->key, &found), i = found ? index_of(c, ch->entry[at].name) : -1;
     if (i >= 0)
         return i;
     if (!ch->tune)
         return 0;
-    struct entry e;
-    memset(&e, 0, sizeof e);
-    memcpy(e.key, c->key, sizeof e.key);
     int rc = tune(be, c, &e, err);
     if (rc == ERR_NOMEM)
         return 0;

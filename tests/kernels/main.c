@@ -171,6 +171,33 @@ static int open_tiers(struct check *ck)
     return rc;
 }
 
+/* Whether BE took the candidate for any shape: where it cannot serve, another one does without a word. */
+static bool candidate_served(struct backend *be, const char *candidate)
+{
+    char *text = NULL, name[64];
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    snprintf(name, sizeof name, " %s", candidate);
+    if (out) {
+        be->print_choices(be, out);
+        fclose(out);
+    }
+    bool served = text && strstr(text, name) != NULL;
+    free(text);
+    return served;
+}
+
+static void check_candidate(struct check *ck)
+{
+    for (int i = 0; ck->candidate && !ck->bench && i < ck->tiers; i++) {
+        struct tier *t = &ck->tier[i];
+        if (t->be->print_choices && !candidate_served(t->be, ck->candidate)) {
+            printf("FAIL %s: %s served nothing\n", t->name, ck->candidate);
+            ck->failed++;
+        }
+    }
+}
+
 static void close_tiers(struct check *ck)
 {
     for (int i = 0; i < ck->tiers; i++)
@@ -237,6 +264,7 @@ static int usage(void)
             "checkkernels [--isa TIER] [--op NAME] [--candidate NAME] [--seed N] [--rounds N] [--bench]\n"
             "  --isa     only this tier: ref, avx2, avx512, avx512bf16, amx, an emulated one, or cuda\n"
             "  --op      only this op: conv2d, linear, attention, ...\n"
+            "  --candidate  on a GPU: wherever it can, this kernel or library serves, and it must once\n"
             "  --seed    of the random inputs (default 1)\n"
             "  --rounds  random shapes for each op and type (default 8)\n"
             "  --bench   times instead of checks, at the shapes of SD-Turbo at 512x512\n");
@@ -303,6 +331,7 @@ int main(int argc, char **argv)
         else
             check_op(&ck);
     }
+    check_candidate(&ck);
     close_tiers(&ck);
     if (!ran) {
         fprintf(stderr, "checkkernels: no such op or tier here\n");
