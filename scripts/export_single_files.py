@@ -7,9 +7,9 @@ tests/unit/data/single_file/{sd1,sd2,sdxl}.txt: names and shapes of the publishe
 export_tensor_names.py). They come from inverting diffusers' converters (diffusers.loaders.single_file_utils) on the
 state dicts of the published configs; the script checks that those converters give back what went in.
 
-tests/golden/data/single_file/latentd/{sd1,sd2,sdxl}/: tiny random models in one file, with the configs beside that
-differ from the published ones, and tensors.txt: component, name, shape and FNV-1a hash of every tensor that diffusers'
-converters make of it. sd1 has the numbers of tests/api/data/latentd/tiny, for the same picture from both.
+tests/golden/data/single_file/latentd/{sd1,sd2,sdxl,pix2pix}/: the tiny models of tests/api/data and of
+tests/golden/data/families in one file each, with the configs beside that differ from the published ones, and tensors.txt:
+component, name, shape and FNV-1a hash of every tensor that diffusers' converters make of it.
 """
 import json
 import os
@@ -22,9 +22,8 @@ from diffusers.loaders import single_file_utils as single
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from export_goldens import HERE, plain, save_part, write_json
+from export_goldens import HERE, save_part, write_json
 from export_tensor_names import grouped
-from make_random_model import randomize
 
 UNET_SD = dict(
     block_out_channels=[320, 640, 1280, 1280], layers_per_block=2, attention_head_dim=8, cross_attention_dim=768,
@@ -210,15 +209,7 @@ def write_names(path, name):
 
 # ---- tiny models ----
 
-API = os.path.join(HERE, "..", "tests", "api")
-TINY = os.path.join(API, "data", "latentd", "tiny")
-TINY_TEXT = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-                 max_position_embeddings=77)
-TINY_UNET = dict(sample_size=16, block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2,
-                 attention_head_dim=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-                 up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"))
-TINY_VAE = dict(block_out_channels=(4, 8), layers_per_block=1, norm_num_groups=2, latent_channels=4,
-                down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=32)
+DATA = os.path.join(HERE, "..", "tests")
 
 
 def fnv(t):
@@ -229,96 +220,82 @@ def fnv(t):
     return f"{h:016x}"
 
 
-def write_tiny(folder, original, want, configs):
+def read_part(source, part):
+    """One component of a model in diffusers layout: its config and its numbers as stored."""
+    with open(f"{source}/{part}/config.json", encoding="utf-8") as f:
+        config = json.load(f)
+    file = next(f for f in sorted(os.listdir(f"{source}/{part}")) if f.endswith(".safetensors"))
+    return config, {k: t for k, t in load_file(f"{source}/{part}/{file}").items() if not k.endswith("position_ids")}
+
+
+def add_text(original, want, parts, kind):
+    """The text encoders under their original names, and what diffusers' converters make of them."""
+    config, text = parts["text_encoder"]
+    if kind == "sd2":
+        prefix = "cond_stage_model.model."
+        more = {k.replace("layers.1.", "layers.2."): t for k, t in text.items() if ".layers.1." in k}
+        original.update(open_clip_original(text | more, prefix))  # one layer more than is read
+        original[prefix + "logit_scale"] = torch.tensor(4.6)
+        model = CLIPTextModel(CLIPTextConfig(**config))
+        want["text_encoder"] = single.convert_open_clip_checkpoint(model, original, prefix)
+        original[prefix + "text_projection"] = torch.zeros(16, 16, dtype=torch.float16)
+        return
+    prefix = "conditioner.embedders.0.transformer." if kind == "sdxl" else "cond_stage_model.transformer."
+    original.update(clip_original(text, prefix))
+    want["text_encoder"] = single.convert_ldm_clip_checkpoint(original)
+    if kind == "sdxl":
+        prefix, (config, second) = "conditioner.embedders.1.model.", parts["text_encoder_2"]
+        original.update(open_clip_original(second, prefix))
+        original[prefix + "logit_scale"] = torch.tensor(4.6)
+        model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+        want["text_encoder_2"] = single.convert_open_clip_checkpoint(model, original, prefix)
+
+
+def tiny(kind, source, file, beside):
+    """The model in the folder SOURCE as one FILE, with its configs and the folders BESIDE."""
+    folder = f"{DATA}/golden/data/single_file/latentd/{kind}"
     shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
-    original = {k: t.clone().contiguous() for k, t in original.items()}
-    save_part(original, f"{folder}/checkpoint.safetensors")
+    parts = {p: read_part(source, p) for p in ("unet", "vae", "text_encoder", "text_encoder_2")
+             if os.path.isdir(f"{source}/{p}")}
+    (unet_config, unet), (vae_config, vae) = parts["unet"], parts["vae"]
+    levels = len(vae_config["block_out_channels"])
+    original = unet_original(unet, 1) | vae_original(vae, levels)
+    original |= {"model_ema.decay": torch.tensor(0.9999), "alphas_cumprod": torch.linspace(1, 0, 8)}
+    want = {"unet": single.convert_ldm_unet_checkpoint(dict(original), unet_config),
+            "vae": single.convert_ldm_vae_checkpoint(dict(original), vae_config)}
+    for part, sd in (("unet", unet), ("vae", vae)):
+        assert all(torch.equal(sd[k], want[part][k]) for k in sd) and len(sd) == len(want[part])
+    add_text(original, want, parts, kind)
+    for part, (config, _) in parts.items():
+        write_json_in(f"{folder}/{part}", config)
+    for part in beside:
+        shutil.copytree(f"{source}/{part}", f"{folder}/{part}")
+    save_part({k: t.clone().contiguous() for k, t in original.items()}, f"{folder}/{file}")
     with open(f"{folder}/tensors.txt", "w", encoding="utf-8") as f:
         for part, sd in want.items():
             for k, t in sorted(sd.items()):
-                if not k.endswith("position_ids"):
-                    f.write(f"{part} {k} {'x'.join(map(str, t.shape))} {fnv(t)}\n")
-    for part, config in configs.items():
-        os.makedirs(f"{folder}/{part}")
-        write_json(f"{folder}/{part}/config.json", config)
-    shutil.copytree(f"{TINY}/tokenizer", f"{folder}/tokenizer")
+                f.write(f"{part} {k} {'x'.join(map(str, t.shape))} {fnv(t)}\n")
     size = sum(os.path.getsize(os.path.join(d, f)) for d, _, files in os.walk(folder) for f in files)
     print(f"{folder}: {len(original)} tensors, {size / 1024:.0f} KiB")
 
 
-def read_part(part):
-    """One component of the API tests' model: its config and its numbers as stored."""
-    with open(f"{TINY}/{part}/config.json", encoding="utf-8") as f:
-        config = json.load(f)
-    file = next(f for f in sorted(os.listdir(f"{TINY}/{part}")) if f.endswith(".safetensors"))
-    return config, load_file(f"{TINY}/{part}/{file}")
-
-
-def tiny_sd1(folder):
-    parts = {p: read_part(p) for p in ("unet", "vae", "text_encoder")}
-    unet, vae, text = (parts[p][1] for p in ("unet", "vae", "text_encoder"))
-    text = {k: t for k, t in text.items() if not k.endswith("position_ids")}
-    original = unet_original(unet, 1) | vae_original(vae, 2) | clip_original(text, "cond_stage_model.transformer.")
-    original["model_ema.decay"] = torch.tensor(0.9999)
-    original["alphas_cumprod"] = torch.linspace(1, 0, 8)
-    want = {"unet": single.convert_ldm_unet_checkpoint(dict(original), parts["unet"][0]),
-            "vae": single.convert_ldm_vae_checkpoint(dict(original), parts["vae"][0]),
-            "text_encoder": single.convert_ldm_clip_checkpoint(original)}
-    for part, sd in (("unet", unet), ("vae", vae)):
-        assert all(torch.equal(sd[k], want[part][k]) for k in sd) and len(sd) == len(want[part])
-    write_tiny(folder, original, want, {p: parts[p][0] for p in parts})
-    shutil.copytree(f"{TINY}/scheduler", f"{folder}/scheduler")
-
-
-def random_state(model, seed, dtype):
-    randomize(model, seed)
-    return {k: t.to(dtype) for k, t in state(model).items()}
-
-
-def tiny(folder, seed, dtype, sdxl):
-    with open(f"{TINY}/tokenizer/vocab.json", encoding="utf-8") as f:
-        vocab = len(json.load(f))
-    ids = dict(vocab_size=vocab, bos_token_id=vocab - 2, eos_token_id=vocab - 1)
-    more = dict(cross_attention_dim=16, use_linear_projection=True)
-    if sdxl:
-        more = dict(cross_attention_dim=40, use_linear_projection=True, addition_embed_type="text_time",
-                    addition_time_embed_dim=4, projection_class_embeddings_input_dim=20 + 6 * 4)
-    unet, vae = UNet2DConditionModel(**TINY_UNET, **more), AutoencoderKL(**TINY_VAE)
-    original = unet_original(random_state(unet, seed, dtype), 1)
-    original.update(vae_original(random_state(vae, seed + 1, dtype), 2))
-    want = {"unet": single.convert_ldm_unet_checkpoint(dict(original), dict(unet.config)),
-            "vae": single.convert_ldm_vae_checkpoint(dict(original), dict(vae.config))}
-    configs = {"unet": plain(unet.config), "vae": plain(vae.config)}
-    wide = dict(TINY_TEXT, hidden_act="gelu", **ids)
-    if sdxl:
-        first, first_config = CLIPTextModel(CLIPTextConfig(**TINY_TEXT, **ids)), dict(TINY_TEXT, **ids)
-        wide = dict(wide, hidden_size=24, num_attention_heads=3, projection_dim=20)
-        second = CLIPTextModelWithProjection(CLIPTextConfig(**wide))
-        prefix, part = "conditioner.embedders.1.model.", "text_encoder_2"
-        original.update(clip_original(random_state(first, seed + 2, dtype), "conditioner.embedders.0.transformer."))
-        want["text_encoder"] = single.convert_ldm_clip_checkpoint(original)
-        configs["text_encoder"] = first_config
-    else:
-        second = CLIPTextModel(CLIPTextConfig(**dict(wide, num_hidden_layers=3)))  # one more than is read
-        prefix, part = "cond_stage_model.model.", "text_encoder"
-    original.update(open_clip_original(random_state(second, seed + 3, dtype), prefix))
-    original[prefix + "logit_scale"] = torch.tensor(4.6)
-    want[part] = single.convert_open_clip_checkpoint(second, original, prefix)
-    if not sdxl:
-        original[prefix + "text_projection"] = torch.zeros(16, 16, dtype=dtype)
-    configs[part] = wide
-    write_tiny(folder, original, want, configs)
+def write_json_in(folder, config):
+    os.makedirs(folder)
+    write_json(f"{folder}/config.json", config)
 
 
 def main():
     torch.set_num_threads(1)
-    tests = os.path.join(HERE, "..", "tests")
-    folder = f"{tests}/golden/data/single_file/latentd"
-    tiny_sd1(f"{folder}/sd1")
-    tiny(f"{folder}/sd2", 71, torch.bfloat16, False)
-    tiny(f"{folder}/sdxl", 81, torch.float16, True)
-    out = f"{tests}/unit/data/single_file"
+    families = f"{DATA}/golden/data/families"
+    tiny("sd1", f"{DATA}/api/data/latentd/tiny", "checkpoint.safetensors", ["tokenizer", "scheduler"])
+    tiny("sd2", f"{families}/latentd/sd2", "checkpoint.fp16.safetensors", ["tokenizer"])
+    tiny("sdxl", f"{families}/stabilityai/stable-diffusion-xl-base-1.0", "checkpoint.fp16.safetensors", ["tokenizer"])
+    tiny("pix2pix", f"{families}/timbrooks/instruct-pix2pix", "checkpoint.safetensors", ["tokenizer", "scheduler"])
+    path = f"{DATA}/golden/data/single_file/latentd/pix2pix/scheduler/scheduler_config.json"
+    with open(path, encoding="utf-8") as f:  # which the id forces upon the folder
+        scheduler = dict(json.load(f), _class_name="EulerAncestralDiscreteScheduler")
+    write_json(path, scheduler)
+    out = f"{DATA}/unit/data/single_file"
     os.makedirs(out, exist_ok=True)
     for name in ("sd1", "sd2", "sdxl"):
         path = f"{out}/{name}.txt"

@@ -43,10 +43,13 @@ static void check_tensor(const struct weights *w, const char *name, const char *
 
 static void check_tiny(const char *family)
 {
-    char path[256], line[512], part[64], open[64] = "", name[256], shape[64], hash[32];
+    char path[4096 + 64], source[4096], id[64], line[512], part[64], open[64] = "", name[256], shape[64],
+                                                                     hash[32];
     struct weights *w = NULL;
     struct error err = {0};
     int count = 0;
+    snprintf(id, sizeof id, "latentd/%s", family);
+    CHECK(model_source("tests/golden/data/single_file", id, source, sizeof source, &err) == 0, "%s", err.msg);
     snprintf(path, sizeof path, TINY "%s/tensors.txt", family);
     FILE *f = fopen(path, "rb");
     if (!CHECK(f != NULL, "%s", path))
@@ -59,7 +62,7 @@ static void check_tiny(const char *family)
             weights_close(&w);
             strcpy(open, part);
             count = 0;
-            snprintf(path, sizeof path, TINY "%s/checkpoint.safetensors/%s", family, part);
+            snprintf(path, sizeof path, "%s/%s", source, part);
             if (!CHECK(weights_open(&w, path, "ignored", NULL, &err) == 0, "%s", err.msg))
                 break;
         }
@@ -77,6 +80,7 @@ TEST(tensors_are_those_of_diffusers_converters)
     check_tiny("sd1");
     check_tiny("sd2");
     check_tiny("sdxl");
+    check_tiny("pix2pix");
 }
 
 /* ---- Full size, through the built-in configs ---- */
@@ -261,12 +265,12 @@ TEST(tokenizers)
     struct error err = {0};
     struct tokenizer *t = NULL;
     int32_t ids[12];
-    CHECK(model_tokenizer_folder("/nowhere", TINY "sdxl/checkpoint.safetensors/tokenizer", path, sizeof path,
-                                 &pad, &err) == 0 &&
+    CHECK(model_tokenizer_folder("/nowhere", TINY "sdxl/checkpoint.fp16.safetensors/tokenizer", path,
+                                 sizeof path, &pad, &err) == 0 &&
               strcmp(path, TINY "sdxl/tokenizer") == 0 && !pad,
           "%s", err.msg);
     /* the second encoder's: the same words, padded with token 0 */
-    CHECK(model_tokenizer_folder("/nowhere", TINY "sdxl/checkpoint.safetensors/tokenizer_2", path,
+    CHECK(model_tokenizer_folder("/nowhere", TINY "sdxl/checkpoint.fp16.safetensors/tokenizer_2", path,
                                  sizeof path, &pad, &err) == 0 &&
               strcmp(path, TINY "sdxl/tokenizer") == 0 && pad && strcmp(pad, "!") == 0,
           "%s", err.msg);
