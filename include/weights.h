@@ -120,9 +120,9 @@ struct lora_need {
 int lora_shelf_open(struct lora_shelf **shelf, const struct lora_shelf_options *opt, struct error *err);
 /* Puts the originals back and frees what was merged. BE: of the networks. */
 void lora_shelf_close(struct lora_shelf **shelf, struct backend *be);
-/* Finds, opens and checks the files of a request, and says what merging them takes. Changes no weight. A LoRA
- * that cannot be had is ERR_LORA with the words for the client, the reason goes to the log. Not safe for two
- * threads. */
+/* Finds, opens and checks the files of a request, and says what merging them takes. The set in use may be
+ * taken out. A LoRA that cannot be had is ERR_LORA with the words for the client, the reason goes to the log.
+ * Not safe for two threads. */
 int lora_shelf_prepare(struct lora_shelf *shelf, enum dtype dtype, const struct lora_use *use, int count,
                        struct lora_need *need, struct error *err);
 /* Merges what was prepared last. No pass may be running. After a failure the weights are the originals. */

@@ -28,6 +28,38 @@ struct matrix {
     int shares;
 };
 
+/* Host memory that the weights of a set share, one after the other: fresh pages for each would cost more than
+ * the arithmetic. */
+struct buffer {
+    void *data;
+    size_t size;
+};
+struct workspace {
+    struct buffer base[WEIGHT_PARTS_MAX], sum[WEIGHT_PARTS_MAX], delta;
+};
+
+/* At least BYTES in B; what was there is lost. NULL and an error when there is no memory. */
+static void *take(struct buffer *b, size_t bytes, struct error *err)
+{
+    if (bytes <= b->size)
+        return b->data;
+    free(b->data);
+    b->data = malloc(bytes);
+    b->size = b->data ? bytes : 0;
+    if (!b->data)
+        error_set(err, ERR_NOMEM, "out of memory merging a LoRA");
+    return b->data;
+}
+
+static void workspace_free(struct workspace *ws)
+{
+    for (int i = 0; i < WEIGHT_PARTS_MAX; i++) {
+        free(ws->base[i].data);
+        free(ws->sum[i].data);
+    }
+    free(ws->delta.data);
+}
+
 /* ---- Which weights ---- */
 
 /* The layers of a file are sorted by (part, item, slot). */
@@ -104,7 +136,7 @@ static void matrix_need(const struct matrix *m, enum dtype dtype, struct lora_ne
 void lora_set_need(const struct lora_shelf *shelf, const struct lora_set *set, enum dtype dtype,
                    struct lora_need *need)
 {
-    size_t buffers = 0;
+    size_t part_bytes[WEIGHT_PARTS_MAX] = {0};
     *need = (struct lora_need){0};
     for (enum lora_part part = 0; part < LORA_PARTS; part++) {
         const struct weight_list *list = shelf->list[part];
@@ -115,15 +147,17 @@ void lora_set_need(const struct lora_shelf *shelf, const struct lora_set *set, e
             size_t factor =
                 dtype == DTYPE_F32 && s->w[0].dtype != DTYPE_F32 ? 2 : 1; /* merged weights are fp32 */
             need->weights += factor * list->item[item]->bytes;
-            buffers = larger(buffers, (size_t)s->parts * part_count(s) * 4 + part_count(s) * 4);
             for (int slot = 0; slot < s->parts; slot++) {
+                part_bytes[slot] =
+                    larger(part_bytes[slot], part_count(s) * (dtype_size(s->w[slot].dtype) + 4));
                 struct matrix m = matrix_of(shelf, set, part, item, slot);
                 if (m.shares)
                     matrix_need(&m, dtype, need);
             }
         }
     }
-    need->host += buffers;
+    for (int slot = 0; slot < WEIGHT_PARTS_MAX; slot++)
+        need->host += part_bytes[slot];
 }
 
 /* ---- The product ---- */
@@ -158,13 +192,13 @@ static float *read_half(const struct lora_file *f, const struct st_tensor *t, fl
     return out;
 }
 
-/* The power of two that brings X near 1. */
+/* The power of two that brings X near 1, as far as 2^100 does. */
 static int shift_of(float x)
 {
     int e = 0;
-    if (x > 0)
+    if (x > 0 && isfinite(x))
         frexpf(x, &e);
-    return -e;
+    return e > 100 ? -100 : e < -100 ? 100 : -e;
 }
 
 /* The down halves, transposed and stacked: [columns, rank], each shifted to be near 1. Packed into W. */
@@ -178,10 +212,11 @@ static int pack_down(struct matrix *m, pass *p, weight *w, struct error *err)
         struct share *s = &m->share[i];
         float *down = read_half(s->file, s->layer->down, &largest, err);
         s->shift = shift_of(largest);
+        float near = ldexpf(1, s->shift);
         for (int r = 0; down && r < s->layer->rank; r++)
             for (int c = 0; c < m->columns; c++)
                 all[(size_t)c * (size_t)m->rank + (size_t)(first + r)] =
-                    ldexpf(down[(size_t)r * (size_t)m->columns + (size_t)c], s->shift);
+                    near * down[(size_t)r * (size_t)m->columns + (size_t)c];
         first += s->layer->rank;
         free(down);
     }
@@ -221,8 +256,9 @@ static float *join_up(const struct matrix *m, int *shift, struct error *err)
         free(up);
     }
     *shift = shift_of(most);
+    float near = ldexpf(1, *shift);
     for (size_t i = 0; i < count && !err->code; i++)
-        all[i] = ldexpf(all[i], *shift);
+        all[i] *= near;
     if (err->code) {
         free(all);
         return NULL;
@@ -234,7 +270,7 @@ struct addition {
     float *out;         /* W' */
     const void *base;   /* W as the file has it */
     enum dtype dtype;   /* of W */
-    const float *delta; /* NULL: only converted */
+    const float *delta; /* times SCALE */
     float scale;
     size_t count;
 };
@@ -245,21 +281,23 @@ static void add_chunk(void *ctx, int item, int worker)
     size_t first = (size_t)item * ADD_CHUNK,
            end = first + ADD_CHUNK < a->count ? first + ADD_CHUNK : a->count;
     (void)worker;
-    for (size_t i = first; i < end; i++)
-        a->out[i] = half_load(a->base, a->dtype, i) + a->scale * a->delta[i];
+    if (a->dtype == DTYPE_F16) /* the usual type, without a question about it at each number */
+        for (size_t i = first; i < end; i++)
+            a->out[i] = half_load(a->base, DTYPE_F16, i) + a->scale * a->delta[i];
+    else
+        for (size_t i = first; i < end; i++)
+            a->out[i] = half_load(a->base, a->dtype, i) + a->scale * a->delta[i];
 }
 
 /* OUT[rows * columns] = BASE + the product, a block of rows at a time. */
-static int add_product(const struct lora_shelf *shelf, struct matrix *m, pass *p, const void *base,
-                       enum dtype dtype, float *out, struct error *err)
+static int add_product(const struct lora_shelf *shelf, struct matrix *m, pass *p, struct buffer *block,
+                       const void *base, enum dtype dtype, float *out, struct error *err)
 {
     weight down = {0};
     int shift = 0, step = block_rows(m);
     size_t columns = (size_t)m->columns;
-    float *delta = malloc((size_t)step * columns * sizeof(float)), *up = NULL;
-    if (!delta)
-        error_set(err, ERR_NOMEM, "out of memory merging a LoRA");
-    else if (!pack_down(m, p, &down, err))
+    float *delta = take(block, (size_t)step * columns * sizeof(float), err), *up = NULL;
+    if (delta && !pack_down(m, p, &down, err))
         up = join_up(m, &shift, err);
     for (int row = 0; row < m->rows && !err->code; row += step) {
         int rows = m->rows - row < step ? m->rows - row : step;
@@ -281,69 +319,60 @@ static int add_product(const struct lora_shelf *shelf, struct matrix *m, pass *p
     }
     weight_free(p->be, &down);
     free(up);
-    free(delta);
     return err->code;
 }
 
 /* ---- The weights ---- */
 
-static void *read_array(const struct weight_list *list, const struct host_array *a, struct error *err)
+static void *read_array(const struct weight_list *list, const struct host_array *a, struct buffer *to,
+                        struct error *err)
 {
-    void *out = malloc(a->count * dtype_size(a->dtype) + 1);
-    if (!out)
-        error_set(err, ERR_NOMEM, "out of memory merging a LoRA");
-    else if (weights_read(list->weights, a, out, err)) {
-        free(out);
-        out = NULL;
-    }
-    return out;
+    void *out = take(to, a->count * dtype_size(a->dtype) + 1, err);
+    return out && weights_read(list->weights, a, out, err) == 0 ? out : NULL;
 }
 
-/* Part SLOT of weight ITEM: read, added to where a LoRA touches it. SRC gets arrays that the caller frees. */
+/* Part SLOT of weight ITEM: read, and added to where a LoRA touches it. The arrays of SRC are the
+ * workspace's. */
 static void make_part(const struct lora_shelf *shelf, const struct lora_set *set, enum lora_part part,
-                      int item, int slot, pass *p, struct weight_source *src, struct error *err)
+                      int item, int slot, pass *p, struct workspace *ws, struct weight_source *src,
+                      struct error *err)
 {
     const struct weight_list *list = shelf->list[part];
     const struct weight_source *from = &list->origin[item].source;
     struct matrix m = matrix_of(shelf, set, part, item, slot);
-    if (from->bias[slot].data)
-        src->bias[slot].data = read_array(list, &from->bias[slot], err);
-    if (err->code)
-        return;
-    src->w[slot].data = read_array(list, &from->w[slot], err);
-    if (err->code || !m.shares)
-        return;
-    float *sum = malloc(part_count(from) * sizeof(float));
+    src->w[slot].data = read_array(list, &from->w[slot], &ws->base[slot], err);
+    float *sum = m.shares && !err->code ? take(&ws->sum[slot], part_count(from) * sizeof(float), err) : NULL;
     if (!sum)
-        error_set(err, ERR_NOMEM, "out of memory merging a LoRA");
-    else
-        add_product(shelf, &m, p, src->w[slot].data, from->w[slot].dtype, sum, err);
-    free((void *)(uintptr_t)src->w[slot].data);
+        return;
+    add_product(shelf, &m, p, &ws->delta, src->w[slot].data, from->w[slot].dtype, sum, err);
     src->w[slot].data = sum;
     src->w[slot].dtype = DTYPE_F32;
 }
 
 static int make_weight(const struct lora_shelf *shelf, const struct lora_set *set, enum lora_part part,
-                       int item, pass *p, struct lora_made *made, struct error *err)
+                       int item, pass *p, struct workspace *ws, struct lora_made *made, struct error *err)
 {
-    struct weight_source src = shelf->list[part]->origin[item].source;
-    made->at = shelf->list[part]->item[item];
+    const struct weight_list *list = shelf->list[part];
+    struct weight_source src = list->origin[item].source;
+    struct buffer bias[WEIGHT_PARTS_MAX] = {{0}};
+    made->at = list->item[item];
     made->original = *made->at;
-    for (int slot = 0; slot < WEIGHT_PARTS_MAX; slot++)
-        src.w[slot].data = src.bias[slot].data = NULL;
-    for (int slot = 0; slot < src.parts && !err->code; slot++)
-        make_part(shelf, set, part, item, slot, p, &src, err);
+    for (int slot = 0; slot < src.parts && !err->code; slot++) {
+        if (src.bias[slot].data)
+            src.bias[slot].data = read_array(list, &src.bias[slot], &bias[slot], err);
+        if (!err->code)
+            make_part(shelf, set, part, item, slot, p, ws, &src, err);
+    }
     if (!err->code)
         weight_pack(p->be, &made->merged, &src, err);
-    for (int slot = 0; slot < WEIGHT_PARTS_MAX; slot++) {
-        free((void *)(uintptr_t)src.w[slot].data);
-        free((void *)(uintptr_t)src.bias[slot].data);
-    }
+    for (int slot = 0; slot < WEIGHT_PARTS_MAX; slot++)
+        free(bias[slot].data);
     return err->code;
 }
 
 int lora_set_make(const struct lora_shelf *shelf, struct lora_set *set, pass *p, struct error *err)
 {
+    struct workspace ws = {0};
     int most = 0;
     for (enum lora_part part = 0; part < LORA_PARTS; part++)
         most += shelf->list[part] ? shelf->list[part]->count : 0;
@@ -354,9 +383,10 @@ int lora_set_make(const struct lora_shelf *shelf, struct lora_set *set, pass *p,
         const struct weight_list *list = shelf->list[part];
         for (int item = 0; list && item < list->count && !err->code; item++)
             if (is_touched(shelf, set, part, item) &&
-                !make_weight(shelf, set, part, item, p, &set->made[set->count], err))
+                !make_weight(shelf, set, part, item, p, &ws, &set->made[set->count], err))
                 set->count++;
     }
+    workspace_free(&ws);
     return err->code;
 }
 

@@ -222,8 +222,10 @@ int lora_shelf_prepare(struct lora_shelf *shelf, enum dtype dtype, const struct 
     for (int i = 0; i < count; i++)
         if (want(shelf, &use[i], err))
             return err->code;
-    if (shelf->wanted->uses && !(shelf->merged && lora_set_same(shelf->merged, shelf->wanted)))
-        lora_set_need(shelf, shelf->wanted, dtype, need);
+    if (shelf->wanted->uses == 0 || (shelf->merged && lora_set_same(shelf->merged, shelf->wanted)))
+        return 0;
+    lora_set_use(shelf->merged, false); /* it goes in any case, and sizes are those of the originals */
+    lora_set_need(shelf, shelf->wanted, dtype, need);
     return 0;
 }
 
