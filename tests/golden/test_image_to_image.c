@@ -144,7 +144,7 @@ static void check_tier(const char *tier)
     const char *only = getenv("GOLDEN_PICTURE");
     if (!open_tier(tier, &be))
         return;
-    double least = be->dtype == DTYPE_F32 ? 60 : 35;
+    double least = be->dtype == DTYPE_F32 ? 75 : 35;
     FILE *f = fopen(FOLDER "pictures.txt", "r");
     bool ready = CHECK(f != NULL) && read_input(&input);
     while (ready && read_picture(f, &c)) {
