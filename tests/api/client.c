@@ -382,7 +382,7 @@ void answer_free(struct answer *a)
 
 const char *answer_header(const struct answer *a, const char *name)
 {
-    static char value[256];
+    static _Thread_local char value[256];
     size_t len = strlen(name);
 
     for (const char *line = a->head; line && *line; line = strchr(line, '\n')) {

@@ -63,7 +63,8 @@ struct answer client_make(const struct daemon *d, const char *body);
 /* Sends such a request and leaves the reply unread. */
 int client_begin(const struct daemon *d, const char *body);
 void answer_free(struct answer *a);
-/* The value of a header line, "" when there is none; overwritten by the next call. */
+/* The value of a header line, "" when there is none; overwritten by the next call of
+ * the thread. */
 const char *answer_header(const struct answer *a, const char *name);
 
 /* True when the daemon under test is a sanitizer build (LATENTD_BIN in build-san): several times slower, and
