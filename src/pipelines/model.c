@@ -61,7 +61,8 @@ static int component(char *path, const struct source *s, const char *name, struc
  * and so draws its noise in fp16 (contract 3.2). By the same rule, when a single file is called so. */
 static bool has_fp16_files(const char *dir)
 {
-    static const char *const folders[] = {"unet", "vae", "text_encoder", "text_encoder_2", "safety_checker"};
+    static const char *const folders[] = {
+        ".", "unet", "vae", "text_encoder", "text_encoder_2", "safety_checker"};
     if (model_is_single_file(dir))
         return strstr(dir, ".fp16.safetensors") != NULL;
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {

@@ -296,6 +296,37 @@ TEST(rules_go_by_the_id)
     bench_close(&b);
 }
 
+static bool stop_at_second_step(void *ctx)
+{
+    return ++*(int *)ctx > 3; /* text, step 1, step 2 */
+}
+
+TEST(same_request_same_bytes_after_other_jobs)
+{
+    struct bench b;
+    struct error err = {0};
+    struct image first = {0}, other = {0}, again = {0};
+    if (bench_open(&b, "tests/golden/data/families", pix2pix)) {
+        struct image_to_image_params q = plain(&b.input), guided = q;
+        guided.guidance_scale = 7;
+        guided.image_guidance_scale = 1.5;
+        CHECK(image_to_image(b.m, &q, NULL, &first, &err) == 0, "%s", err.msg);
+        CHECK(image_to_image(b.m, &guided, NULL, &other, &err) == 0, "%s", err.msg);
+        image_free(&other);
+        int asked = 0;
+        struct error why = {0};
+        struct watcher stop = {.cancelled = stop_at_second_step, .ctx = &asked};
+        CHECK(image_to_image(b.m, &guided, &stop, &other, &why) == ERR_CANCELLED && !other.rgb, "%s",
+              why.msg);
+        CHECK(strstr(why.msg, "step"), "%s", why.msg);
+        if (CHECK(image_to_image(b.m, &q, NULL, &again, &err) == 0, "%s", err.msg))
+            CHECK(memcmp(first.rgb, again.rgb, 3 * WIDTH * HEIGHT) == 0, "the bytes differ");
+    }
+    image_free(&first);
+    image_free(&again);
+    bench_close(&b);
+}
+
 /* What a model that cannot be loaded says. */
 static void check_load(const char *shelf, enum pipeline_kind pipeline, const char *id, int code,
                        const char *words)
