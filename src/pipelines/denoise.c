@@ -82,12 +82,12 @@ static tensor predict(struct run *r, const struct unet_request *req, tensor x, t
     tensor input = model_input(r, x, image, i);
     pass_step_begin(p);
     tensor e = unet_forward(p, r->m->unet, req, input, i);
-    pass_step_end(p);
     if (r->parts > 1) {
         tensor all = e;
         e = r->parts == 2 ? guide(p, all, (float)r->q->guidance) : guide_by_image(r, all);
         tensor_free(p, &all);
     }
+    pass_step_end(p);
     tensor_free(p, &input);
     return e;
 }

@@ -1,6 +1,6 @@
-/* What wgmma.cuh says in PTX, said in C: each warp of a warpgroup computes its own 16 rows, at once or as late as its
- * wait allows (by the seed), so that an operand that is overwritten too early, or sums that are read too early, give
- * wrong numbers. Operands are found through their descriptors, swizzle and all. */
+/* What wgmma.cuh says in PTX, said in C: each warp of a warpgroup computes its own 16 rows, at once or as
+ * late as its wait allows (by the seed), so that an operand that is overwritten too early, or sums that are
+ * read too early, give wrong numbers. Operands are found through their descriptors, swizzle and all. */
 #ifndef LATENTD_EMULATOR_WGMMA_H
 #define LATENTD_EMULATOR_WGMMA_H
 
@@ -40,7 +40,8 @@ template <class T, int SLICES> static void emulated_wgmma_run(const emulator_pro
                 d[row] += x[row][k] * w[k];
         }
         for (int row = 0; row < 16; row++)
-            p->d[row % 8 * 4 + col % 8 / 2][(col / 64 * 8 + col % 64 / 8) * 4 + row / 8 * 2 + col % 2] += d[row];
+            p->d[row % 8 * 4 + col % 8 / 2][(col / 64 * 8 + col % 64 / 8) * 4 + row / 8 * 2 + col % 2] +=
+                d[row];
     }
 }
 
