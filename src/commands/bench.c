@@ -10,9 +10,11 @@
 
 static const char usage[] =
     "usage: latentd bench [--pipeline P] [--model_id ID] [--runs N] [--num_inference_steps N]\n"
-    "                     [--guidance_scale G] [--width W] [--height H] [--isa TIER] [--json]\n";
+    "                     [--guidance_scale G] [--width W] [--height H] [--isa TIER] [--json]\n"
+    "P is text-to-image (default) or image-to-image, which starts from a picture of W x H at strength 0.8\n";
 
 enum { RUNS_MAX = 10000 };
+#define PIPELINE_IMAGE "image-to-image"
 
 struct options {
     const char *pipeline, *model_id, *isa;
@@ -24,6 +26,13 @@ struct options {
 struct sample {
     double seconds;
     struct phase_times phase;
+};
+
+/* What each run does. */
+struct work {
+    struct text_to_image_params q;
+    struct image_to_image_params from_image; /* image NULL: text-to-image */
+    struct image input;
 };
 
 static bool take_option(struct options *o, int argc, char **argv, int *i)
@@ -116,16 +125,27 @@ static void print_json(const struct session *s, const struct text_to_image_param
            plan->region_bytes, peak_resident());
 }
 
-static int run_all(struct session *s, const struct options *o, const struct text_to_image_params *q,
-                   struct sample *t)
+static int plan_work(struct session *s, const struct work *w, struct plan_report *plan)
+{
+    return w->from_image.image ? image_to_image_plan(s->model, &w->from_image, plan, &s->err)
+                               : text_to_image_plan(s->model, &w->q, plan, &s->err);
+}
+
+static int run_work(struct session *s, const struct work *w, struct image *out)
+{
+    return w->from_image.image ? image_to_image(s->model, &w->from_image, NULL, out, &s->err)
+                               : text_to_image(s->model, &w->q, NULL, out, &s->err);
+}
+
+static int run_all(struct session *s, const struct options *o, const struct work *w, struct sample *t)
 {
     struct plan_report plan;
     double sum = 0;
-    int rc = text_to_image_plan(s->model, q, &plan, &s->err);
+    int rc = plan_work(s, w, &plan);
     for (int i = 0; i < o->runs && !rc; i++) {
         struct image im = {0};
         double start = clock_seconds();
-        rc = text_to_image(s->model, q, NULL, &im, &s->err);
+        rc = run_work(s, w, &im);
         t[i] = (struct sample){clock_seconds() - start, *model_last_times(s->model)};
         sum += t[i].seconds;
         image_free(&im);
@@ -141,26 +161,53 @@ static int run_all(struct session *s, const struct options *o, const struct text
     qsort(t, (size_t)runs, sizeof *t, compare_seconds);
     double median = (t[(runs - 1) / 2].seconds + t[runs / 2].seconds) / 2;
     if (o->json)
-        print_json(s, q, t, runs, mean, median, &plan);
+        print_json(s, &w->q, t, runs, mean, median, &plan);
     else
         print_aggregate(s, mean, median, &plan);
     return 0;
 }
 
-static int bench(struct session *s, const struct options *o)
+/* The input picture: a grey ramp, since times do not depend on what it shows. */
+static bool make_input(struct image *im, int width, int height)
+{
+    size_t count = 3 * (size_t)width * (size_t)height;
+    *im = (struct image){.width = width, .height = height, .rgb = malloc(count)};
+    for (size_t i = 0; im->rgb && i < count; i++)
+        im->rgb[i] = (uint8_t)(i / 3 % 256);
+    return im->rgb != NULL;
+}
+
+static bool make_work(struct session *s, const struct options *o, struct work *w)
 {
     int native = model_native_size(s->model);
-    struct text_to_image_params q = {.prompt = "a mountain lion",
-                                     .width = o->width ? (int)o->width : native,
-                                     .height = o->height ? (int)o->height : native,
-                                     .guidance_scale = o->guidance,
-                                     .steps = o->steps,
-                                     .seed = 0,
-                                     .exact_times = true};
-    text_to_image_rules(s->model, &q);
+    w->q = (struct text_to_image_params){.prompt = "a mountain lion",
+                                         .width = o->width ? (int)o->width : native,
+                                         .height = o->height ? (int)o->height : native,
+                                         .guidance_scale = o->guidance,
+                                         .steps = o->steps,
+                                         .seed = 0,
+                                         .exact_times = true};
+    text_to_image_rules(s->model, &w->q);
+    if (strcmp(o->pipeline, PIPELINE_IMAGE) != 0)
+        return true;
+    w->from_image = (struct image_to_image_params){.prompt = w->q.prompt,
+                                                   .image = &w->input,
+                                                   .strength = 0.8,
+                                                   .guidance_scale = o->guidance,
+                                                   .image_guidance_scale = 1.5,
+                                                   .steps = o->steps,
+                                                   .exact_times = true};
+    image_to_image_rules(s->model, &w->from_image);
+    return make_input(&w->input, w->q.width, w->q.height);
+}
+
+static int bench(struct session *s, const struct options *o)
+{
+    struct work w = {0};
     struct sample *t = calloc((size_t)o->runs, sizeof *t);
-    if (!t) {
+    if (!t || !make_work(s, o, &w)) {
         fputs("latentd: no memory for the samples\n", stderr);
+        free(t);
         return 1;
     }
     if (!o->json) {
@@ -170,7 +217,8 @@ static int bench(struct session *s, const struct options *o)
             printf(", num_inference_steps=%ld", o->steps);
         printf("\n");
     }
-    int status = run_all(s, o, &q, t);
+    int status = run_all(s, o, &w, t);
+    image_free(&w.input);
     free(t);
     return status;
 }
@@ -187,11 +235,14 @@ int command_bench(int argc, char **argv)
         if (!take_option(&o, argc, argv, &i))
             return 2;
     }
-    if (strcmp(o.pipeline, CONFIG_PIPELINE_DEFAULT) != 0) {
-        fprintf(stderr, "latentd bench: pipeline %s is not built; accepted is text-to-image\n", o.pipeline);
+    bool image = strcmp(o.pipeline, PIPELINE_IMAGE) == 0;
+    if (!image && strcmp(o.pipeline, CONFIG_PIPELINE_DEFAULT) != 0) {
+        fprintf(stderr,
+                "latentd bench: pipeline %s is not built; accepted are text-to-image and image-to-image\n",
+                o.pipeline);
         return 2;
     }
-    int status = session_open(&s, o.model_id, o.isa, SESSION_TEXT_TO_IMAGE);
+    int status = session_open(&s, o.model_id, o.isa, image ? SESSION_IMAGE_TO_IMAGE : SESSION_TEXT_TO_IMAGE);
     if (status)
         return status;
     status = bench(&s, &o);
