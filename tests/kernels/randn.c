@@ -135,8 +135,8 @@ static void published_second_draw(struct check *ck)
     for (uint64_t draw = 0; draw < 2; draw++) {
         struct array normal = array_new(ck, 1, 1, 1, 2 * NOISE_WAVE_THREADS), got = array_new(ck, 1, 1, 1, 5);
         struct array want = array_new(ck, 1, 1, 1, 5);
-        int rc = ck->ref->ops.randn(ck->ref, array_tensor(normal), 42, draw * noise_advance(5, NOISE_WAVE_THREADS), DTYPE_F32,
-                                    &ck->err);
+        int rc = ck->ref->ops.randn(ck->ref, array_tensor(normal), 42,
+                                    draw * noise_advance(5, NOISE_WAVE_THREADS), DTYPE_F32, &ck->err);
         for (int i = 0; i < 5; i++) {
             double a = (double)normal.v[i], b = (double)normal.v[NOISE_WAVE_THREADS + i];
             got.v[i] = (float)exp(-(a * a + b * b) / 2);
