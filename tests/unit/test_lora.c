@@ -435,6 +435,7 @@ TEST(twelve_files_stay_open_and_the_oldest_goes)
 {
     struct fixture x;
     char id[32];
+    unsigned long first = 0;
     if (fixture_open(&x)) {
         for (int i = 0; i < 2 * LORA_FILES_MAX; i++) {
             snprintf(id, sizeof(id), "n%d", i);
@@ -442,11 +443,18 @@ TEST(twelve_files_stay_open_and_the_oldest_goes)
             snprintf(id, sizeof(id), "org/n%d", i);
             CHECK(try_lora(&x, id, 1) == 0, "%s", x.err.msg);
             CHECK(try_lora(&x, "org/good", 0.5f) == 0, "%s", x.err.msg);
+            for (int k = 0; i == 0 && k < LORA_FILES_MAX; k++)
+                if (x.shelf->file[k] && strcmp(x.shelf->file[k]->id, "org/good") == 0)
+                    first = x.shelf->file[k]->number;
         }
-        int good = 0;
-        for (int i = 0; i < LORA_FILES_MAX; i++)
-            good += x.shelf->file[i] && strcmp(x.shelf->file[i]->id, "org/good") == 0;
-        CHECK(good == 1, "the one in use all the time was not evicted");
+        int good = 0, open = 0;
+        for (int i = 0; i < LORA_FILES_MAX; i++) {
+            const struct lora_file *file = x.shelf->file[i];
+            open += file != NULL;
+            good += file && strcmp(file->id, "org/good") == 0 && file->number == first;
+        }
+        CHECK(good == 1, "the one in use all the time was evicted");
+        CHECK(open == LORA_FILES_MAX, "%d are open", open);
     }
     fixture_close(&x);
 }
