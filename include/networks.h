@@ -106,6 +106,44 @@ void unet_end(pass *p, struct unet_request **req);
  * timesteps[k]. */
 tensor unet_forward(pass *p, const struct unet *net, const struct unet_request *req, tensor x, int k);
 
+/* ---- UNetSpatioTemporalConditionModel: Stable Video Diffusion. The F frames of B videos lie one behind the
+ * other. ---- */
+
+struct unet_video;
+int unet_video_load(struct unet_video **net, struct backend *be, const char *dir, const char *variant,
+                    struct error *err);
+void unet_video_close(struct unet_video **net);
+int unet_video_in_channels(const struct unet_video *net);  /* 8: the noisy latents, then the image's */
+int unet_video_out_channels(const struct unet_video *net); /* 4 */
+int unet_video_sample_size(const struct unet_video *net);
+int unet_video_frames(const struct unet_video *net);      /* num_frames: 14 or 25 */
+int unet_video_token_width(const struct unet_video *net); /* of the image's embedding: 1024 */
+int unet_video_ids(const struct unet_video *net);         /* added time ids: 3 */
+enum dtype unet_video_stored_dtype(const struct unet_video *net);
+
+/* What a request tells the video UNet. All numbers are on the host. Timesteps and ids are the same for all
+ * its videos, which are the two sides of guidance. */
+struct unet_video_conditions {
+    int videos, frames;     /* B, F */
+    const float *image;     /* [B, unet_video_token_width]: the image's embedding, or zeros */
+    const float *timesteps; /* [count]: 0.25 ln(sigma) */
+    int count;
+    const float *ids; /* [unet_video_ids]: fps - 1, motion bucket, strength of the noise on the image */
+};
+
+/* What depends on these only, computed once a request: the time-embedding projection of every resnet for
+ * every step, the position of every frame in time, and the cross-attentions, which over one token are one
+ * vector. Lives in the pass's memory. NULL, and an error in the pass, when there is no memory or a condition
+ * is missing. End with unet_video_end. */
+struct unet_video_request;
+struct unet_video_request *unet_video_begin(pass *p, const struct unet_video *net,
+                                            const struct unet_video_conditions *c);
+void unet_video_end(pass *p, struct unet_video_request **req);
+/* One call: x [BF, H, W, Cin], F32 or the pass's type -> model output [BF, H, W, Cout] in F32, for
+ * timesteps[k]. */
+tensor unet_video_forward(pass *p, const struct unet_video *net, const struct unet_video_request *req,
+                          tensor x, int k);
+
 /* ---- AutoencoderKL ---- */
 
 struct vae;
@@ -125,5 +163,35 @@ bool vae_has_encoder(const struct vae *net);
 /* picture [N, H, W, 3] F32 in -1..1, sides multiples of vae_scale -> moments [N, h, w, 2C] F32: the mean,
  * then the logarithm of the variance (diffusers' DiagonalGaussianDistribution, before its clamp). */
 tensor vae_encode(pass *p, const struct vae *net, tensor x);
+
+/* ---- AutoencoderKLTemporalDecoder: AutoencoderKL's encoder, and a decoder that sees the frames of a video
+ * together ---- */
+
+struct vae_video;
+int vae_video_load(struct vae_video **net, struct backend *be, const char *dir, const char *variant,
+                   struct error *err);
+void vae_video_close(struct vae_video **net);
+int vae_video_scale(const struct vae_video *net); /* pixels per latent: 2^(levels - 1) */
+int vae_video_latent_channels(const struct vae_video *net);
+float vae_video_scaling_factor(const struct vae_video *net);
+bool vae_video_force_upcast(const struct vae_video *net); /* it overflows fp16 */
+/* As vae_encode: pictures [N, H, W, 3] -> moments [N, h, w, 2C] F32. */
+tensor vae_video_encode(pass *p, const struct vae_video *net, tensor x);
+/* FRAMES frames of each video (the pipeline decodes a few at a time: decode_chunk_size), latents already
+ * divided by the scaling factor, [B FRAMES, h, w, C] F32 -> [B FRAMES, scale h, scale w, 3] F32 in about
+ * -1..1. */
+tensor vae_video_decode(pass *p, const struct vae_video *net, tensor z, int frames);
+
+/* ---- CLIPVisionModelWithProjection: the image encoder of Stable Video Diffusion ---- */
+
+struct clip_vision;
+/* Reads DIR/config.json and DIR/model*.safetensors. */
+int clip_vision_load(struct clip_vision **net, struct backend *be, const char *dir, const char *variant,
+                     struct error *err);
+void clip_vision_close(struct clip_vision **net);
+int clip_vision_side(const struct clip_vision *net);       /* pixels of a side of what it reads: 224 */
+int clip_vision_projection(const struct clip_vision *net); /* numbers of a picture's embedding: 1024 */
+/* PIXELS [side, side, 3] on the host, resized and normalised -> image_embeds [1, 1, 1, projection], F32. */
+tensor clip_vision_embed(pass *p, const struct clip_vision *net, const float *pixels);
 
 #endif

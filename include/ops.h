@@ -94,7 +94,8 @@ struct conv2d_args {
     int stride;      /* 0 means 1 */
     bool upsample;   /* read X as if nearest-neighbour upsampled 2x (Upsample2D), then convolve */
     bool pad_end;    /* pad (0, 1, 0, 1) instead of the symmetric (k-1)/2: the VAE encoder's Downsample2D */
-    tensor add_bc;   /* optional [N, 1, 1, O]: added to every position (the time embedding) */
+    tensor add_bc;   /* optional [N, 1, 1, O]: added to every position (the time embedding); its rows may be
+                        one and the same, see tensor_for_all() */
     tensor residual; /* optional [N, OH, OW, O]: added last, after ACT */
     enum act act;    /* applied after bias and add_bc */
     bool f32_out;    /* write F32 whatever the activation type is */
@@ -135,6 +136,8 @@ tensor layer_norm(pass *p, const weight *w, tensor x, float eps);
 tensor silu(pass *p, tensor x);
 /* a + b, same shape. */
 tensor add(pass *p, tensor a, tensor b);
+/* share * a + (1 - share) * b, same shape: diffusers' AlphaBlender. */
+tensor blend(pass *p, tensor a, tensor b, float share);
 /* [N, H, W, A] and [N, H, W, B] -> [N, H, W, A + B]. */
 tensor concat_channels(pass *p, tensor a, tensor b);
 /* [N, H, W, C] -> [N, 2H, 2W, C]. */
@@ -202,6 +205,7 @@ int to_rgb8(pass *p, tensor x, uint8_t *host);
     X(layer_norm, (struct backend *, tensor y, tensor x, const weight *w, float eps, struct error *))        \
     X(silu, (struct backend *, tensor y, tensor x, struct error *))                                          \
     X(add, (struct backend *, tensor y, tensor a, tensor b, struct error *))                                 \
+    X(blend, (struct backend *, tensor y, tensor a, tensor b, float share, struct error *))                  \
     X(concat_channels, (struct backend *, tensor y, tensor a, tensor b, struct error *))                     \
     X(upsample_nearest, (struct backend *, tensor y, tensor x, struct error *))                              \
     X(embed_tokens, (struct backend *, tensor y, const weight *tokens, const weight *positions,              \

@@ -71,6 +71,48 @@ static inline tensor tensor_as_vectors(tensor x, int n, int c)
     return x;
 }
 
+/* One vector [1, 1, 1, C] seen as [N, 1, 1, C], the same for all: to be read only, as conv2d's add_bc. */
+static inline tensor tensor_for_all(tensor x, int n)
+{
+    x.n = n;
+    x.ld = 0;
+    return x;
+}
+
+/* The frames of videos [B F, H, W, C] one below the other, [B, F H, W, C], and back: what is normed over the
+ * whole video. */
+static inline tensor tensor_as_videos(tensor x, int frames)
+{
+    x.n /= frames;
+    x.h *= frames;
+    return x;
+}
+
+static inline tensor tensor_as_frames(tensor x, int frames)
+{
+    x.n *= frames;
+    x.h /= frames;
+    return x;
+}
+
+/* Frames [B F, 1, T, C], contiguous, seen as one sequence of F tokens a video, [B, 1, F, T C], and back: with
+ * T times as many heads, attention then runs over the frames of each position. */
+static inline tensor tensor_over_frames(tensor x, int frames)
+{
+    x.n /= frames;
+    x.c = x.ld = x.w * x.c;
+    x.w = frames;
+    return x;
+}
+
+static inline tensor tensor_of_frames(tensor x, int frames, int positions)
+{
+    x.n *= frames;
+    x.w = positions;
+    x.c = x.ld = x.c / positions;
+    return x;
+}
+
 /* [N, H, W, C] seen as tokens [N, 1, H*W, C], and back. */
 static inline tensor tensor_as_tokens(tensor x)
 {

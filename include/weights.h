@@ -55,6 +55,14 @@ struct loader {
  * query/key/value/proj_attn for to_q/to_k/to_v/to_out.0, with their [C, C, 1, 1] or [C, C] shapes. */
 void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
     __attribute__((format(printf, 6, 7)));
+/* torch.nn.Conv3d with a kernel of (3, 1, 1), for conv_temporal: NAME.weight [out_c, in_c, 3, 1, 1]. SCALE
+ * multiplies weight and bias. */
+void load_conv_temporal(struct loader *l, weight *w, int out_c, int in_c, float scale, const char *fmt, ...)
+    __attribute__((format(printf, 6, 7)));
+/* A linear layer (or a 1x1 convolution) with a bias, as the 1x1 convolution that it is: conv2d can add a
+ * vector to each picture, linear cannot. SCALE multiplies weight and bias. */
+void load_conv1x1(struct loader *l, weight *w, int out_c, int in_c, float scale, const char *fmt, ...)
+    __attribute__((format(printf, 6, 7)));
 /* in_c x out_c linear; BIAS: whether NAME.bias must be there. A [O, I, 1, 1] tensor is taken as [O, I]. */
 void load_linear(struct loader *l, weight *w, int out_c, int in_c, bool bias, const char *fmt, ...)
     __attribute__((format(printf, 6, 7)));

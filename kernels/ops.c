@@ -288,6 +288,16 @@ tensor add(pass *p, tensor a, tensor b)
     return y;
 }
 
+tensor blend(pass *p, tensor a, tensor b, float share)
+{
+    if (!pass_failed(p) && !same_shape(a, b))
+        bad_shape(p, "blend", b, "is not the first operand's shape");
+    tensor y = like(p, a);
+    if (!pass_failed(p))
+        p->be->ops.blend(p->be, y, a, b, share, p->err);
+    return y;
+}
+
 tensor concat_channels(pass *p, tensor a, tensor b)
 {
     if (!pass_failed(p) && (a.n != b.n || a.h != b.h || a.w != b.w))

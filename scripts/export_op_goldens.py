@@ -22,7 +22,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.embeddings import get_timestep_embedding
-from diffusers.models.resnet import TemporalResnetBlock
+from diffusers.models.resnet import AlphaBlender, TemporalResnetBlock
 from diffusers.models.upsampling import Upsample2D
 
 VERSION, INTS, FLOATS, ARRAYS = 1, 16, 8, 8
@@ -228,6 +228,15 @@ def add():
     yield case(arrays=[a, b, a + b])
 
 
+def blend():
+    """floats: the share of a; arrays: a, b, y. AlphaBlender in video networks, where image_only_indicator is zero."""
+    for mix in (0.0, 0.7, -3.0):
+        a, b = torch.randn(2, 3, 2, 5), torch.randn(2, 3, 2, 5)
+        blender = AlphaBlender(mix, merge_strategy="learned")
+        share = torch.sigmoid(blender.mix_factor).item()
+        yield case([], [share], [a, b, blender(a, b)])
+
+
 def concat_channels():
     """arrays: a, b, y."""
     a, b = torch.randn(2, 5, 3, 2), torch.randn(2, 7, 3, 2)
@@ -325,6 +334,7 @@ OPS = {
     "layer_norm": layer_norm,
     "silu": silu,
     "add": add,
+    "blend": blend,
     "concat_channels": concat_channels,
     "upsample_nearest": upsample_nearest,
     "embed_tokens": embed_tokens,

@@ -19,10 +19,12 @@ import re
 import sys
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import (AutoencoderKL, AutoencoderKLTemporalDecoder, UNet2DConditionModel,
+                       UNetSpatioTemporalConditionModel)
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionConfig,
+                          CLIPVisionModelWithProjection)
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -92,6 +94,23 @@ SAFETY = dict(
     vision_config_dict=dict(
         hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=24, patch_size=14))
 
+UNET_SVD = dict(
+    _class_name="UNetSpatioTemporalConditionModel", _diffusers_version="0.24.0.dev0", addition_time_embed_dim=256,
+    block_out_channels=[320, 640, 1280, 1280], cross_attention_dim=1024,
+    down_block_types=["CrossAttnDownBlockSpatioTemporal"] * 3 + ["DownBlockSpatioTemporal"], in_channels=8,
+    layers_per_block=2, num_attention_heads=[5, 10, 20, 20], num_frames=25, out_channels=4,
+    projection_class_embeddings_input_dim=768, sample_size=96, transformer_layers_per_block=1,
+    up_block_types=["UpBlockSpatioTemporal"] + ["CrossAttnUpBlockSpatioTemporal"] * 3)
+VAE_SVD = dict(
+    _class_name="AutoencoderKLTemporalDecoder", _diffusers_version="0.24.0.dev0", block_out_channels=[128, 256, 512, 512],
+    down_block_types=["DownEncoderBlock2D"] * 4, force_upcast=True, in_channels=3, latent_channels=4, layers_per_block=2,
+    out_channels=3, sample_size=768, scaling_factor=0.18215)
+VISION_H = dict(
+    architectures=["CLIPVisionModelWithProjection"], attention_dropout=0.0, dropout=0.0, hidden_act="gelu",
+    hidden_size=1280, image_size=224, initializer_factor=1.0, initializer_range=0.02, intermediate_size=5120,
+    layer_norm_eps=1e-05, model_type="clip_vision_model", num_attention_heads=16, num_channels=3, num_hidden_layers=32,
+    patch_size=14, projection_dim=1024, torch_dtype="float16", transformers_version="4.34.0.dev0")
+
 # Files of before transformers 4.31 hold the positions' numbers.
 TEXT_IDS = {"text_model.embeddings.position_ids": ["I64", [1, 77]]}
 VISION_IDS = {"vision_model.vision_model.embeddings.position_ids": ["I64", [1, 257]]}
@@ -109,6 +128,8 @@ LAYOUT_SD15 = dict(unet=part("unet_sd15", UNET_SD15), vae=part("vae_old", VAE_SD
 LAYOUT_SDXL = dict(
     unet=part("unet_sdxl", dict(UNET_KEYS_2023, **{**UNET_SDXL, "_diffusers_version": "0.19.0.dev0"})),
     vae=part("vae", VAE_SDXL), text_encoder=TEXT_L_XL, text_encoder_2=BIGG_PART)
+LAYOUT_SVD = dict(
+    unet=part("unet_svd", UNET_SVD), vae=part("vae_svd", VAE_SVD), image_encoder=part("vision_h", VISION_H))
 LAYOUT_REALVISXL = dict(
     LAYOUT_SDXL, unet=part("unet_sdxl", dict(UNET_KEYS_2024, **{**UNET_SDXL, "_diffusers_version": "0.26.3"})),
     vae=part("vae", VAE_SDXL_2024))
@@ -137,6 +158,9 @@ REPOSITORIES = {
         LAYOUT_SD15, unet=part("unet_pix2pix", {**UNET_SD15, **UNET_KEYS_2022, "in_channels": 8}),
         safety_checker=SAFETY_PART),
     "CompVis/stable-diffusion-safety-checker": dict(safety_checker=SAFETY_PART),
+    "stabilityai/stable-video-diffusion-img2vid": dict(LAYOUT_SVD, unet=part("unet_svd", UNET_SVD, num_frames=14)),
+    "stabilityai/stable-video-diffusion-img2vid-xt": LAYOUT_SVD,
+    "stabilityai/stable-video-diffusion-img2vid-xt-1-1": LAYOUT_SVD,
 }
 
 # ---- Names and shapes ----
@@ -144,11 +168,18 @@ REPOSITORIES = {
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 PARAMETERS = {  # as published, to know that a config was written down right
     "unet_sd15": 859_520_964, "unet_sdxl": 2_567_463_684, "unet_sd21": 865_910_724, "unet_pix2pix": 859_532_484,
-    "vae": 83_653_863, "text_l": 123_060_480, "text_h": 340_387_840, "text_bigg": 694_659_840}
+    "vae": 83_653_863, "text_l": 123_060_480, "text_h": 340_387_840, "text_bigg": 694_659_840,
+    "unet_svd": 1_524_623_082, "vision_h": 632_076_800}
 
 
 def construct(component, config):
     with torch.device("meta"):
+        if config.get("_class_name") == "UNetSpatioTemporalConditionModel":
+            return UNetSpatioTemporalConditionModel.from_config(config)
+        if config.get("_class_name") == "AutoencoderKLTemporalDecoder":
+            return AutoencoderKLTemporalDecoder.from_config(config)
+        if component == "image_encoder":
+            return CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
         if component == "unet":
             return UNet2DConditionModel.from_config(config)
         if component == "vae":

@@ -138,6 +138,7 @@ static void serve(struct backend *be, const struct tier *t)
     SERVE(be, layer_norm, cpu_layer_norm, t->name);
     SERVE(be, silu, cpu_silu, t->name);
     SERVE(be, add, cpu_add, t->name);
+    SERVE(be, blend, cpu_blend, t->name);
     SERVE(be, concat_channels, cpu_concat_channels, t->name);
     SERVE(be, upsample_nearest, cpu_upsample_nearest, t->name);
     SERVE(be, convert, cpu_convert, t->name);

@@ -1,4 +1,5 @@
 /* Ops that move or map numbers one by one: bound by memory, a few rows an item on all threads. */
+#include "../ref/ref.h"
 #include "thread_pool.h"
 #include "tier.h"
 
@@ -9,6 +10,7 @@ struct job {
     tensor y, a, b;
     size_t item_rows, count; /* rows of an item, of y in all */
     void (*row)(const struct job *job, size_t row);
+    float share; /* of blend */
 };
 
 static char *row_of(tensor x, size_t row)
@@ -25,14 +27,19 @@ static void run_item(void *ctx, int item, int worker)
         job->row(job, r);
 }
 
+static int run_job(struct backend *be, struct job *job)
+{
+    size_t bytes = (size_t)job->y.c * dtype_size(job->y.dtype);
+    job->rows = cpu_tier(be)->rows;
+    job->count = tensor_rows(job->y);
+    job->item_rows = bytes && bytes < ITEM_BYTES ? ITEM_BYTES / bytes : 1;
+    pool_run(be->pool, (int)((job->count + job->item_rows - 1) / job->item_rows), run_item, job);
+    return 0;
+}
+
 static int run(struct backend *be, tensor y, tensor a, tensor b, void (*row)(const struct job *, size_t))
 {
-    size_t bytes = (size_t)y.c * dtype_size(y.dtype);
-    struct job job = {
-        .rows = cpu_tier(be)->rows, .y = y, .a = a, .b = b, .count = tensor_rows(y), .row = row};
-    job.item_rows = bytes && bytes < ITEM_BYTES ? ITEM_BYTES / bytes : 1;
-    pool_run(be->pool, (int)((job.count + job.item_rows - 1) / job.item_rows), run_item, &job);
-    return 0;
+    return run_job(be, &(struct job){.y = y, .a = a, .b = b, .row = row});
 }
 
 static void silu_row(const struct job *job, size_t r)
@@ -45,6 +52,12 @@ static void add_row(const struct job *job, size_t r)
 {
     job->rows->add(row_of(job->y, r), job->y.dtype, row_of(job->a, r), job->a.dtype, row_of(job->b, r),
                    job->b.dtype, (size_t)job->y.c);
+}
+
+static void blend_row(const struct job *job, size_t r)
+{
+    job->rows->blend(row_of(job->y, r), row_of(job->a, r), row_of(job->b, r), job->y.dtype, (size_t)job->y.c,
+                     job->share);
 }
 
 static void copy_row(const struct job *job, size_t r)
@@ -77,6 +90,13 @@ int cpu_add(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
 {
     (void)err;
     return run(be, y, a, b, add_row);
+}
+
+int cpu_blend(struct backend *be, tensor y, tensor a, tensor b, float share, struct error *err)
+{
+    if (a.dtype != y.dtype || b.dtype != y.dtype) /* no network blends tensors of two types */
+        return ref_blend(be, y, a, b, share, err);
+    return run_job(be, &(struct job){.y = y, .a = a, .b = b, .row = blend_row, .share = share});
 }
 
 int cpu_concat_channels(struct backend *be, tensor y, tensor a, tensor b, struct error *err)

@@ -346,6 +346,22 @@ static void row_add(void *y, enum dtype y_type, const void *a, enum dtype a_type
         BY_TYPE(b_type, add_as, DTYPE_BF16, DTYPE_BF16, y, a, b, n);
 }
 
+VEC void blend_as(enum dtype type, char *y, const char *a, const char *b, size_t n, float share)
+{
+    size_t size = dtype_size(type);
+    vf left = v_set1(share), right = v_set1(1 - share);
+    for (size_t j = 0; j < n; j += (size_t)VL) {
+        int m = n - j < (size_t)VL ? (int)(n - j) : VL;
+        vf v = v_mul(load_n(type, b + j * size, 0, m), right);
+        store_n(type, y + j * size, 0, m, v_fma(load_n(type, a + j * size, 0, m), left, v));
+    }
+}
+
+static void row_blend(void *y, const void *a, const void *b, enum dtype type, size_t n, float share)
+{
+    BY_TYPE(type, blend_as, y, a, b, n, share);
+}
+
 /* ---- Online softmax (Milakov and Gimelshein; used as in FlashAttention) ---- */
 
 /* Done in phases over all rows of the block, since within a row each phase waits for the one before. A panel
@@ -578,7 +594,7 @@ static void row_winograd_output(float *dst, size_t line, const float *src, size_
     {                                                                                                        \
         .finish = row_finish, .fence = row_fence, .gather = row_gather, .convert = row_convert,              \
         .channel_sums = row_channel_sums, .affine = row_affine, .layer_norm = row_layer_norm,                \
-        .add = row_add, .softmax = row_softmax, .output = row_output, .transpose = row_transpose,            \
-        .interleave = row_interleave, .winograd_weights = row_winograd_weights,                              \
+        .add = row_add, .blend = row_blend, .softmax = row_softmax, .output = row_output,                    \
+        .transpose = row_transpose, .interleave = row_interleave, .winograd_weights = row_winograd_weights,  \
         .winograd_input = row_winograd_input, .winograd_output = row_winograd_output                         \
     }

@@ -98,6 +98,8 @@ struct row_ops {
                        const float *gamma, const float *beta, float eps);
     void (*add)(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b,
                 enum dtype b_type, size_t n);
+    /* y = share * a + (1 - share) * b, all of TYPE */
+    void (*blend)(void *y, const void *a, const void *b, enum dtype type, size_t n, float share);
     void (*softmax)(const struct softmax_block *b);
     /* y[j] = o[j / nr][0][j % nr] * factor for j < c; panels of o are `panel` floats apart */
     void (*output)(void *y, enum dtype y_type, const float *o, size_t panel, int nr, int c, float factor);
@@ -191,6 +193,7 @@ int cpu_group_norm_silu(struct backend *, tensor y, tensor x, const weight *w, i
 int cpu_layer_norm(struct backend *, tensor y, tensor x, const weight *w, float eps, struct error *);
 int cpu_silu(struct backend *, tensor y, tensor x, struct error *);
 int cpu_add(struct backend *, tensor y, tensor a, tensor b, struct error *);
+int cpu_blend(struct backend *, tensor y, tensor a, tensor b, float share, struct error *);
 int cpu_concat_channels(struct backend *, tensor y, tensor a, tensor b, struct error *);
 int cpu_upsample_nearest(struct backend *, tensor y, tensor x, struct error *);
 int cpu_convert(struct backend *, tensor y, tensor x, struct error *);

@@ -598,8 +598,9 @@ bool cudnn_can_conv(const struct backend *be, const struct conv_call *c)
            (c->act == ACT_NONE || c->act == ACT_SILU) && aligned(c->x, c->x_ld, 8) &&
            aligned(c->weight, 0, 1) && aligned(c->y, c->y_ld, unit) &&
            (!c->bias || aligned(c->bias16 ? c->bias16 : c->bias, 0, 1)) &&
-           (!c->add || aligned(c->add, c->add_ld, 8)) &&
-           (!c->residual || aligned(c->residual, c->residual_ld, 8)) && c->rank >= 0;
+           (!c->add ||
+            (aligned(c->add, c->add_ld, 8) && c->add_ld >= c->o)) /* not one row for all pictures */
+           && (!c->residual || aligned(c->residual, c->residual_ld, 8)) && c->rank >= 0;
 }
 
 int cudnn_conv(struct backend *be, const struct conv_call *c, void *out, struct error *err)

@@ -1,4 +1,4 @@
-/* Ops that treat each number alone: silu, add, convert, clip, lincomb, guide.
+/* Ops that treat each number alone: silu, add, blend, convert, clip, lincomb, guide.
  *
  * One kernel over all of them: a thread takes two pieces (16 bytes of the narrower side, rows.cuh) a block
  * apart and loads both before it uses the first: 64 KB under way on a full multiprocessor, twice what 4.3
@@ -6,7 +6,7 @@
  * under 40 registers. lincomb takes guidance in on its way: one read of both halves in place of a launch that
  * writes what the next one reads.
  *
- * Bytes: silu, convert and clip 1 read and 1 write, add and guide 2 and 1, lincomb one read a term. Our
+ * Bytes: silu, convert and clip 1 read and 1 write, add, blend and guide 2 and 1, lincomb one read a term. Our
  * networks fuse all large ones into the matrix products: what is left in SD-Turbo 512 are latents of 64 KB,
  * where the launch is all there is. */
 #include "rows.cuh"
@@ -41,6 +41,14 @@ struct add_op {
     static DEVICE float run(const number_args &, const float x[])
     {
         return x[0] + x[1];
+    }
+};
+
+struct blend_op {
+    enum { INPUTS = 2, DEPTH = 2 };
+    static DEVICE float run(const number_args &a, const float x[])
+    {
+        return a.value[0] * x[0] + (1 - a.value[0]) * x[1];
     }
 };
 
@@ -189,13 +197,15 @@ static bool all_of(enum dtype type, tensor y, int count, const tensor *x)
     return y.dtype == type;
 }
 
-/* silu and add: activations. */
+/* silu, add and blend: activations. VALUE: blend's share. */
 template <class OP>
-static int run_half(struct backend *be, tensor y, int count, const tensor *x, struct error *err)
+static int run_half(struct backend *be, tensor y, int count, const tensor *x, float value, struct error *err)
 {
     number_args a;
     bool halves = (y.dtype == DTYPE_F16 || y.dtype == DTYPE_BF16) && all_of(y.dtype, y, count, x);
-    if (number_setup(&a, y, count, x, halves ? 8 : 1) && halves)
+    bool pieces = number_setup(&a, y, count, x, halves ? 8 : 1);
+    a.value[0] = value;
+    if (pieces && halves)
         return y.dtype == DTYPE_F16 ? run_pieces<OP, f16, f16, 8>(be, a, err)
                                     : run_pieces<OP, bf16, bf16, 8>(be, a, err);
     return run_any<OP>(be, a, err);
@@ -225,13 +235,19 @@ static int run_float(struct backend *be, tensor y, int count, const tensor *x, c
 
 int cuda_silu(struct backend *be, tensor y, tensor x, struct error *err)
 {
-    return run_half<silu_op>(be, y, 1, &x, err);
+    return run_half<silu_op>(be, y, 1, &x, 0, err);
 }
 
 int cuda_add(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
 {
     tensor x[2] = {a, b};
-    return run_half<add_op>(be, y, 2, x, err);
+    return run_half<add_op>(be, y, 2, x, 0, err);
+}
+
+int cuda_blend(struct backend *be, tensor y, tensor a, tensor b, float share, struct error *err)
+{
+    tensor x[2] = {a, b};
+    return run_half<blend_op>(be, y, 2, x, share, err);
 }
 
 int cuda_convert(struct backend *be, tensor y, tensor x, struct error *err)

@@ -113,6 +113,13 @@ static int plan_add(struct backend *be, tensor y, tensor a, tensor b, struct err
     return count(be, OP_add, 0, tensor_bytes(a) + tensor_bytes(b), 0, tensor_bytes(y));
 }
 
+static int plan_blend(struct backend *be, tensor y, tensor a, tensor b, float share, struct error *err)
+{
+    (void)share;
+    (void)err;
+    return count(be, OP_blend, 0, tensor_bytes(a) + tensor_bytes(b), 0, tensor_bytes(y));
+}
+
 static int plan_concat_channels(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
 {
     (void)err;

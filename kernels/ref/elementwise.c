@@ -1,4 +1,4 @@
-/* Ops that treat each number alone: silu, add, convert, clip, lincomb, guide. */
+/* Ops that treat each number alone: silu, add, blend, convert, clip, lincomb, guide. */
 #include <math.h>
 
 #include "ref.h"
@@ -22,6 +22,18 @@ int ref_add(struct backend *be, tensor y, tensor a, tensor b, struct error *err)
         for (size_t i = 0; i < (size_t)y.c; i++)
             half_store(ref_row(y, row), y.dtype, i,
                        half_load(ref_row(a, row), a.dtype, i) + half_load(ref_row(b, row), b.dtype, i));
+    return 0;
+}
+
+int ref_blend(struct backend *be, tensor y, tensor a, tensor b, float share, struct error *err)
+{
+    (void)be;
+    (void)err;
+    for (size_t row = 0; row < tensor_rows(y); row++)
+        for (size_t i = 0; i < (size_t)y.c; i++)
+            half_store(ref_row(y, row), y.dtype, i,
+                       share * half_load(ref_row(a, row), a.dtype, i) +
+                           (1 - share) * half_load(ref_row(b, row), b.dtype, i));
     return 0;
 }
 

@@ -7,10 +7,10 @@
 #include "weights.h"
 
 enum {
-    LEVELS_MAX = 6, /* entries of block_out_channels */
-    LAYERS_MAX = 4, /* layers_per_block */
-    DEPTH_MAX = 12, /* transformer_layers_per_block */
-    RESNETS_MAX = LEVELS_MAX * (2 * LAYERS_MAX + 1) + 2,
+    LEVELS_MAX = 6,                                            /* entries of block_out_channels */
+    LAYERS_MAX = 4,                                            /* layers_per_block */
+    DEPTH_MAX = 12,                                            /* transformer_layers_per_block */
+    RESNETS_MAX = 2 * (LEVELS_MAX * (2 * LAYERS_MAX + 1) + 2), /* a video resnet counts twice */
     CROSS_MAX = (LEVELS_MAX * (2 * LAYERS_MAX + 1) + 1) * DEPTH_MAX * 2,
     PREFIX_SIZE = 160 /* "up_blocks.3.attentions.2.transformer_blocks.0" and the like */
 };

@@ -5,54 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "blocks.h"
 #include "config.h"
 #include "log.h"
 #include "networks.h"
+#include "vae.h"
 
 /* diffusers fixes it in code. */
 static const float NORM_EPS = 1e-6f;
-
-struct vae_down_block {
-    struct resnet resnet[LAYERS_MAX];
-    bool down;
-    weight downsample;
-};
-
-struct vae_middle {
-    struct resnet resnet[2];
-    weight attn_norm, attn_qkv, attn_out; /* single-head attention, where the config has it */
-};
-
-struct vae_up_block {
-    struct resnet resnet[LAYERS_MAX + 1];
-    bool up;
-    weight upsample;
-};
-
-struct vae_encoder {
-    weight conv_in;
-    struct vae_down_block down[LEVELS_MAX];
-    struct vae_middle mid;
-    weight norm_out, conv_out, quant_conv;
-};
-
-struct vae_decoder {
-    weight post_quant_conv, conv_in;
-    struct vae_middle mid;
-    struct vae_up_block up[LEVELS_MAX];
-    weight norm_out, conv_out;
-};
-
-struct vae {
-    struct backend *be;
-    struct weight_list packed;
-    int levels, channels[LEVELS_MAX], layers, groups, latent_c;
-    bool quant, post_quant, mid_attention, has_encoder;
-    float scaling_factor, shift_factor;
-    struct vae_encoder enc;
-    struct vae_decoder dec;
-};
 
 static const struct config_choice vae_choices[] = {
     {"_class_name", "\"AutoencoderKL\""},
@@ -100,24 +59,28 @@ static struct resnet_shape resnet_of(const struct vae *v, int in_c, int out_c)
     return (struct resnet_shape){.in_c = in_c, .out_c = out_c, .groups = v->groups, .eps = NORM_EPS};
 }
 
+void vae_load_attention(struct loader *l, struct vae_attention *a, int c, const char *half)
+{
+    static const char *const qkv[] = {"to_q", "to_k", "to_v"};
+    load_norm(l, &a->norm, c, "%s.mid_block.attentions.0.group_norm", half);
+    load_linear_parts(l, &a->qkv, 3, qkv, c, c, true, "%s.mid_block.attentions.0", half);
+    load_linear(l, &a->out, c, c, true, "%s.mid_block.attentions.0.to_out.0", half);
+}
+
 /* HALF: "encoder" or "decoder". */
 static void load_middle(struct loader *l, const struct vae *v, struct vae_middle *m, const char *half)
 {
-    static const char *const qkv[] = {"to_q", "to_k", "to_v"};
     int c = v->channels[v->levels - 1];
     char name[PREFIX_SIZE];
     for (int k = 0; k < 2; k++) {
         snprintf(name, sizeof(name), "%s.mid_block.resnets.%d", half, k);
         resnet_load(l, &m->resnet[k], resnet_of(v, c, c), NULL, name);
     }
-    if (!v->mid_attention)
-        return;
-    load_norm(l, &m->attn_norm, c, "%s.mid_block.attentions.0.group_norm", half);
-    load_linear_parts(l, &m->attn_qkv, 3, qkv, c, c, true, "%s.mid_block.attentions.0", half);
-    load_linear(l, &m->attn_out, c, c, true, "%s.mid_block.attentions.0.to_out.0", half);
+    if (v->mid_attention)
+        vae_load_attention(l, &m->attn, c, half);
 }
 
-static void load_encoder(struct loader *l, struct vae *v)
+void vae_load_encoder(struct loader *l, struct vae *v)
 {
     struct vae_encoder *e = &v->enc;
     int c = v->channels[0];
@@ -169,7 +132,7 @@ static void load_decoder(struct loader *l, struct vae *v)
 static void load_all(struct loader *l, struct vae *v)
 {
     if (v->has_encoder)
-        load_encoder(l, v);
+        vae_load_encoder(l, v);
     load_decoder(l, v);
 }
 
@@ -248,17 +211,16 @@ bool vae_has_encoder(const struct vae *v)
     return v->has_encoder;
 }
 
-/* One head over all pixels: x [N, H, W, C] -> [N, H, W, C]. */
-static tensor attention_forward(pass *p, const struct vae *v, const struct vae_middle *m, tensor x)
+tensor vae_attention_forward(pass *p, const struct vae_attention *a, tensor x, int groups)
 {
     int c = x.c;
     struct attention_args args = {.heads = 1, .scale = 1 / sqrtf((float)c)};
-    tensor h = group_norm(p, &m->attn_norm, x, v->groups, NORM_EPS);                       /* N H W C */
-    replace(p, &h, linear(p, &m->attn_qkv, tensor_as_tokens(h), (struct linear_args){0})); /* N 1 HW 3C */
+    tensor h = group_norm(p, &a->norm, x, groups, NORM_EPS);                          /* N H W C */
+    replace(p, &h, linear(p, &a->qkv, tensor_as_tokens(h), (struct linear_args){0})); /* N 1 HW 3C */
     replace(p, &h,
             attention(p, tensor_channels(h, 0, c), tensor_channels(h, c, c), tensor_channels(h, 2 * c, c),
                       args)); /* N 1 HW C */
-    replace(p, &h, linear(p, &m->attn_out, h, (struct linear_args){.residual = tensor_as_tokens(x)}));
+    replace(p, &h, linear(p, &a->out, h, (struct linear_args){.residual = tensor_as_tokens(x)}));
     return tensor_as_image(h, x.h, x.w); /* N H W C */
 }
 
@@ -267,7 +229,7 @@ static void middle_forward(pass *p, const struct vae *v, const struct vae_middle
 {
     replace(p, x, resnet_forward(p, &m->resnet[0], *x, (tensor){0}));
     if (v->mid_attention)
-        replace(p, x, attention_forward(p, v, m, *x));
+        replace(p, x, vae_attention_forward(p, &m->attn, *x, v->groups));
     replace(p, x, resnet_forward(p, &m->resnet[1], *x, (tensor){0}));
 }
 

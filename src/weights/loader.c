@@ -210,6 +210,60 @@ void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const 
     pack(l, w, &src, name);
 }
 
+/* Packs SRC with all numbers multiplied by SCALE. */
+static void pack_scaled(struct loader *l, weight *w, const struct weight_source *src, float scale,
+                        const char *name)
+{
+    if (l->err->code || l->check_only)
+        return;
+    size_t count = src->w[0].count, all = count + src->bias[0].count;
+    float *numbers = malloc(all * sizeof(*numbers));
+    if (!numbers) {
+        error_set(l->err, ERR_NOMEM, "out of memory loading %s", name);
+        return;
+    }
+    host_floats(src->w[0], numbers);
+    host_floats(src->bias[0], numbers + count);
+    for (size_t i = 0; i < all; i++)
+        numbers[i] *= scale;
+    struct weight_source scaled = *src;
+    scaled.w[0] = (struct host_array){.data = numbers, .dtype = DTYPE_F32, .count = count};
+    scaled.bias[0] = (struct host_array){.data = numbers + count, .dtype = DTYPE_F32, .count = all - count};
+    struct loader once = *l; /* the numbers do not outlive this call: no origin */
+    once.keep = false;
+    pack(&once, w, &scaled, name);
+    free(numbers);
+}
+
+static void load_small_kernel(struct loader *l, weight *w, struct weight_source *src, const uint64_t *shape,
+                              int dims, float scale, const char *name)
+{
+    src->w[0] = find_array(l, name, "weight", shape, dims, true);
+    src->bias[0] = find_array(l, name, "bias", shape, 1, false);
+    if (scale == 1)
+        pack(l, w, src, name);
+    else
+        pack_scaled(l, w, src, scale, name);
+}
+
+void load_conv_temporal(struct loader *l, weight *w, int out_c, int in_c, float scale, const char *fmt, ...)
+{
+    NAME_OR_RETURN(l, name, fmt);
+    uint64_t shape[5] = {(uint64_t)out_c, (uint64_t)in_c, 3, 1, 1};
+    struct weight_source src = {
+        .kind = WEIGHT_CONV2D, .out_c = out_c, .in_c = in_c, .kh = 3, .kw = 1, .parts = 1};
+    load_small_kernel(l, w, &src, shape, 5, scale, name);
+}
+
+void load_conv1x1(struct loader *l, weight *w, int out_c, int in_c, float scale, const char *fmt, ...)
+{
+    NAME_OR_RETURN(l, name, fmt);
+    uint64_t shape[2] = {(uint64_t)out_c, (uint64_t)in_c};
+    struct weight_source src = {
+        .kind = WEIGHT_CONV2D, .out_c = out_c, .in_c = in_c, .kh = 1, .kw = 1, .parts = 1};
+    load_small_kernel(l, w, &src, shape, 2, scale, name);
+}
+
 /* A matrix [out_c, in_c] of one named layer as part I of SRC. */
 static void add_matrix(struct loader *l, struct weight_source *src, int i, int out_c, int in_c, bool bias,
                        const char *name)

@@ -18,6 +18,7 @@ static const struct op_check *const ops[] = {
     &check_layer_norm,
     &check_silu,
     &check_add,
+    &check_blend,
     &check_concat_channels,
     &check_upsample_nearest,
     &check_embed_tokens,
