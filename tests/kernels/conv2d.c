@@ -8,7 +8,9 @@
 struct conv_case {
     int n, h, w, c, o, k;
     struct conv2d_args a; /* tensors not set */
-    bool bias, add_bc, residual;
+    bool bias;
+    int add_bc; /* 1: a row for each picture; 2: one row for all, tensor_for_all() */
+    bool residual;
     int first, gap; /* view: channels before and behind each row of the inputs */
 };
 
@@ -32,17 +34,22 @@ static struct conv_data make_data(struct check *ck, const struct conv_case *s)
     if (s->bias)
         d.bias = weight_random(ck, s->o, 1, 1, 1, 1);
     if (s->add_bc)
-        d.add_bc = array_random(ck, s->n, 1, 1, s->o, 1, 0);
+        d.add_bc = array_random(ck, s->add_bc == 2 ? 1 : s->n, 1, 1, s->o, 1, 0);
     if (s->residual)
         d.residual = array_random(ck, s->n, d.oh, d.ow, s->o, 1, 0);
     return d;
+}
+
+static tensor rows_of(tensor add_bc, const struct conv_case *s)
+{
+    return s->add_bc == 2 ? tensor_for_all(add_bc, s->n) : add_bc;
 }
 
 static struct array oracle(struct check *ck, const struct conv_case *s, const struct conv_data *d)
 {
     struct array y = array_new(ck, s->n, d->oh, d->ow, s->o);
     struct conv2d_args a = s->a;
-    a.add_bc = array_tensor(d->add_bc);
+    a.add_bc = rows_of(array_tensor(d->add_bc), s);
     a.residual = array_tensor(d->residual);
     weight w = pack_weight(ck, ck->ref, WEIGHT_CONV2D, d->w, d->bias, 1);
     ck->ref->ops.conv2d(ck->ref, array_tensor(y), array_tensor(d->x), &w, &a, &ck->err);
@@ -108,7 +115,7 @@ static void run_tier(struct check *ck, struct tier *t, const struct conv_case *s
     if (!w.packed)
         return;
     struct conv2d_args a = s->a;
-    a.add_bc = place(ck, d->add_bc, ck->type, s->first, s->gap);
+    a.add_bc = rows_of(place(ck, d->add_bc, ck->type, s->first, s->gap), s);
     a.residual = place(ck, d->residual, ck->type, s->first, s->gap);
     tensor x = place(ck, d->x, ck->type, s->first, s->gap);
     tensor y = place_output(ck, t, s->n, d->oh, d->ow, s->o, a.f32_out ? DTYPE_F32 : ck->type);
@@ -123,7 +130,10 @@ static void run_case(struct check *ck, struct conv_case s)
         s.a.stride = 1;
     case_label(ck, "[%d, %d, %d, %d] -> %d, %dx%d, stride %d%s%s%s%s%s%s, act %d, view %d+%d", s.n, s.h, s.w,
                s.c, s.o, s.k, s.k, s.a.stride, s.a.upsample ? ", upsample" : "",
-               s.a.pad_end ? ", pad_end" : "", s.bias ? ", bias" : "", s.add_bc ? ", add_bc" : "",
+               s.a.pad_end ? ", pad_end" : "", s.bias ? ", bias" : "",
+               s.add_bc == 2 ? ", one add_bc"
+               : s.add_bc    ? ", add_bc"
+                             : "",
                s.residual ? ", residual" : "", s.a.f32_out ? ", f32_out" : "", s.a.act, s.first, s.gap);
     struct conv_data d = make_data(ck, &s);
     struct array want = oracle(ck, &s, &d), bound = tolerance(ck, &s, &d);
@@ -149,6 +159,8 @@ static void cases(struct check *ck)
         /* resnet: time embedding, residual, activations, and all together */
         {3, 6, 5, 48, 32, 3, {0}, true, true, false, 0, 0},
         {2, 5, 9, 32, 48, 3, {0}, true, false, true, 0, 0},
+        {3, 6, 5, 48, 32, 3, {0}, true, 2, true, 0, 0},
+        {3, 9, 8, 32, 64, 1, {0}, true, 2, true, 0, 8},
         {2, 5, 6, 24, 40, 3, {.act = ACT_SILU}, true, true, true, 0, 0},
         {1, 4, 4, 32, 32, 1, {.act = ACT_GELU}, true, true, true, 0, 0},
         /* twins: what was chosen for the first of each must not be taken for the second */
@@ -216,7 +228,7 @@ static void round_case(struct check *ck)
     s.a.act = (enum act)(rng_one_in(ck, 2) ? 0 : rng_range(ck, 0, 3));
     s.a.f32_out = rng_one_in(ck, 4);
     s.bias = !rng_one_in(ck, 4);
-    s.add_bc = rng_one_in(ck, 2);
+    s.add_bc = rng_range(ck, 0, 2);
     s.residual = rng_one_in(ck, 2);
     s.first = rng_one_in(ck, 3) ? rng_range(ck, 0, 33) : 0;
     s.gap = rng_one_in(ck, 3) ? rng_range(ck, 0, 33) : 0;
@@ -257,7 +269,7 @@ static void bench_shape(struct check *ck, const struct tier *t, const struct con
     struct bench_call b = {t->be, {0}, place(ck, d.x, ck->type, 0, 0), &w, s->a, &ck->err};
     b.y = place_output(ck, t, s->n, d.oh, d.ow, s->o, ck->type);
     b.a.residual = place(ck, d.residual, ck->type, 0, 0);
-    b.a.add_bc = place(ck, d.add_bc, ck->type, 0, 0);
+    b.a.add_bc = rows_of(place(ck, d.add_bc, ck->type, 0, 0), s);
     char shape[80];
     snprintf(shape, sizeof shape, "%dx%dx%d -> %d, %dx%d%s%s", s->h, s->w, s->c, s->o, s->k, s->k,
              s->a.upsample ? " up" : "", s->residual ? " + res" : "");

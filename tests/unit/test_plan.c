@@ -122,6 +122,7 @@ TEST(nothing_is_touched)
         layer_norm(&k.p, &norm, x, 1e-5f),
         silu(&k.p, x),
         add(&k.p, x, x),
+        blend(&k.p, x, x, 0.5f),
         concat_channels(&k.p, x, x),
         upsample_nearest(&k.p, x),
         embed_tokens(&k.p, &table, &table, ids, 2, 2),
