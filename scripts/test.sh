@@ -136,7 +136,7 @@ install_packages $TEST_PACKAGES
 check "imports go one way" scripts/check_imports.sh
 make -s -j"$(nproc)" WERROR=1 all tests
 suite build ""
-emulated build "" 4 "cuda cuda+bf16" test_picture test_unet test_clip_text test_vae test_model test_safety test_safety_pipeline
+emulated build "" 4 "cuda cuda+bf16" test_picture test_unet test_clip_text test_vae test_model test_lora test_safety test_safety_pipeline
 candidates build
 finish
 if [ $quick = 0 ]; then

@@ -22,7 +22,7 @@ struct lora_scales {
 
 /* A string from the file's own metadata; NULL when it is not there. Parses the header anew: few files have
  * it. */
-static cJSON *read_metadata(const struct safetensors *st)
+static cJSON *read_metadata(const struct safetensors *st, struct error *err)
 {
     static const char key[] = "\"lora_adapter_metadata\"";
     const char *header = (const char *)st->map + 8;
@@ -34,6 +34,8 @@ static cJSON *read_metadata(const struct safetensors *st)
         cJSON_GetObjectItemCaseSensitive(tree, "__metadata__"), "lora_adapter_metadata");
     cJSON *found = cJSON_IsString(text) ? cJSON_Parse(text->valuestring) : NULL;
     cJSON_Delete(tree);
+    if (!found)
+        error_set(err, ERR_FORMAT, "%s: \"lora_adapter_metadata\" cannot be read", st->label);
     return found;
 }
 
@@ -53,10 +55,10 @@ static cJSON *read_config(const char *path, struct error *err)
 int lora_scales_open(struct lora_scales **scales, const struct safetensors *st, const char *path,
                      struct error *err)
 {
-    cJSON *tree = read_metadata(st);
+    cJSON *tree = read_metadata(st, err);
     bool prefixed = tree != NULL;
     *scales = NULL;
-    if (!tree)
+    if (!tree && !err->code)
         tree = read_config(path, err);
     if (!tree)
         return err->code;

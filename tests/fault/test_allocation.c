@@ -73,6 +73,8 @@ static const struct text_to_image_params request = {.prompt = "a b",
                                                     .steps = 2,
                                                     .seed = 3};
 
+static struct loras loras; /* of the text-to-image request */
+
 static uint8_t grey[3 * 16 * 16];
 static const struct image input = {.width = 16, .height = 16, .rgb = grey};
 static const struct image_to_image_params image_request = {.prompt = "a b",
@@ -91,9 +93,11 @@ static int whole_way(const struct model_options *opt, struct image *im, struct e
     int rc = backend_open(&be, &(struct backend_options){.kind = "cpu", .threads = 1}, err);
     if (!rc)
         rc = model_load(&m, be, opt, err);
-    if (!rc && opt->pipeline == PIPELINE_TEXT_TO_IMAGE)
-        rc = text_to_image(m, &request, NULL, im, err);
-    else if (!rc)
+    if (!rc && opt->pipeline == PIPELINE_TEXT_TO_IMAGE) {
+        struct text_to_image_params q = request;
+        q.loras = loras;
+        rc = text_to_image(m, &q, NULL, im, err);
+    } else if (!rc)
         rc = image_to_image(m, &image_request, NULL, im, err);
     model_close(&m);
     backend_close(&be);
@@ -178,6 +182,24 @@ TEST(allocations_of_a_safety_checker_fail)
              root, root, root, root);
     if (CHECK(system(command) == 0))
         check_faults(&(struct model_options){.dir = root, .id = "latentd/tiny"}, 13);
+    snprintf(command, sizeof command, "rm -r %s", root);
+    CHECK(system(command) == 0);
+}
+
+/* Two LoRAs, merged into a tiny model. */
+TEST(allocations_of_loras_fail)
+{
+    char root[] = "/tmp/latentd-test-XXXXXX", command[512];
+    if (!CHECK(mkdtemp(root) != NULL))
+        return;
+    snprintf(command, sizeof command,
+             "ln -s $PWD/tests/golden/data/families/latentd %s/latentd && "
+             "cp -r $PWD/tests/golden/data/lora/pictures/test %s/test",
+             root, root);
+    loras = (struct loras){.count = 2, .item = {{"test/style", 0.7f}, {"test/shape", 1.3f}}};
+    if (CHECK(system(command) == 0))
+        check_faults(&(struct model_options){.dir = root, .id = "latentd/sd1"}, 3);
+    loras.count = 0;
     snprintf(command, sizeof command, "rm -r %s", root);
     CHECK(system(command) == 0);
 }
