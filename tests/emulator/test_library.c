@@ -497,7 +497,7 @@ static void without(void)
 static void start(const char *type, const char *folder)
 {
     struct error err = {0};
-    struct backend_options opt = {"cuda", type, 1};
+    struct backend_options opt = {.kind = "cuda", .isa = type, .threads = 1};
     setenv("LD_LIBRARY_PATH", folder, 1);
     if (backend_open(&be, &opt, &err)) {
         printf("%s\n0 passed, 1 failed\n", err.msg);
