@@ -428,12 +428,12 @@ TEST(decompression_bombs)
 
 TEST(too_large_for_memory)
 {
-    struct buffer png = png_of(4096, 4096);
     struct daemon d, other;
     static const char *const fields[] = {"prompt=a", NULL};
 
     if (sanitized())
         return; /* a sanitizer reserves more addresses than any limit */
+    struct buffer png = png_of(4096, 4096);
     start_tiny();
     if (!CHECK(daemon_ready(
             &d, (const char *[]){"PIPELINE=image-to-image", "TEST_ADDRESS_SPACE=2000000000", NULL})))
