@@ -169,6 +169,7 @@ $(BUILD)/%_avx2.o: TIER = $(AVX2)
 $(BUILD)/%_avx512.o: TIER = $(AVX512)
 $(BUILD)/%_avx512bf16.o: TIER = $(AVX512BF16)
 $(BUILD)/%_amx.o: TIER = $(AMX)
+$(BUILD)/src/media/resize.o: TIER = -O3
 $(BUILD)/%_emulated.o: TIER = $(AVX512)
 
 $(BUILD)/%.o: %.c Makefile

@@ -112,6 +112,19 @@ def jpeg_files():
 
 # ---- WebP, GIF
 
+def webp_frame(canvas, at, chunk_of_frame):
+    """An animation of one frame, AT an even place of its canvas."""
+    def part(name, data):
+        return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+    def three(*values):
+        return b"".join(struct.pack("<I", v)[:3] for v in values)
+
+    frame = three(at[0] // 2, at[1] // 2, W - 1, H - 1, 100) + b"\0" + chunk_of_frame
+    body = b"WEBP" + part(b"VP8X", struct.pack("<I", 2) + three(canvas[0] - 1, canvas[1] - 1))
+    return part(b"RIFF", body + part(b"ANIM", bytes(6)) + part(b"ANMF", frame))
+
+
 def webp_files():
     rgb, rgba = Image.fromarray(soft(3)), Image.fromarray(soft(4))
     yield "lossy.webp", save(rgb, "WEBP", quality=70), None
@@ -119,6 +132,7 @@ def webp_files():
     yield "lossless.webp", save(rgb, "WEBP", lossless=True), None
     yield "lossless-alpha.webp", save(rgba, "WEBP", lossless=True, exact=True), None
     yield "animated.webp", save(rgb, "WEBP", save_all=True, append_images=[rgb.rotate(180)], lossless=True), None
+    yield "animated-offset-40x30.webp", webp_frame((40, 30), (6, 10), save(rgb, "WEBP", lossless=True)[12:]), None
 
 
 def gif(canvas, at, frame, transparent=None, local=False):
@@ -138,7 +152,8 @@ def gif_files():
     p = Image.fromarray(soft(3)).quantize(64)
     small = Image.fromarray(soft(3, 11, 9)).quantize(32)
     yield "plain.gif", save(p, "GIF", interlace=0), None
-    yield "interlaced.gif", save(p, "GIF", interlace=1), None
+    large = Image.fromarray(soft(3, 18, 21)).quantize(32)  # Pillow does not interlace what is smaller than 16
+    yield "interlaced-18x21.gif", save(large, "GIF", interlace=1), None
     yield "grey.gif", save(Image.fromarray(soft(3)).convert("L"), "GIF"), None
     yield "animated.gif", save(p, "GIF", save_all=True, append_images=[p.rotate(180)], transparency=5, duration=10), None
     yield "offset-20x24.gif", gif((20, 24), (5, 6), small), None

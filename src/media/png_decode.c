@@ -4,7 +4,7 @@
  * through it as grey samples, which they resemble bit for bit.
  *
  * Differs from Pillow in one thing: 16-bit grey is cut to its high byte as 16-bit colours are, where Pillow
- * before version 11 turned all but the darkest 256 levels white. */
+ * turns all but the darkest 256 levels white. */
 #include <png.h>
 #include <setjmp.h>
 #include <stdlib.h>

@@ -140,7 +140,7 @@ TEST(no_memory_while_a_picture_is_decoded)
                                         "cmyk.jpg",
                                         "arithmetic.jpg",
                                         "lossy.webp",
-                                        "interlaced.gif",
+                                        "interlaced-18x21.gif",
                                         "animated.gif",
                                         "rle8.bmp",
                                         "24bit.bmp"};

@@ -202,6 +202,35 @@ TEST(cut_runs_keep_what_they_have)
     }
 }
 
+/* What Pillow 10.3 does otherwise: an odd number of literal pixels in RLE4, a line left out, a jump, and the
+ * end before the last line. Colour i of the palette has i * 10 in all its channels. */
+TEST(runs_are_read_as_microsoft_describes_them)
+{
+    static const unsigned char runs[] = {0, 5,    0x12, 0x34, 0x50, 0x90, /* 1 2 3 4 5, padded */
+                                         0, 0,    0,    0, /* next line, and the one after it */
+                                         0, 2,    1,    1, /* right 1, up 1 */
+                                         9, 0x67,          /* 6 7 6 7 6, and no further than the line */
+                                         0, 1};
+    static const unsigned char want[4][6] = {
+        {0, 6, 7, 6, 7, 6}, {0}, {0}, {1, 2, 3, 4, 5, 0}}; /* from the top */
+    unsigned char bmp[54 + 64 + sizeof runs] = "BM";
+    struct image im;
+    struct error err = {0};
+    bmp[10] = 54 + 64;
+    bmp[14] = 40;
+    bmp[18] = 6;
+    bmp[22] = 4;
+    bmp[28] = 4;
+    bmp[30] = 2;
+    for (int i = 0; i < 16; i++)
+        memset(bmp + 54 + 4 * i, i * 10, 3);
+    memcpy(bmp + 54 + 64, runs, sizeof runs);
+    CHECK(image_decode(bmp, sizeof bmp, &im, &err) == 0, "%s", err.msg);
+    for (int i = 0; im.rgb && i < 24; i++)
+        CHECK(im.rgb[3 * i + 1] == want[i / 6][i % 6] * 10, "pixel %d: %d", i, im.rgb[3 * i + 1]);
+    image_free(&im);
+}
+
 TEST(what_the_encoder_writes_comes_back)
 {
     uint8_t rgb[7 * 5 * 3];
