@@ -32,9 +32,12 @@ bool lora_module_name(enum lora_part part, const char *name, char *module);
 
 /* ---- lora_find.c: from an id to a file ---- */
 
-/* Writes the real path of the LoRA ID below ROOT. ERR_NOT_FOUND: no such id, a hostile one, or a link that
- * leaves ROOT. */
-int lora_find(const char *root, const char *id, char path[4096], struct error *err);
+struct lora_path {
+    char file[4096];   /* the real path */
+    char config[4096]; /* of the adapter_config.json beside it, or "" */
+};
+/* Finds the LoRA ID below ROOT. ERR_NOT_FOUND: no such id, a hostile one, or a link that leaves ROOT. */
+int lora_find(const char *root, const char *id, struct lora_path *path, struct error *err);
 
 /* ---- lora_file.c: one file, its layers bound to the weights of the model ---- */
 
@@ -75,8 +78,8 @@ struct lora_shelf {
 };
 
 /* Opens and checks a file. ERR_INVALID: made for another base. Frees nothing of the caller's. */
-int lora_file_open(struct lora_file **file, const struct lora_shelf *shelf, const char *id, const char *path,
-                   struct error *err);
+int lora_file_open(struct lora_file **file, const struct lora_shelf *shelf, const char *id,
+                   const struct lora_path *path, struct error *err);
 void lora_file_close(struct lora_file **file);
 /* NULL when the model has no such module. */
 const struct lora_module *lora_module_find(const struct lora_shelf *shelf, enum lora_part part,
@@ -85,8 +88,9 @@ const struct lora_module *lora_module_find(const struct lora_shelf *shelf, enum 
 /* ---- lora_scale.c: PEFT's own alpha, from the file's metadata or adapter_config.json ---- */
 
 struct lora_scales;
-/* Of the file at PATH, whose header ST has parsed. *SCALES is NULL when there is nothing written down. */
-int lora_scales_open(struct lora_scales **scales, const struct safetensors *st, const char *path,
+/* Of the file that ST has parsed, else from CONFIG, a path or "". *SCALES is NULL when there is nothing
+ * written down. */
+int lora_scales_open(struct lora_scales **scales, const struct safetensors *st, const char *config,
                      struct error *err);
 void lora_scales_close(struct lora_scales **scales);
 /* alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA, of the tensor NAME; 1 when SCALES has no

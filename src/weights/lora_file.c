@@ -140,7 +140,7 @@ static int by_place(const void *a, const void *b)
     return (x->slot > y->slot) - (x->slot < y->slot);
 }
 
-static int bind_layers(struct lora_file *f, const struct lora_shelf *shelf, const char *path,
+static int bind_layers(struct lora_file *f, const struct lora_shelf *shelf, const char *config,
                        struct error *err)
 {
     int n = f->st.count, ignored = 0, rc = 0;
@@ -150,7 +150,7 @@ static int bind_layers(struct lora_file *f, const struct lora_shelf *shelf, cons
     if (!named || !f->layer)
         rc = error_set(err, ERR_NOMEM, "out of memory reading a LoRA");
     else
-        rc = lora_scales_open(&scales, &f->st, path, err);
+        rc = lora_scales_open(&scales, &f->st, config, err);
     for (int i = 0; i < n && !rc; i++) {
         named[i].t = &f->st.tensor[i];
         rc = lora_key_parse(named[i].t->name, shelf->unet_layers, &named[i].key, err);
@@ -175,8 +175,8 @@ static int bind_layers(struct lora_file *f, const struct lora_shelf *shelf, cons
     return rc;
 }
 
-int lora_file_open(struct lora_file **out, const struct lora_shelf *shelf, const char *id, const char *path,
-                   struct error *err)
+int lora_file_open(struct lora_file **out, const struct lora_shelf *shelf, const char *id,
+                   const struct lora_path *path, struct error *err)
 {
     struct stat info;
     *out = NULL;
@@ -185,7 +185,7 @@ int lora_file_open(struct lora_file **out, const struct lora_shelf *shelf, const
         free(f);
         return error_set(err, ERR_NOMEM, "out of memory reading a LoRA");
     }
-    int rc = safetensors_open(&f->st, path, id, err);
+    int rc = safetensors_open(&f->st, path->file, id, err);
     if (!rc && fstat(f->st.fd, &info) < 0)
         rc = error_set(err, ERR_IO, "%s: cannot be read", id);
     if (!rc) {
@@ -193,7 +193,7 @@ int lora_file_open(struct lora_file **out, const struct lora_shelf *shelf, const
         f->ino = info.st_ino;
         f->size = info.st_size;
         f->changed = info.st_mtim;
-        rc = bind_layers(f, shelf, path, err);
+        rc = bind_layers(f, shelf, path->config, err);
     }
     if (rc)
         lora_file_close(&f);

@@ -91,15 +91,31 @@ static int resolve(const char *root, const char *id, const char *path, char real
     return 0;
 }
 
-int lora_find(const char *root, const char *id, char path[4096], struct error *err)
+/* adapter_config.json in the folder of FOUND, when it is there and inside ROOT. */
+static void find_config(const char *root, const char *id, const char *found, char config[PATH_MAX])
 {
-    _Static_assert(PATH_MAX <= 4096, "path[4096] in lora.h");
+    char beside[PATH_MAX];
+    struct error ignored = {0};
+    const char *slash = strrchr(found, '/');
+    int n = snprintf(beside, sizeof(beside), "%.*s/adapter_config.json", (int)(slash - found), found);
+    if (n >= (int)sizeof(beside) || access(beside, F_OK) != 0 || resolve(root, id, beside, config, &ignored))
+        config[0] = '\0';
+}
+
+int lora_find(const char *root, const char *id, struct lora_path *path, struct error *err)
+{
+    _Static_assert(PATH_MAX <= sizeof(path->file), "struct lora_path");
     char dir[PATH_MAX], found[PATH_MAX];
     struct error ignored = {0};
+    *path = (struct lora_path){0};
     int rc = named_file(root, id, found, &ignored);
     if (rc && (rc = model_find(root, id, dir, sizeof(dir), err)) == 0)
         rc = choose_file(dir, id, found, err);
     if (rc == ERR_INVALID)
         rc = err->code = ERR_NOT_FOUND; /* not an id: so there is none of that name */
-    return rc ? rc : resolve(root, id, found, path, err);
+    if (!rc)
+        rc = resolve(root, id, found, path->file, err);
+    if (!rc)
+        find_config(root, id, found, path->config);
+    return rc;
 }

@@ -3,12 +3,10 @@
  * (adapter_config.json). Where nothing is written down, alpha is the rank, as in diffusers. Source: peft
  * tuners/lora (scaling, use_rslora), peft utils/other.py (get_pattern_key). */
 #include <cjson/cJSON.h>
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "json.h"
 #include "lora.h"
@@ -39,27 +37,14 @@ static cJSON *read_metadata(const struct safetensors *st, struct error *err)
     return found;
 }
 
-/* adapter_config.json beside PATH. */
-static cJSON *read_config(const char *path, struct error *err)
-{
-    char beside[PATH_MAX];
-    const char *slash = strrchr(path, '/');
-    if (!slash ||
-        snprintf(beside, sizeof(beside), "%.*s/adapter_config.json", (int)(slash - path), path) >=
-            (int)sizeof(beside) ||
-        access(beside, F_OK) != 0)
-        return NULL;
-    return json_read_file(beside, CONFIG_MAX, err);
-}
-
-int lora_scales_open(struct lora_scales **scales, const struct safetensors *st, const char *path,
+int lora_scales_open(struct lora_scales **scales, const struct safetensors *st, const char *config,
                      struct error *err)
 {
     cJSON *tree = read_metadata(st, err);
     bool prefixed = tree != NULL;
     *scales = NULL;
-    if (!tree && !err->code)
-        tree = read_config(path, err);
+    if (!tree && !err->code && *config)
+        tree = json_read_file(config, CONFIG_MAX, err);
     if (!tree)
         return err->code;
     *scales = calloc(1, sizeof(**scales));

@@ -150,12 +150,12 @@ static struct lora_file **free_place(struct lora_shelf *shelf)
 /* The file of ID, opened unless it is and has not changed since. */
 static int get_file(struct lora_shelf *shelf, const char *id, struct lora_file **out, struct error *err)
 {
-    char path[4096];
+    struct lora_path path;
     struct stat info;
-    int rc = lora_find(shelf->root, id, path, err);
+    int rc = lora_find(shelf->root, id, &path, err);
     if (rc)
         return rc;
-    if (stat(path, &info) < 0)
+    if (stat(path.file, &info) < 0)
         return error_set(err, ERR_NOT_FOUND, "LoRA \"%.200s\" went away", id);
     for (int i = 0; i < LORA_FILES_MAX; i++) {
         *out = shelf->file[i];
@@ -167,7 +167,7 @@ static int get_file(struct lora_shelf *shelf, const char *id, struct lora_file *
     struct lora_file **place = free_place(shelf);
     if (!place)
         return error_set(err, ERR_INVALID, "more than %d LoRAs at once", (int)LORA_FILES_MAX);
-    rc = lora_file_open(place, shelf, id, path, err);
+    rc = lora_file_open(place, shelf, id, &path, err);
     if (rc)
         return rc;
     *out = *place;

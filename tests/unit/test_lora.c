@@ -166,12 +166,18 @@ static void remove_shelf(void)
     run("rm -rf %s%s", root, "");
 }
 
+static char config[4096]; /* what the last find() found beside the file */
+
 static int find(const char *id, char path[4096])
 {
     struct error err = {0};
     char models[64];
     snprintf(models, sizeof(models), "%s/models", root);
-    return lora_find(models, id, path, &err);
+    struct lora_path at;
+    int rc = lora_find(models, id, &at, &err);
+    strcpy(path, at.file);
+    strcpy(config, at.config);
+    return rc;
 }
 
 TEST(only_files_inside_the_shelf_are_found)
@@ -242,6 +248,12 @@ TEST(the_hub_cache_links_to_its_blobs)
     run("ln -s ../../blobs/1234 %s/models/models--hub--one/snapshots/abc/style.safetensors%s", root, "");
     CHECK(find("hub/one", path) == 0 && strstr(path, "/blobs/1234"), "%s", path);
     CHECK(find("hub/one/style.safetensors", path) == 0 && strstr(path, "/blobs/1234"), "%s", path);
+    CHECK(config[0] == '\0', "%s", config);
+    run("echo {} > %s/models/models--hub--one/blobs/567 && ln -s ../../blobs/567 "
+        "%s/models/models--hub--one/snapshots/abc/adapter_config.json",
+        root, root);
+    CHECK(find("hub/one", path) == 0 && strstr(config, "/blobs/567"),
+          "beside the link, not beside the blob: %s", config);
     run("cp %s/outside/org/far/only.safetensors %s/models/models--hub--one/snapshots/abc/another.safetensors",
         root, root);
     CHECK(find("hub/one", path) == 0 && strstr(path, "another.safetensors"), "the first by name: %s", path);
