@@ -14,6 +14,7 @@ import os
 import numpy as np
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from export_goldens import both, nhwc, normal, plain, write_golden, write_json
@@ -111,6 +112,17 @@ def vision_case(folder, **config):
     return {"pixels": nhwc(pixels), "out": want, "bf16_error": error}
 
 
+def resize_case(_folder, sizes, side):
+    """SIZES: height, width of pictures, as StableVideoDiffusionPipeline._encode_image resizes them."""
+    out = {}
+    for i, (h, w) in enumerate(sizes):
+        pixels = torch.randint(0, 256, (h, w, 3), generator=torch.Generator().manual_seed(i))
+        x = pixels.permute(2, 0, 1)[None].float() / 255 * 2 - 1
+        x = (_resize_with_antialiasing(x, (side, side)) + 1) / 2
+        out.update({f"{i}.pixels": pixels.int(), f"{i}.out": nhwc(x)})
+    return out
+
+
 DOWN, CROSS_DOWN = "DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"
 UP, CROSS_UP = "UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"
 
@@ -138,6 +150,7 @@ CASES = {
     "vision": lambda folder: vision_case(
         folder, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=3, image_size=20,
         patch_size=4, projection_dim=24, hidden_act="gelu", layer_norm_eps=1e-5),
+    "resize": lambda folder: resize_case(folder, [(45, 71), (13, 9), (16, 60), (97, 24)], 24),
 }
 
 
