@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Compares latentd with diffusers on models of full size, stage by stage and as a whole, and prints a table.
 
-    parity.py MODELS_DIR {sd15,sd-turbo,pix2pix,sdxl} ... [--tier avx512] [--size 512] [--build build] [--keep DIR] [--bf16]
+    parity.py MODELS_DIR {sd15,sd15-image,sd-turbo,pix2pix,sdxl} ... [--tier avx512] [--size 512] [--build build] [--keep DIR] [--bf16]
 
 MODELS_DIR is what make_random_model.py wrote. Each stage of latentd (build/tests/golden/test_model) is fed with the
-reference's own inputs; the last row runs `latentd generate` against StableDiffusionPipeline with the same noise. The
+reference's own inputs; the last row runs `latentd generate` against diffusers' pipeline with the same noise. The
 reference is fp32 on the CPU from the fp16 files, as latentd reads them. Prints GitHub-flavoured Markdown.
 """
 import argparse
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -16,16 +17,18 @@ import tempfile
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from export_family_goldens import CudaGenerator, load
 from export_goldens import model_case, write_golden
 
 RUNS = {
     "sd15": dict(id="runwayml/stable-diffusion-v1-5", prompts=["", "a photo of an astronaut riding a horse on mars"],
                  timestep=601, steps=2, guidance=7.5),
+    "sd15-image": dict(id="runwayml/stable-diffusion-v1-5", prompts=["", "a photo of an astronaut riding a horse on mars"],
+                       timestep=601, steps=4, guidance=7.5, image=True, strength=0.5),
     "pix2pix": dict(id="timbrooks/instruct-pix2pix", prompts=["make it snowy", "", ""], timestep=601, steps=2,
-                    guidance=7.5),
+                    guidance=7.5, image=True),
     "sdxl": dict(id="stabilityai/stable-diffusion-xl-base-1.0", prompts=["a mountain lion, highly detailed"],
                  timestep=601, steps=2, guidance=5.0),
     "sd-turbo": dict(id="stabilityai/sd-turbo", prompts=["a mountain lion, highly detailed"], timestep=999, steps=1,
@@ -34,21 +37,6 @@ RUNS = {
 PROMPT, SEED = "a mountain lion", 7
 STAGES = {"states": "text states", "states_2": "second encoder's states", "pooled": "pooled text", "noise": "one UNet call",
           "picture": "decoded picture", "moments": "encoded picture"}
-
-
-def cuda_randn(shape, seed):
-    """The first torch.randn(shape) on a CUDA generator, while it fits one wave: element i is the first normal of Philox
-    subsequence i (pytorch DistributionTemplates.h, curand_normal.h)."""
-    i = np.arange(int(np.prod(shape)), dtype=np.uint64)
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    c, k = [i * 0, i * 0, i & low, i >> shift], [np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)]
-    for _ in range(10):
-        a, b = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = [(b >> shift) ^ c[1] ^ k[0], b & low, (a >> shift) ^ c[3] ^ k[1], a & low]
-        k = [(k[0] + np.uint64(0x9E3779B9)) & low, (k[1] + np.uint64(0xBB67AE85)) & low]
-    u = (c[0].astype(np.float64) + 0.5) * 2.0**-32
-    v = (c[1].astype(np.float64) + 0.5) * 2.0**-32 * 2 * np.pi
-    return torch.from_numpy((np.sqrt(-2 * np.log(u)) * np.sin(v)).astype(np.float32).reshape(shape))
 
 
 def stages(model, golden, tier, build):
@@ -61,14 +49,23 @@ def stages(model, golden, tier, build):
     return {k: (float(found[k]), *took[k]) for k in STAGES if k in found}
 
 
-def reference_picture(model, run, size):
-    pipe = StableDiffusionPipeline.from_pretrained(model, variant="fp16", torch_dtype=torch.float32,
-                                                   safety_checker=None, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
+def source_picture(size):
+    """What image-to-image starts from."""
+    y, x = np.mgrid[0:size, 0:size]
+    return Image.fromarray(np.stack([(x + y) // 4 % 256, x * y // 512 % 256, 255 * ((x // 64 + y // 64) % 2)], axis=-1)
+                           .astype(np.uint8))
+
+
+def reference_picture(models, run, size):
+    pipe, fp16 = load(pathlib.Path(models), run["id"], run.get("image", False))
     # a model whose files are fp16 draws its noise in fp16
-    latents = cuda_randn((1, 4, size // 8, size // 8), SEED).half().float()
-    picture = pipe(PROMPT, num_inference_steps=run["steps"], guidance_scale=run["guidance"], height=size, width=size,
-                   latents=latents, output_type="np").images[0]
+    CudaGenerator(SEED, fp16, "XLImg2Img" in type(pipe).__name__).install()
+    kw = dict(image=source_picture(size)) if run.get("image") else dict(height=size, width=size)
+    if "strength" in run:
+        kw["strength"] = run["strength"]
+    with torch.no_grad():
+        picture = pipe(PROMPT, num_inference_steps=run["steps"], guidance_scale=run["guidance"], output_type="np",
+                       **kw).images[0]
     return np.round(picture * 255).astype(np.uint8)
 
 
@@ -84,15 +81,19 @@ def stage_golden(model, run, folder, args):
 def picture_golden(model, run, folder, args):
     path = f"{folder}/picture.png"
     if not os.path.exists(path):
-        Image.fromarray(reference_picture(model, run, args.size)).save(path)
+        Image.fromarray(reference_picture(args.models, run, args.size)).save(path)
     return np.asarray(Image.open(path).convert("RGB"))
 
 
 def whole(models, run, tier, size, build, want):
     with tempfile.NamedTemporaryFile(suffix=".png") as f:
+        options = ["--width", str(size), "--height", str(size)]
+        if run.get("image"):
+            source_picture(size).save(f.name)
+            options = ["--image", f.name, "--strength", str(run.get("strength", 0.8))]
         out = subprocess.run([f"{build}/latentd", "generate", PROMPT, "-o", f.name, "--seed", str(SEED), "--steps",
-                              str(run["steps"]), "--guidance", str(run["guidance"]), "--width", str(size), "--height",
-                              str(size), "--model_id", run["id"], "--isa", tier],
+                              str(run["steps"]), "--guidance", str(run["guidance"]), "--model_id", run["id"], "--isa", tier,
+                              *options],
                              env=dict(os.environ, MODEL_DIR=models), capture_output=True, text=True)
         if out.returncode:
             sys.exit(f"latentd generate failed:\n{out.stdout}\n{out.stderr}")
