@@ -17,6 +17,9 @@ enum {
 
 /* Frees *X and puts Y there. */
 void replace(pass *p, tensor *x, tensor y);
+/* Upsample2D to the size of NEXT, a UNet's next skip: twice x's size, or one less where halving had rounded
+ * up. W: the 3x3 convolution. */
+tensor upsample_to(pass *p, const weight *w, tensor x, tensor next);
 
 /* What a request computes once, out of all blocks: each resnet projects the time embedding, each
  * cross-attention the text. Blocks remember their index in these lists; the weights are owned by the blocks.

@@ -10,6 +10,16 @@ void replace(pass *p, tensor *x, tensor y)
     *x = y;
 }
 
+tensor upsample_to(pass *p, const weight *w, tensor x, tensor next)
+{
+    if (next.h == 2 * x.h && next.w == 2 * x.w)
+        return conv2d(p, w, x, (struct conv2d_args){.upsample = true});
+    tensor big = upsample_nearest_to(p, x, next.h, next.w);
+    tensor y = conv2d(p, w, big, (struct conv2d_args){0});
+    tensor_free(p, &big);
+    return y;
+}
+
 void resnet_load(struct loader *l, struct resnet *r, struct resnet_shape s, struct once *once,
                  const char *prefix)
 {

@@ -188,18 +188,6 @@ static tensor middle_block(struct unet_call *c, tensor x)
     return h;
 }
 
-/* Upsample2D to the size of the skip that comes next: twice the size, or one less where halving had rounded
- * up. */
-static tensor upsample(struct unet_call *c, const weight *w, tensor x, tensor next)
-{
-    if (next.h == 2 * x.h && next.w == 2 * x.w)
-        return conv2d(c->p, w, x, (struct conv2d_args){.upsample = true});
-    tensor big = upsample_nearest_to(c->p, x, next.h, next.w);
-    tensor y = conv2d(c->p, w, big, (struct conv2d_args){0});
-    tensor_free(c->p, &big);
-    return y;
-}
-
 /* UpBlock2D, CrossAttnUpBlock2D: *x [N, H, W, in_c] becomes [N, 2H, 2W, C]; the last block does not double.
  */
 static void up_block(struct unet_call *c, const struct unet_up *b, tensor *x)
@@ -214,7 +202,7 @@ static void up_block(struct unet_call *c, const struct unet_up *b, tensor *x)
             replace(p, x, transformer_forward(p, &b->attn[i], *x, c->req->text));
     }
     if (b->up)
-        replace(p, x, upsample(c, &b->upsample, *x, c->skip[c->skips - 1]));
+        replace(p, x, upsample_to(p, &b->upsample, *x, c->skip[c->skips - 1]));
 }
 
 tensor unet_forward(pass *p, const struct unet *net, const struct unet_request *req, tensor x, int k)

@@ -163,18 +163,6 @@ static tensor middle_block(struct video_call *c, tensor x)
     return h;
 }
 
-/* Upsample2D to the size of the skip that comes next: twice the size, or one less where halving had rounded
- * up. */
-static tensor upsample(struct video_call *c, const weight *w, tensor x, tensor next)
-{
-    if (next.h == 2 * x.h && next.w == 2 * x.w)
-        return conv2d(c->p, w, x, (struct conv2d_args){.upsample = true});
-    tensor big = upsample_nearest_to(c->p, x, next.h, next.w);
-    tensor y = conv2d(c->p, w, big, (struct conv2d_args){0});
-    tensor_free(c->p, &big);
-    return y;
-}
-
 /* UpBlockSpatioTemporal, CrossAttnUpBlockSpatioTemporal: *x [BF, H, W, in_c] becomes [BF, 2H, 2W, C]; the
  * last block does not double. */
 static void up_block(struct video_call *c, const struct unet_video_up *b, tensor *x)
@@ -189,7 +177,7 @@ static void up_block(struct video_call *c, const struct unet_video_up *b, tensor
             replace(p, x, transformer_at(c, &b->attn[i], *x));
     }
     if (b->up)
-        replace(p, x, upsample(c, &b->upsample, *x, c->skip[c->skips - 1]));
+        replace(p, x, upsample_to(p, &b->upsample, *x, c->skip[c->skips - 1]));
 }
 
 tensor unet_video_forward(pass *p, const struct unet_video *net, const struct unet_video_request *req,
