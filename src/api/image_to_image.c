@@ -11,8 +11,6 @@
 #include "loras.h"
 #include "pictures.h"
 
-enum { ADMIT_STEPS_MAX = 20, STEPS_DEFAULT = 50 };
-
 struct params {
     struct param_string prompt, model_id, loras, negative_prompt;
     struct param_file image;
@@ -127,25 +125,14 @@ static bool check_image(struct work *w, struct reply *reply)
     return false;
 }
 
-/* Says early what the worker would say later. The plan's cost grows with the steps that are run but its
- * memory hardly does, so a long run is tried with few of them, all of which are run; one that would run none
- * at all is tried as it is, since some models refuse that. */
+/* Says early what the worker would say later. */
 static bool admit(struct work *w, struct model *m, struct reply *reply)
 {
     struct image_to_image_params trial = w->run;
-    double effective = trial.strength * (trial.steps < 1 ? STEPS_DEFAULT : (double)trial.steps);
     struct error err = {0};
 
-    if (trial.strength <= 1 && effective >= 1) {
-        trial.steps = effective > ADMIT_STEPS_MAX ? ADMIT_STEPS_MAX : (int64_t)effective;
-        trial.strength = 1;
-    }
     trial.image = &w->image;
-    if (image_to_image_admit(m, &trial, &err) == 0)
-        return true;
-    log_info("refused: %s", err.msg);
-    pictures_failed(&w->p, &err, reply);
-    return false;
+    return image_to_image_admit(m, &trial, &err) == 0 || pictures_refused(&w->p, &err, reply);
 }
 
 /* The checks that come before the model is asked, in the order of the contract. */

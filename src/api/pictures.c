@@ -110,6 +110,13 @@ void pictures_failed(const struct pictures *p, const struct error *err, struct r
         reply_error(reply, 500, "%s", p->kind->failed);
 }
 
+bool pictures_refused(const struct pictures *p, const struct error *err, struct reply *reply)
+{
+    log_info("refused: %s", err->msg);
+    pictures_failed(p, err, reply);
+    return false;
+}
+
 /* ---- Values ---- */
 
 int64_t pictures_steps(const struct param_integer *steps)

@@ -53,6 +53,8 @@ bool pictures_seed(struct pictures *p, const struct param_integer *seed, struct 
 /* What a failed run, or one that cannot begin, is called on the wire. Details that could tell about the
  * machine stay in the log. */
 void pictures_failed(const struct pictures *p, const struct error *err, struct reply *reply);
+/* The same for a request that is not admitted, which the log shows. False, as the checks above. */
+bool pictures_refused(const struct pictures *p, const struct error *err, struct reply *reply);
 
 /* ---- Values ---- */
 

@@ -10,7 +10,7 @@
 #include "pictures.h"
 #include "text.h"
 
-enum { ADMIT_STEPS_MAX = 20, PROMPT_PARTS_MAX = 4, PROMPTS_USED = 2 };
+enum { PROMPT_PARTS_MAX = 4, PROMPTS_USED = 2 };
 
 struct params {
     struct param_string model_id, loras, prompt, negative_prompt;
@@ -151,20 +151,12 @@ static bool resolve_size(struct work *w, struct model *m, struct reply *reply)
     return false;
 }
 
-/* Says early what the worker would say later. The plan's cost grows with the steps but its memory hardly
- * does, so a long run is tried with few of them; the worker checks again. */
+/* Says early what the worker would say later; the worker checks again. */
 static bool admit(struct work *w, struct model *m, struct reply *reply)
 {
-    struct text_to_image_params trial = w->run;
     struct error err = {0};
 
-    if (trial.steps < 1 || trial.steps > ADMIT_STEPS_MAX)
-        trial.steps = ADMIT_STEPS_MAX;
-    if (text_to_image_admit(m, &trial, &err) == 0)
-        return true;
-    log_info("refused: %s", err.msg);
-    pictures_failed(&w->p, &err, reply);
-    return false;
+    return text_to_image_admit(m, &w->run, &err) == 0 || pictures_refused(&w->p, &err, reply);
 }
 
 /* ---- On the worker ---- */

@@ -13,6 +13,15 @@ tensor draw_latents(struct run *r)
                       vae_latent_channels(r->m->vae));
 }
 
+tensor initial_latents(struct run *r)
+{
+    tensor noise = draw_latents(r);
+    float sigma = scheduler_init_noise_sigma(r->sched);
+    tensor x = lincomb(&r->p, 1, &sigma, &noise);
+    tensor_free(&r->p, &noise);
+    return x;
+}
+
 tensor stack_pictures(struct run *r, int count, const tensor *part)
 {
     pass *p = &r->p;

@@ -48,11 +48,7 @@ static tensor call_pix2pix(struct run *r)
     struct conditioning c = encode_prompt(r);
     tensor image = image_channels(r);
     run_phase_end(r, &r->times.text);
-    tensor noise = draw_latents(r);
-    float sigma = scheduler_init_noise_sigma(r->sched);
-    tensor x = lincomb(p, 1, &sigma, &noise);
-    tensor_free(p, &noise);
-    x = denoise(r, &c, x, image);
+    tensor x = denoise(r, &c, initial_latents(r), image);
     tensor_free(p, &image);
     conditioning_free(r, &c);
     return decode_latents(r, x);

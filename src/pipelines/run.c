@@ -8,6 +8,8 @@
 #include "loras.h"
 #include "safety.h"
 
+enum { ADMIT_STEPS_MAX = 20 };
+
 static double seconds(void)
 {
     struct timespec t;
@@ -153,10 +155,17 @@ static int check_memory(struct model *m, const struct plan_report *plan, const s
     return 0;
 }
 
+/* A plan's cost grows with the steps but its memory hardly does, so a long run is tried with few of them;
+ * request_run plans all. */
 int request_admit(struct model *m, const struct request *q, struct error *err)
 {
     struct plan_report plan;
-    int rc = request_plan(m, q, &plan, err);
+    struct request trial = *q;
+    if (q->steps - q->first_step > ADMIT_STEPS_MAX) {
+        trial.steps = ADMIT_STEPS_MAX;
+        trial.first_step = 0;
+    }
+    int rc = request_plan(m, &trial, &plan, err);
     return rc ? rc : check_memory(m, &plan, q, err);
 }
 

@@ -82,6 +82,8 @@ tensor encode_picture(struct run *r, bool sample);
 
 /* Noise of the request's size [1, h, w, C] F32, the generator's next draw. */
 tensor draw_latents(struct run *r);
+/* The same as the scheduler's first step expects it: where a run starts from noise alone. */
+tensor initial_latents(struct run *r);
 /* STEP k/n: latents X, which it takes over, → latents. IMAGE [parts, h, w, C]: concatenated to the latents of
  * every step (InstructPix2Pix); n = 0: none. */
 tensor denoise(struct run *r, const struct conditioning *c, tensor x, tensor image);

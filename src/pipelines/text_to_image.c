@@ -12,11 +12,7 @@ static tensor call(struct run *r)
     run_enter(r, PHASE_TEXT, 0, 0);
     struct conditioning c = encode_prompt(r);
     run_phase_end(r, &r->times.text);
-    tensor noise = draw_latents(r);
-    float sigma = scheduler_init_noise_sigma(r->sched);
-    tensor x = lincomb(&r->p, 1, &sigma, &noise);
-    tensor_free(&r->p, &noise);
-    x = denoise(r, &c, x, (tensor){0});
+    tensor x = denoise(r, &c, initial_latents(r), (tensor){0});
     conditioning_free(r, &c);
     return decode_latents(r, x);
 }
