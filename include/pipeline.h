@@ -10,7 +10,12 @@
 
 struct model;
 
-enum pipeline_kind { PIPELINE_TEXT_TO_IMAGE, PIPELINE_IMAGE_TO_IMAGE };
+enum pipeline_kind {
+    PIPELINE_TEXT_TO_IMAGE,
+    PIPELINE_IMAGE_TO_IMAGE,
+    PIPELINE_IMAGE_TO_VIDEO,
+    PIPELINE_UPSCALE
+};
 
 struct model_options {
     enum pipeline_kind pipeline; /* PIPELINE: image-to-image also loads the VAE's encoder */
@@ -94,6 +99,54 @@ int image_to_image_plan(struct model *m, const struct image_to_image_params *par
                         struct plan_report *report, struct error *err);
 int image_to_image_admit(struct model *m, const struct image_to_image_params *params, struct error *err);
 void image_to_image_rules(const struct model *m, struct image_to_image_params *params);
+
+/* ---- Image-to-video: StableVideoDiffusionPipeline ---- */
+
+struct image_to_video_params {
+    const struct image *image; /* as the client sent it, 8-bit RGB */
+    int width, height;         /* of the frames; 0: the UNet's own size */
+    int64_t fps;               /* at least 1; the UNet is told fps - 1 */
+    int64_t motion_bucket_id;
+    double noise_aug_strength;
+    int64_t steps;     /* below 1: the pipeline's default, 25 */
+    int64_t seed;      /* as above */
+    bool safety_check; /* of the input picture; the flag is every frame's */
+    bool exact_times;
+};
+
+/* Takes the frames of a run, in order of time, as chunks of them are decoded: INDEX of COUNT. FRAME is lent
+ * for the call. On the worker thread; a negative return (with words in ERR) ends the run with that code. */
+struct frame_sink {
+    int (*frame)(void *ctx, int index, int count, const struct image *frame, struct error *err);
+    void *ctx;
+};
+
+/* As text_to_image(), but the frames go to SINK: unet.num_frames of them. Cancelled between steps and between
+ * decoded chunks. */
+int image_to_video(struct model *m, const struct image_to_video_params *params, const struct watcher *watch,
+                   const struct frame_sink *sink, struct error *err);
+int image_to_video_plan(struct model *m, const struct image_to_video_params *params,
+                        struct plan_report *report, struct error *err);
+int image_to_video_admit(struct model *m, const struct image_to_video_params *params, struct error *err);
+/* Frames that the model makes: its UNet's num_frames. */
+int model_frames(const struct model *m);
+
+/* ---- Upscale: StableDiffusionUpscalePipeline ---- */
+
+struct upscale_params {
+    const char *prompt, *negative_prompt; /* as image_to_image_params */
+    const struct image *image;            /* comes out four times as wide and high */
+    double guidance_scale;
+    int64_t steps; /* below 1: the pipeline's default, 75 */
+    int64_t seed;
+    bool safety_check, exact_times;
+};
+
+int upscale(struct model *m, const struct upscale_params *params, const struct watcher *watch,
+            struct image *out, struct error *err);
+int upscale_plan(struct model *m, const struct upscale_params *params, struct plan_report *report,
+                 struct error *err);
+int upscale_admit(struct model *m, const struct upscale_params *params, struct error *err);
 
 /* Tokens of the request's prompts that did not fit into the text encoder, summed; 0: nothing was cut. For the
  * warning header; tokenizes only, so any thread may ask. */
