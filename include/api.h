@@ -74,9 +74,14 @@ enum openapi_form {
     OPENAPI_JSON, /* indented by 4, with title, version and servers: `latentd openapi --type json` */
     OPENAPI_YAML
 };
+enum openapi_entrypoint {
+    OPENAPI_RUNNER,
+    OPENAPI_GATEWAY /* as a gateway offers it: without health, hardware and version; model_id is required; a
+                       video is one file */
+};
 /* PIPELINE: the one that is served, alone; NULL: all. */
-int openapi_write(enum openapi_form form, const char *pipeline, const char *version, struct buffer *out,
-                  struct error *err);
+int openapi_write(enum openapi_form form, enum openapi_entrypoint entry, const char *pipeline,
+                  const char *version, struct buffer *out, struct error *err);
 
 /* ---- Documentation page ---- */
 

@@ -33,7 +33,8 @@ static const char usage[] =
     "  latentd generate PROMPT -o FILE    make one picture without HTTP\n"
     "  latentd bench                      measure\n"
     "  latentd kernels                    say who serves each operation on this machine\n"
-    "  latentd openapi --type json|yaml   print the description of the HTTP interface\n"
+    "  latentd openapi --type json|yaml [--entrypoint runner|gateway]\n"
+    "                                     print the description of the HTTP interface\n"
     "  latentd --help | --version\n"
     "\n"
     "Settings are environment variables:\n"
@@ -239,29 +240,6 @@ static int serve(void)
     close(d.signals);
     close(d.events);
     return status;
-}
-
-static int command_openapi(int argc, char **argv)
-{
-    const char *type = argc == 3 && strcmp(argv[1], "--type") == 0 ? argv[2] : argc == 1 ? "yaml" : "";
-    const char *version = getenv("VERSION");
-    struct buffer out = {0};
-    struct error err = {0};
-
-    if (strcmp(type, "json") != 0 && strcmp(type, "yaml") != 0) {
-        fprintf(stderr, "usage: latentd openapi [--type json|yaml]\n");
-        return 2;
-    }
-    if (openapi_write(*type == 'j' ? OPENAPI_JSON : OPENAPI_YAML, NULL,
-                      version && *version ? version : LATENTD_VERSION, &out, &err)) {
-        fprintf(stderr, "latentd: %s\n", err.msg);
-        return 1;
-    }
-    bool written = fwrite(out.data, 1, out.len, stdout) == out.len && fflush(stdout) == 0;
-    if (!written)
-        fprintf(stderr, "latentd: cannot write the document: %s\n", strerror(errno));
-    buffer_free(&out);
-    return written ? 0 : 1;
 }
 
 int main(int argc, char **argv)

@@ -2,8 +2,7 @@
  * offline. */
 #include <string.h>
 
-#include "image_to_image.h"
-#include "text_to_image.h"
+#include "spec.h"
 
 static const char head[] =
     "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">"
@@ -124,9 +123,13 @@ static void put_form(const char *route, const struct param_table *table, struct 
 
 void docs_page(const struct service *s, bool try_it, struct buffer *out)
 {
-    bool from_image = strcmp(s->config->pipeline, CONFIG_IMAGE_TO_IMAGE) == 0;
-    const char *route = from_image ? "/image-to-image" : "/text-to-image";
-    const struct param_table *table = from_image ? &image_to_image_table : &text_to_image_table;
+    const struct endpoint *e = endpoints;
+
+    while (e < endpoints + endpoint_count - 1 && !endpoint_served(e, s->config->pipeline))
+        e++;
+    bool from_image = e->table->form;
+    const char *route = e->path;
+    const struct param_table *table = e->table;
 
     buffer_puts(out, head);
     buffer_puts(out, "<p>This server makes pictures with the model <code>");

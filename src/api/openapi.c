@@ -1,135 +1,14 @@
-/* The OpenAPI 3.1 document of what this process serves: the contract's paths and schemas, made from the
- * parameter tables and from the tables of replies below. Serves /openapi.json, `latentd openapi` and the
- * checked-in openapi.json. */
+/* The OpenAPI 3.1 document: the contract's paths and schemas, made from the tables of spec.h. Serves
+ * /openapi.json, `latentd openapi` and the checked-in openapi.json. */
 #include <string.h>
 
 #include "doc_writer.h"
-#include "image_to_image.h"
-#include "text_to_image.h"
+#include "spec.h"
 
-enum field_kind { STRING, INTEGER, BOOLEAN, REF, LIST_OF, MAP_OF, STATUS_ENUM, LOCATION };
-
-struct field {
-    const char *name, *title;
-    enum field_kind kind;
-    const char *ref; /* schema of REF, LIST_OF and MAP_OF */
-    const char *description;
-    bool optional;
-};
-
-enum { FIELDS_MAX = 6 };
-
-/* A schema of a reply, or (PARAMS) of a request. */
-struct schema {
-    const char *name, *description;
-    struct field field[FIELDS_MAX];
-    const struct param_table *params;
-};
-
-#define GPU_FIELDS                                                                                           \
-    {"id", "Id", STRING, NULL, NULL, false}, {"name", "Name", STRING, NULL, NULL, false},                    \
-        {"memory_total", "Memory Total", INTEGER, NULL, NULL, false},                                        \
-    {                                                                                                        \
-        "memory_free", "Memory Free", INTEGER, NULL, NULL, false                                             \
-    }
-#define IDENTITY_FIELDS                                                                                      \
-    {"pipeline", "Pipeline", STRING, NULL, NULL, false},                                                     \
-    {                                                                                                        \
-        "model_id", "Model Id", STRING, NULL, NULL, false                                                    \
-    }
-
-static const struct schema schemas[] = {
-    {"APIError",
-     "API error response model.",
-     {{"msg", "Msg", STRING, NULL, "The error message.", false}},
-     NULL},
-    {"Body_genImageToImage", NULL, {{0}}, &image_to_image_table},
-    {"GPUComputeInfo",
-     "Model for detailed GPU compute information.",
-     {GPU_FIELDS,
-      {"major", "Major", INTEGER, NULL, NULL, false},
-      {"minor", "Minor", INTEGER, NULL, NULL, false}},
-     NULL},
-    {"GPUUtilizationInfo",
-     "Model for GPU utilization statistics.",
-     {GPU_FIELDS,
-      {"utilization_compute", "Utilization Compute", INTEGER, NULL, NULL, false},
-      {"utilization_memory", "Utilization Memory", INTEGER, NULL, NULL, false}},
-     NULL},
-    {"HTTPError",
-     "HTTP error response model.",
-     {{"detail", NULL, REF, "APIError", "Detailed error information.", false}},
-     NULL},
-    {"HTTPValidationError", NULL, {{"detail", "Detail", LIST_OF, "ValidationError", NULL, true}}, NULL},
-    {"HardwareInformation",
-     "Response model for GPU information.",
-     {IDENTITY_FIELDS, {"gpu_info", "Gpu Info", MAP_OF, "GPUComputeInfo", NULL, false}},
-     NULL},
-    {"HardwareStats",
-     "Response model for real-time GPU statistics.",
-     {IDENTITY_FIELDS, {"gpu_stats", "Gpu Stats", MAP_OF, "GPUUtilizationInfo", NULL, false}},
-     NULL},
-    {"HealthCheck",
-     NULL,
-     {{"status", "Status", STATUS_ENUM, NULL, "The health status of the pipeline", false}},
-     NULL},
-    {"ImageResponse",
-     "Response model for image generation.",
-     {{"images", "Images", LIST_OF, "Media", "The generated images.", false}},
-     NULL},
-    {"Media",
-     "A media object containing information about the generated media.",
-     {{"url", "Url", STRING, NULL, "The URL where the media can be accessed.", false},
-      {"seed", "Seed", INTEGER, NULL, "The seed used to generate the media.", false},
-      {"nsfw", "Nsfw", BOOLEAN, NULL, "Whether the media was flagged as NSFW.", false}},
-     NULL},
-    {"TextToImageParams", NULL, {{0}}, &text_to_image_table},
-    {"ValidationError",
-     NULL,
-     {{"loc", "Location", LOCATION, NULL, NULL, false},
-      {"msg", "Message", STRING, NULL, NULL, false},
-      {"type", "Error Type", STRING, NULL, NULL, false}},
-     NULL},
-    {"Version",
-     NULL,
-     {IDENTITY_FIELDS, {"version", "Version", STRING, NULL, "The version of the Runner", false}},
-     NULL},
-};
-
-struct operation {
-    const char *path, *summary, *id, *schema;
-};
-
-/* The generation routes; a process serves the one that PIPELINE names. */
-struct generation {
-    struct operation op; /* schema: of the request */
-    const char *description, *override;
-    const struct param_table *table;
-};
-
-static const struct generation generations[] = {
-    {{"/text-to-image", "Text To Image", "genTextToImage", "TextToImageParams"},
-     "Generate images from text prompts.",
-     "textToImage",
-     &text_to_image_table},
-    {{"/image-to-image", "Image To Image", "genImageToImage", "Body_genImageToImage"},
-     "Apply image transformations to a provided image.",
-     "imageToImage",
-     &image_to_image_table},
-};
-enum { GENERATIONS = sizeof(generations) / sizeof(*generations) };
-
-/* PIPELINE NULL: all are served. */
-static bool is_served(const struct generation *g, const char *pipeline)
-{
-    return !pipeline || strcmp(g->op.path + 1, pipeline) == 0;
-}
-
-static const struct operation gets[] = {
-    {"/health", "Health", "health", "HealthCheck"},
-    {"/hardware/info", "Hardware Info", "hardware_info", "HardwareInformation"},
-    {"/hardware/stats", "Hardware Stats", "hardware_stats", "HardwareStats"},
-    {"/version", "Version", "version", "Version"},
+/* What of the tables goes into the document. */
+struct scope {
+    const char *pipeline; /* the one that is served; NULL: all */
+    bool gateway;
 };
 
 static void put_ref(struct doc *d, const char *schema)
@@ -151,7 +30,7 @@ static void put_ref_member(struct doc *d, const char *key, const char *schema)
 
 /* ---- Schemas ---- */
 
-static void put_params(struct doc *d, const struct param_table *table)
+static void put_params(struct doc *d, const struct param_table *table, bool gateway)
 {
     static const char *const types[] = {[PARAM_STRING] = "string",
                                         [PARAM_INTEGER] = "integer",
@@ -183,6 +62,9 @@ static void put_params(struct doc *d, const struct param_table *table)
     for (int i = 0; i < table->count; i++)
         if (table->param[i].required)
             doc_string(d, table->param[i].name);
+    for (int i = 0; gateway && i < table->count; i++)
+        if (strcmp(table->param[i].name, "model_id") == 0)
+            doc_string(d, "model_id"); /* the gateway needs to know whom to ask */
     doc_end(d);
 }
 
@@ -205,13 +87,11 @@ static void put_location(struct doc *d)
 
 static void put_status_enum(struct doc *d)
 {
-    static const char *const names[] = {"LOADING", "OK", "ERROR", "IDLE"};
-
     doc_member(d, "type", "string");
     doc_key(d, "enum");
     doc_array(d);
-    for (int i = 0; i < 4; i++)
-        doc_string(d, names[i]);
+    for (int i = 0; i < STATUS_NAMES; i++)
+        doc_string(d, status_names[i]);
     doc_end(d);
 }
 
@@ -220,26 +100,37 @@ static void put_field(struct doc *d, const struct field *f)
     doc_key(d, f->name);
     doc_object(d);
     switch (f->kind) {
-    case STRING:
-    case INTEGER:
-    case BOOLEAN:
-        doc_member(d, "type", f->kind == STRING ? "string" : f->kind == INTEGER ? "integer" : "boolean");
+    case FIELD_STRING:
+    case FIELD_INTEGER:
+    case FIELD_BOOLEAN:
+        doc_member(d, "type",
+                   f->kind == FIELD_STRING    ? "string"
+                   : f->kind == FIELD_INTEGER ? "integer"
+                                              : "boolean");
         break;
-    case REF:
+    case FIELD_REF:
         put_ref(d, f->ref);
         break;
-    case LIST_OF:
+    case FIELD_LIST:
         put_ref_member(d, "items", f->ref);
         doc_member(d, "type", "array");
         break;
-    case MAP_OF:
+    case FIELD_LISTS:
+        doc_key(d, "items");
+        doc_object(d);
+        put_ref_member(d, "items", f->ref);
+        doc_member(d, "type", "array");
+        doc_end(d);
+        doc_member(d, "type", "array");
+        break;
+    case FIELD_MAP:
         put_ref_member(d, "additionalProperties", f->ref);
         doc_member(d, "type", "object");
         break;
-    case STATUS_ENUM:
+    case FIELD_STATUS:
         put_status_enum(d);
         break;
-    case LOCATION:
+    case FIELD_LOCATION:
         put_location(d);
         break;
     }
@@ -256,7 +147,7 @@ static void put_fields(struct doc *d, const struct schema *s)
 
     doc_key(d, "properties");
     doc_object(d);
-    for (int i = 0; i < FIELDS_MAX && s->field[i].name; i++) {
+    for (int i = 0; i < SCHEMA_FIELDS_MAX && s->field[i].name; i++) {
         put_field(d, &s->field[i]);
         required += !s->field[i].optional;
     }
@@ -266,42 +157,93 @@ static void put_fields(struct doc *d, const struct schema *s)
         return;
     doc_key(d, "required");
     doc_array(d);
-    for (int i = 0; i < FIELDS_MAX && s->field[i].name; i++)
+    for (int i = 0; i < SCHEMA_FIELDS_MAX && s->field[i].name; i++)
         if (!s->field[i].optional)
             doc_string(d, s->field[i].name);
     doc_end(d);
 }
 
-/* False for the parameters of a route that is not served. */
-static bool is_used(const struct schema *s, const char *pipeline)
+/* ---- Components: the schemas that the paths of the document lead to, sorted by name ---- */
+
+enum { COMPONENTS_MAX = 32 };
+struct component {
+    const char *name;
+    const struct schema *schema;     /* of a reply… */
+    const struct param_table *table; /* …or of a request */
+};
+struct components {
+    struct component item[COMPONENTS_MAX];
+    int count;
+};
+
+/* False when it is there already. */
+static bool insert(struct components *c, const struct component *new)
 {
-    for (int i = 0; i < GENERATIONS; i++)
-        if (s->params == generations[i].table)
-            return is_served(&generations[i], pipeline);
+    int at = 0;
+
+    while (at < c->count && strcmp(c->item[at].name, new->name) < 0)
+        at++;
+    if (c->count == COMPONENTS_MAX || (at < c->count && strcmp(c->item[at].name, new->name) == 0))
+        return false;
+    memmove(&c->item[at + 1], &c->item[at], sizeof(*c->item) * (size_t)(c->count - at));
+    c->item[at] = *new;
+    c->count++;
     return true;
 }
 
-static void put_components(struct doc *d, const char *pipeline)
+/* The schema of NAME and all that it refers to. */
+static void add_schema(struct components *c, const struct scope *scope, const char *name)
 {
+    /* a gateway sends the finished video as if it were a picture */
+    bool video = scope->gateway && strcmp(name, "VideoResponse") == 0;
+    struct component new = {name, schema_find(video ? "ImageResponse" : name), NULL};
+
+    if (!new.schema || !insert(c, &new))
+        return;
+    for (int i = 0; i < SCHEMA_FIELDS_MAX && new.schema->field[i].name; i++)
+        if (new.schema->field[i].ref)
+            add_schema(c, scope, new.schema->field[i].ref);
+}
+
+static void collect(struct components *c, const struct scope *scope)
+{
+    for (int i = 0; i < endpoint_count; i++) {
+        if (!endpoint_served(&endpoints[i], scope->pipeline))
+            continue;
+        insert(c, &(struct component){endpoints[i].table->schema, NULL, endpoints[i].table});
+        add_schema(c, scope, endpoints[i].response);
+    }
+    for (int i = 0; i < FAILURE_REPLIES; i++)
+        add_schema(c, scope, failure_replies[i].response);
+    for (int i = 0; i < lookup_count && !scope->gateway; i++)
+        add_schema(c, scope, lookups[i].response);
+}
+
+static void put_component(struct doc *d, const struct component *c, bool gateway)
+{
+    doc_key(d, c->name);
+    doc_object(d);
+    if (c->table)
+        put_params(d, c->table, gateway);
+    else
+        put_fields(d, c->schema);
+    doc_member(d, "title", c->name);
+    if (c->schema && c->schema->description)
+        doc_member(d, "description", c->schema->description);
+    doc_end(d);
+}
+
+static void put_components(struct doc *d, const struct scope *scope)
+{
+    struct components c = {.count = 0};
+
+    collect(&c, scope);
     doc_key(d, "components");
     doc_object(d);
     doc_key(d, "schemas");
     doc_object(d);
-    for (size_t i = 0; i < sizeof(schemas) / sizeof(*schemas); i++) {
-        const struct schema *s = &schemas[i];
-        if (!is_used(s, pipeline))
-            continue;
-        doc_key(d, s->name);
-        doc_object(d);
-        if (s->params)
-            put_params(d, s->params);
-        else
-            put_fields(d, s);
-        doc_member(d, "title", s->name);
-        if (s->description)
-            doc_member(d, "description", s->description);
-        doc_end(d);
-    }
+    for (int i = 0; i < c.count; i++)
+        put_component(d, &c.item[i], scope->gateway);
     doc_end(d);
     doc_key(d, "securitySchemes");
     doc_object(d);
@@ -343,7 +285,7 @@ static void put_response(struct doc *d, const char *status, const char *descript
     doc_end(d);
 }
 
-static void put_generation(struct doc *d, const struct generation *g)
+static void put_generation(struct doc *d, const struct endpoint *e)
 {
     doc_key(d, "post");
     doc_object(d);
@@ -351,22 +293,21 @@ static void put_generation(struct doc *d, const struct generation *g)
     doc_array(d);
     doc_string(d, "generate");
     doc_end(d);
-    doc_member(d, "summary", g->op.summary);
-    doc_member(d, "description", g->description);
-    doc_member(d, "operationId", g->op.id);
+    doc_member(d, "summary", e->summary);
+    doc_member(d, "description", e->description);
+    doc_member(d, "operationId", e->id);
     doc_key(d, "requestBody");
     doc_object(d);
-    put_content(d, g->table->form ? "multipart/form-data" : CONTENT_JSON, g->op.schema, false);
+    put_content(d, e->table->form ? "multipart/form-data" : CONTENT_JSON, e->table->schema, false);
     doc_key(d, "required");
     doc_raw(d, "true");
     doc_end(d);
     doc_key(d, "responses");
     doc_object(d);
-    put_response(d, "200", "Successful Response", "ImageResponse", true);
-    put_response(d, "400", "Bad Request", "HTTPError", false);
-    put_response(d, "401", "Unauthorized", "HTTPError", false);
-    put_response(d, "500", "Internal Server Error", "HTTPError", false);
-    put_response(d, "422", "Validation Error", "HTTPValidationError", false);
+    put_response(d, "200", "Successful Response", e->response, true);
+    for (int i = 0; i < FAILURE_REPLIES; i++)
+        put_response(d, failure_replies[i].status, failure_replies[i].summary, failure_replies[i].response,
+                     false);
     doc_end(d);
     doc_key(d, "security");
     doc_array(d);
@@ -375,39 +316,39 @@ static void put_generation(struct doc *d, const struct generation *g)
     doc_raw(d, "[]");
     doc_end(d);
     doc_end(d);
-    doc_member(d, "x-speakeasy-name-override", g->override);
+    doc_member(d, "x-speakeasy-name-override", e->override);
     doc_end(d);
 }
 
-static void put_get(struct doc *d, const struct operation *op)
+static void put_lookup(struct doc *d, const struct lookup *l)
 {
     doc_key(d, "get");
     doc_object(d);
-    doc_member(d, "summary", op->summary);
-    doc_member(d, "operationId", op->id);
+    doc_member(d, "summary", l->summary);
+    doc_member(d, "operationId", l->id);
     doc_key(d, "responses");
     doc_object(d);
-    put_response(d, "200", "Successful Response", op->schema, false);
+    put_response(d, "200", "Successful Response", l->response, false);
     doc_end(d);
     doc_end(d);
 }
 
-static void put_paths(struct doc *d, const char *pipeline)
+static void put_paths(struct doc *d, const struct scope *scope)
 {
     doc_key(d, "paths");
     doc_object(d);
-    for (int i = 0; i < GENERATIONS; i++) {
-        if (!is_served(&generations[i], pipeline))
+    for (int i = 0; i < endpoint_count; i++) {
+        if (!endpoint_served(&endpoints[i], scope->pipeline))
             continue;
-        doc_key(d, generations[i].op.path);
+        doc_key(d, endpoints[i].path);
         doc_object(d);
-        put_generation(d, &generations[i]);
+        put_generation(d, &endpoints[i]);
         doc_end(d);
     }
-    for (size_t i = 0; i < sizeof(gets) / sizeof(*gets); i++) {
-        doc_key(d, gets[i].path);
+    for (int i = 0; i < lookup_count && !scope->gateway; i++) {
+        doc_key(d, lookups[i].path);
         doc_object(d);
-        put_get(d, &gets[i]);
+        put_lookup(d, &lookups[i]);
         doc_end(d);
     }
     doc_end(d);
@@ -442,17 +383,19 @@ static void put_head(struct doc *d, const char *version)
     doc_end(d);
 }
 
-int openapi_write(enum openapi_form form, const char *pipeline, const char *version, struct buffer *out,
-                  struct error *err)
+int openapi_write(enum openapi_form form, enum openapi_entrypoint entry, const char *pipeline,
+                  const char *version, struct buffer *out, struct error *err)
 {
     struct doc d = {.out = out, .form = form};
+    struct scope scope = {pipeline, entry == OPENAPI_GATEWAY};
 
     if (form == OPENAPI_YAML)
-        buffer_puts(out, "# Generated by `latentd openapi --type yaml`. Do not edit.\n");
+        buffer_printf(out, "# Generated by `latentd openapi --type yaml%s`. Do not edit.\n",
+                      scope.gateway ? " --entrypoint gateway" : "");
     doc_object(&d);
     put_head(&d, version);
-    put_paths(&d, pipeline);
-    put_components(&d, pipeline);
+    put_paths(&d, &scope);
+    put_components(&d, &scope);
     doc_end(&d);
     return out->failed ? error_set(err, ERR_NOMEM, "no memory for the document") : 0;
 }

@@ -6,5 +6,6 @@
 int command_generate(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_kernels(int argc, char **argv);
+int command_openapi(int argc, char **argv);
 
 #endif

@@ -99,7 +99,7 @@ const char *audit_headers(struct MHD_Connection *mhd, const char *method, const 
 
 /* ---- routes.c ---- */
 
-enum { ROUTE_STATIC_MAX = 16 };
+enum { ROUTE_STATIC_MAX = 24 };
 
 struct route {
     const char *path, *method;

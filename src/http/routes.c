@@ -31,7 +31,7 @@ static void openapi(struct server *srv, struct reply *reply)
 
     reply->status = 200;
     reply->content_type = CONTENT_JSON;
-    if (openapi_write(OPENAPI_LIVE, srv->service->config->pipeline, NULL, &reply->body, &err))
+    if (openapi_write(OPENAPI_LIVE, OPENAPI_RUNNER, srv->service->config->pipeline, NULL, &reply->body, &err))
         reply->body.failed = true;
 }
 
