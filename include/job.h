@@ -8,6 +8,7 @@
 
 #include "backend.h"
 #include "buffer.h"
+#include "pipe.h"
 #include "pipeline.h"
 
 /* ---- Durations for the metrics ---- */
@@ -24,7 +25,8 @@ double clock_now(void); /* monotonic, seconds */
 /* ---- A job ---- */
 
 enum job_state { JOB_NEW, JOB_QUEUED, JOB_RUNNING, JOB_DONE };
-enum cancel_reason { CANCEL_NONE, CANCEL_DISCONNECT, CANCEL_SHUTDOWN, CANCEL_REASONS };
+/* CANCEL_SLOW: the client takes its reply too slowly to hold the device for it. */
+enum cancel_reason { CANCEL_NONE, CANCEL_DISCONNECT, CANCEL_SHUTDOWN, CANCEL_SLOW, CANCEL_REASONS };
 
 /* What a job leaves behind. */
 struct job_result {
@@ -42,6 +44,10 @@ struct job {
     void (*finished)(struct job *job);
     void (*destroy)(struct job *job);
     void *owner; /* for finished() */
+    /* Where run() writes the body of a JSON reply of status 200 while it makes it, or NULL: the reply is made
+     * from the result. A job that has written nothing may still fail with a status of its own; one that fails
+     * later leaves a reply that breaks off. Owned by the maker. */
+    struct pipe *pipe;
 
     /* Kept by the queue; readable once state is JOB_DONE. */
     struct job_result result;
@@ -101,7 +107,7 @@ int worker_device(struct worker *w, struct device_info *out);
 enum refusal worker_refuses(struct worker *w);
 /* Queues JOB and takes a reference, or refuses. finished() may run before this returns. */
 enum refusal worker_submit(struct worker *w, struct job *job);
-/* A waiting job ends at once; a running one before its next step. */
+/* A waiting job ends at once; a running one before its next step; one that is done stays as it is. */
 void worker_cancel(struct worker *w, struct job *job, enum cancel_reason reason);
 /* Refuses new jobs from now on. */
 void worker_drain(struct worker *w);

@@ -16,9 +16,9 @@ declare -A may=(
     [src/networks]="$base $seam weights.h model_files.h networks.h"
     [src/schedulers]="$base $seam noise.h scheduler.h model_files.h"
     [src/pipelines]="$base $seam backend.h plan.h noise.h scheduler.h networks.h weights.h model_files.h tokenizer.h image.h pipeline.h"
-    [src/queue]="$base tensor.h ops.h plan.h image.h pipeline.h backend.h job.h"
-    [src/api]="$base image.h pipeline.h job.h api.h"
-    [src/http]="$base image.h pipeline.h backend.h job.h api.h"
+    [src/queue]="$base tensor.h ops.h plan.h image.h pipeline.h backend.h job.h pipe.h"
+    [src/api]="$base image.h pipeline.h job.h pipe.h api.h"
+    [src/http]="$base image.h pipeline.h backend.h job.h pipe.h api.h"
     [src/commands]="*"
     [src/main.c]="*"
 )

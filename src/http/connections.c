@@ -59,6 +59,14 @@ void connection_deadline(struct connection *c, double when)
     pthread_mutex_unlock(&c->all->lock);
 }
 
+bool connection_late(struct connection *c)
+{
+    pthread_mutex_lock(&c->all->lock);
+    bool late = c->late;
+    pthread_mutex_unlock(&c->all->lock);
+    return late;
+}
+
 void connection_watch(struct connection *c, struct job *job)
 {
     struct epoll_event ev = {.events = EPOLLRDHUP, .data.u64 = c->serial};
@@ -79,11 +87,13 @@ void connection_unwatch(struct connection *c)
     pthread_mutex_unlock(&c->all->lock);
 }
 
-/* The client of the connection with this serial has left: its job is cancelled, if the connection is still
- * the suspended one. The lock is not held meanwhile, since ending a job resumes its connection. */
+/* The client of the connection with this serial has left, or was cut off: its job is cancelled, if the
+ * connection still waits for it. The lock is not held meanwhile, since ending a job resumes its connection.
+ */
 static void departed(struct connections *all, uint64_t serial)
 {
     struct job *job = NULL;
+    enum cancel_reason reason = CANCEL_DISCONNECT;
 
     pthread_mutex_lock(&all->lock);
     for (struct connection *c = all->first; c && !job; c = c->next) {
@@ -92,12 +102,13 @@ static void departed(struct connections *all, uint64_t serial)
         c->gone = true;
         epoll_ctl(all->epoll, EPOLL_CTL_DEL, c->fd, NULL);
         job = c->waiting;
+        reason = c->late ? CANCEL_SLOW : CANCEL_DISCONNECT;
         job_get(job);
     }
     pthread_mutex_unlock(&all->lock);
     if (!job)
         return;
-    worker_cancel(all->worker, job, CANCEL_DISCONNECT);
+    worker_cancel(all->worker, job, reason);
     job_put(job);
 }
 
@@ -111,6 +122,7 @@ static void reap(struct connections *all)
             continue;
         shutdown(c->fd, SHUT_RDWR);
         c->deadline = 0;
+        c->late = true;
         atomic_fetch_add(&all->reaped, 1);
     }
     pthread_mutex_unlock(&all->lock);

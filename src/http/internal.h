@@ -19,6 +19,9 @@ enum {
 
 /* Seconds that a connection may spend in each station, whatever trickles in meanwhile. */
 enum { HEADER_SECONDS = 10, BODY_SECONDS = 20, REPLY_SECONDS = 60, KEEPALIVE_SECONDS = 75 };
+/* And in a reply that is sent while it is made, where a client that waits holds the device: for one piece,
+ * and for all of them beyond what REPLY_RATE earns. */
+enum { PIECE_SECONDS = 10 };
 /* Bytes a second that earn more time. */
 enum { BODY_RATE = 16 << 10, REPLY_RATE = 64 << 10 };
 
@@ -35,8 +38,9 @@ struct connection {
     int fd;
     double deadline;     /* clock_now(); 0: none */
     uint64_t serial;     /* never used twice */
-    struct job *waiting; /* what the suspended request waits for, or NULL */
+    struct job *waiting; /* what the request waits for, or NULL */
     bool gone;           /* its client has left meanwhile */
+    bool late;           /* it was cut off behind its deadline */
 };
 
 struct connections {
@@ -58,6 +62,7 @@ void connection_notify(void *ctx, struct MHD_Connection *mhd, void **socket_cont
                        enum MHD_ConnectionNotificationCode code);
 /* The connection is closed at WHEN (clock_now()) unless its deadline is moved before. */
 void connection_deadline(struct connection *c, double when);
+bool connection_late(struct connection *c);
 /* From now until connection_unwatch, JOB is cancelled when the client closes or half-closes. A half-close
  * counts as leaving, as it does for nginx and Go: nothing on the wire tells it from a close. */
 void connection_watch(struct connection *c, struct job *job);
@@ -72,16 +77,20 @@ struct request {
     struct MHD_Connection *mhd;
     struct connection *connection;
     const struct route *route;
-    const char *method, *path;
-    char id[65];
+    char method[17], path[65], id[65]; /* cut; libmicrohttpd's own may be gone at the end */
     double begun;
     struct buffer body;
     size_t received, counted, sent; /* bytes that came; those counted in server->bodies; those of the reply */
     bool too_large, bodies_full, close;
     struct job *job;
-    atomic_bool done; /* the job has ended and the connection was resumed */
+    atomic_bool done;      /* the job has ended */
+    atomic_bool suspended; /* …is the connection, until the job has ended or written something */
+    atomic_int parties;    /* the connection and the running job: the last one to let go ends the request */
     struct reply reply;
     int status;
+    bool incomplete; /* the reply was not sent in full */
+    /* of a reply that is sent while it is made */
+    double handed, waited; /* when the last piece went to the socket; seconds that the client took for all */
 };
 
 /* MHD_AccessHandlerCallback and MHD_RequestCompletedCallback. */
@@ -89,6 +98,17 @@ enum MHD_Result request_handle(void *ctx, struct MHD_Connection *mhd, const char
                                const char *version, const char *data, size_t *size, void **request);
 void request_completed(void *ctx, struct MHD_Connection *mhd, void **request,
                        enum MHD_RequestTerminationCode how);
+/* Takes the connection out of the loop until request_wake, which any thread may call and which does nothing
+ * when the connection is not suspended. */
+void request_suspend(struct request *r);
+void request_wake(struct request *r);
+/* Sends RESPONSE, which it takes over, with the headers that every reply has. */
+enum MHD_Result request_respond(struct request *r, struct MHD_Response *response);
+
+/* ---- piped.c ---- */
+
+/* Answers with what the job writes into its pipe, piece by piece. */
+enum MHD_Result send_piped(struct request *r);
 
 /* ---- audit.c ---- */
 

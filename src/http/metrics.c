@@ -106,7 +106,7 @@ static void put_http(struct buffer *b, struct server *srv)
 static void put_jobs(struct buffer *b, const struct worker_stats *w, const char *pipeline)
 {
     static const char *const refusals[REFUSAL_COUNT] = {NULL, "queue_full", "loading", "draining", "failed"};
-    static const char *const reasons[CANCEL_REASONS] = {NULL, "disconnect", "shutdown"};
+    static const char *const reasons[CANCEL_REASONS] = {NULL, "disconnect", "shutdown", "slow"};
     char label[96];
 
     gauge(b, "latentd_queue_depth", "Jobs that wait.", w->waiting);

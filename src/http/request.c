@@ -71,14 +71,30 @@ static void release_body(struct request *r)
     buffer_free(&r->body);
 }
 
+enum MHD_Result request_respond(struct request *r, struct MHD_Response *response)
+{
+    const struct reply *reply = &r->reply;
+
+    r->status = reply->status;
+    if (reply->content_type)
+        MHD_add_response_header(response, "Content-Type", reply->content_type);
+    MHD_add_response_header(response, "Server", "latentd");
+    MHD_add_response_header(response, "X-Request-Id", r->id);
+    for (int i = 0; i < REPLY_HEADERS_MAX && reply->header[i].name; i++)
+        MHD_add_response_header(response, reply->header[i].name, reply->header[i].value);
+    if (r->close || atomic_load(&r->server->draining))
+        MHD_add_response_header(response, "Connection", "close");
+    enum MHD_Result queued = MHD_queue_response(r->mhd, (unsigned)reply->status, response);
+    MHD_destroy_response(response);
+    return queued;
+}
+
 static enum MHD_Result send_reply(struct request *r)
 {
     struct reply *reply = &r->reply;
     struct MHD_Response *response;
-    enum MHD_Result queued;
 
     reply_settle(reply);
-    r->status = reply->status;
     r->sent = reply->body.len;
     /* the response takes the body over and frees it */
     response = MHD_create_response_from_buffer(reply->body.len, reply->body.len ? reply->body.data : NULL,
@@ -88,18 +104,8 @@ static enum MHD_Result send_reply(struct request *r)
     if (reply->body.len == 0)
         buffer_free(&reply->body);
     memset(&reply->body, 0, sizeof(reply->body));
-    if (reply->content_type)
-        MHD_add_response_header(response, "Content-Type", reply->content_type);
-    MHD_add_response_header(response, "Server", "latentd");
-    MHD_add_response_header(response, "X-Request-Id", r->id);
-    for (int i = 0; i < REPLY_HEADERS_MAX && reply->header[i].name; i++)
-        MHD_add_response_header(response, reply->header[i].name, reply->header[i].value);
-    if (r->close || atomic_load(&r->server->draining))
-        MHD_add_response_header(response, "Connection", "close");
     connection_deadline(r->connection, clock_now() + REPLY_SECONDS + (double)r->sent / REPLY_RATE);
-    queued = MHD_queue_response(r->mhd, (unsigned)reply->status, response);
-    MHD_destroy_response(response);
-    return queued;
+    return request_respond(r, response);
 }
 
 /* ---- The body ---- */
@@ -148,14 +154,36 @@ static void too_large(struct request *r)
 
 /* ---- Jobs ---- */
 
-/* On the worker's thread, or on the one that cancelled. Nothing of the request may be touched after the
- * resume. */
+static void request_drop(struct request *r);
+
+void request_suspend(struct request *r)
+{
+    MHD_suspend_connection(r->mhd);
+    atomic_store(&r->suspended, true);
+}
+
+/* While it is suspended the connection cannot end, so r->mhd is sound. */
+void request_wake(struct request *r)
+{
+    if (atomic_exchange(&r->suspended, false))
+        MHD_resume_connection(r->mhd);
+}
+
+static void job_wrote(void *ctx)
+{
+    request_wake(ctx);
+}
+
+/* On the worker's thread, or on the one that cancelled. */
 static void job_finished(struct job *job)
 {
     struct request *r = job->owner;
 
+    if (job->pipe)
+        pipe_end(job->pipe, job->result.err.code == 0);
     atomic_store(&r->done, true);
-    MHD_resume_connection(r->mhd);
+    request_wake(r);
+    request_drop(r);
 }
 
 static enum MHD_Result start_job(struct request *r)
@@ -165,16 +193,20 @@ static enum MHD_Result start_job(struct request *r)
 
     r->job->finished = job_finished;
     r->job->owner = r;
-    MHD_suspend_connection(r->mhd);
+    if (r->job->pipe)
+        pipe_on_change(r->job->pipe, job_wrote, r);
+    request_suspend(r);
+    atomic_store(&r->parties, 2);
     why = worker_submit(srv->service->worker, r->job);
     if (why == REFUSED_NOT) {
         /* Not too late: this thread alone goes on with the connection, after we return. */
         connection_watch(r->connection, r->job);
         return MHD_YES;
     }
+    atomic_store(&r->parties, 1);
     refusal_reply(why, &r->reply);
     atomic_store(&r->done, true);
-    MHD_resume_connection(r->mhd);
+    request_wake(r);
     return MHD_YES;
 }
 
@@ -184,10 +216,23 @@ static enum MHD_Result finish_job(struct request *r)
         connection_unwatch(r->connection);
         r->route->end(r->job, &r->reply);
     }
-    enum MHD_Result result = send_reply(r);
-    if (atomic_load(&r->job->cancelled) == CANCEL_DISCONNECT)
-        r->status = CLIENT_LEFT; /* nobody reads the reply; log and metrics tell it from a failure */
-    return result;
+    return send_reply(r);
+}
+
+/* The job has ended, or has written the beginning of its reply. One that failed before any of it was sent is
+ * answered as an error. */
+static enum MHD_Result resume_job(struct request *r)
+{
+    bool done = atomic_load(&r->done);
+
+    if (r->job->pipe && pipe_begun(r->job->pipe) && !(done && r->job->result.err.code))
+        return send_piped(r);
+    if (done)
+        return finish_job(r);
+    request_suspend(r);
+    if (atomic_load(&r->done) || (r->job->pipe && pipe_ready(r->job->pipe)))
+        request_wake(r);
+    return MHD_YES;
 }
 
 /* ---- The stations ---- */
@@ -234,8 +279,9 @@ static struct request *receive(struct server *srv, struct MHD_Connection *mhd, c
     r->server = srv;
     r->mhd = mhd;
     r->connection = info->socket_context;
-    r->method = method;
-    r->path = url;
+    snprintf(r->method, sizeof(r->method), "%s", method);
+    snprintf(r->path, sizeof(r->path), "%s", url);
+    atomic_init(&r->parties, 1);
     r->begun = clock_now();
     choose_id(r);
     atomic_fetch_add(&srv->active, 1);
@@ -252,7 +298,7 @@ enum MHD_Result request_handle(void *ctx, struct MHD_Connection *mhd, const char
     if (r && *size)
         return take_body(r, data, size);
     if (r)
-        return r->job && atomic_load(&r->done) ? finish_job(r) : dispatch(r);
+        return r->job ? resume_job(r) : dispatch(r);
     *request = r = receive(ctx, mhd, url, method);
     if (!r)
         return MHD_NO;
@@ -274,8 +320,10 @@ enum MHD_Result request_handle(void *ctx, struct MHD_Connection *mhd, const char
 
 /* ---- The end ---- */
 
-static void log_request(const struct request *r, enum MHD_RequestTerminationCode how)
+static void log_request(const struct request *r)
 {
+    static const char *const cancelled[CANCEL_REASONS] = {"", " cancelled=disconnect", " cancelled=shutdown",
+                                                          " cancelled=slow"};
     char job[200] = "", what[128];
     const struct job *j = r->job;
     bool quiet = r->route ? !r->route->begin : r->status < 400;
@@ -284,15 +332,35 @@ static void log_request(const struct request *r, enum MHD_RequestTerminationCode
         r->route->describe(j, what, sizeof(what));
         double start = j->started_at > 0 ? j->started_at : j->done_at;
         snprintf(job, sizeof(job), " queue_ms=%.1f gen_ms=%.1f %s%s", 1e3 * (start - j->queued_at),
-                 1e3 * (j->done_at - start), what,
-                 atomic_load(&j->cancelled) == CANCEL_DISCONNECT ? " cancelled=disconnect"
-                 : atomic_load(&j->cancelled)                    ? " cancelled=shutdown"
-                                                                 : "");
+                 1e3 * (j->done_at - start), what, cancelled[atomic_load(&j->cancelled)]);
     }
     log_write(quiet ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO,
-              "request_id=%s method=%.16s route=%.64s status=%d bytes_in=%zu bytes_out=%zu ms=%.1f%s%s",
-              r->id, r->method, r->path, r->status, r->received, r->sent, 1e3 * (clock_now() - r->begun), job,
-              how == MHD_REQUEST_TERMINATED_COMPLETED_OK ? "" : " incomplete");
+              "request_id=%s method=%s route=%s status=%d bytes_in=%zu bytes_out=%zu ms=%.1f%s%s", r->id,
+              r->method, r->path, r->status, r->received, r->sent, 1e3 * (clock_now() - r->begun), job,
+              r->incomplete ? " incomplete" : "");
+}
+
+static void request_end(struct request *r)
+{
+    struct server *srv = r->server;
+
+    if (r->status == 0 || (r->job && r->job->result.err.code == ERR_CANCELLED &&
+                           atomic_load(&r->job->cancelled) == CANCEL_DISCONNECT))
+        r->status = CLIENT_LEFT; /* nobody reads the reply; log and metrics tell it from a failure */
+    http_count(&srv->stats, r->route, r->method, r->status, clock_now() - r->begun);
+    log_request(r);
+    if (r->job)
+        job_put(r->job);
+    release_body(r);
+    buffer_free(&r->reply.body);
+    free(r);
+    atomic_fetch_sub(&srv->active, 1);
+}
+
+static void request_drop(struct request *r)
+{
+    if (atomic_fetch_sub(&r->parties, 1) == 1)
+        request_end(r);
 }
 
 void request_completed(void *ctx, struct MHD_Connection *mhd, void **request,
@@ -305,18 +373,13 @@ void request_completed(void *ctx, struct MHD_Connection *mhd, void **request,
     if (!r)
         return;
     *request = NULL;
+    r->incomplete = how != MHD_REQUEST_TERMINATED_COMPLETED_OK;
     if (r->job)
         connection_unwatch(
             r->connection); /* a client that left: libmicrohttpd may not come back to finish_job() */
-    if (r->status == 0)
-        r->status = CLIENT_LEFT;
-    http_count(&srv->stats, r->route, r->method, r->status, clock_now() - r->begun);
-    log_request(r, how);
-    if (r->job)
-        job_put(r->job);
-    release_body(r);
-    buffer_free(&r->reply.body);
+    if (atomic_load(&r->parties) > 1) /* …in the middle of a reply, while the job goes on */
+        worker_cancel(srv->service->worker, r->job,
+                      connection_late(r->connection) ? CANCEL_SLOW : CANCEL_DISCONNECT);
     connection_deadline(r->connection, clock_now() + KEEPALIVE_SECONDS);
-    free(r);
-    atomic_fetch_sub(&srv->active, 1);
+    request_drop(r);
 }

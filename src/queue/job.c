@@ -30,6 +30,7 @@ void job_init(struct job *job)
     memset(&job->result, 0, sizeof(job->result));
     job->state = JOB_NEW;
     job->next = NULL;
+    job->pipe = NULL;
     job->queued_at = job->started_at = job->done_at = 0;
     atomic_init(&job->cancelled, CANCEL_NONE);
     atomic_init(&job->references, 1);

@@ -367,7 +367,7 @@ void worker_cancel(struct worker *w, struct job *job, enum cancel_reason reason)
     pthread_mutex_lock(&w->lock);
     if (unlink_job(w, job))
         ended = mark_cancelled(w, job, reason);
-    else
+    else if (job->state != JOB_DONE)
         atomic_compare_exchange_strong(&job->cancelled, &none, (int)reason);
     pthread_mutex_unlock(&w->lock);
     if (ended)
