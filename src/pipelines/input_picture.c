@@ -19,8 +19,7 @@ static void normalize(const uint8_t *rgb, size_t count, float *out)
         out[i] = 2.0f * ((float)rgb[i] / 255.0f) - 1.0f;
 }
 
-/* Cut to size with Lanczos, normalised: [1, H, W, 3] F32. */
-static tensor preprocess(struct run *r)
+tensor preprocess_picture(struct run *r)
 {
     pass *p = &r->p;
     const struct request *q = r->q;
@@ -94,7 +93,7 @@ static tensor posterior(struct run *r, tensor moments, bool sample)
 tensor encode_picture(struct run *r, bool sample)
 {
     pass *p = &r->p, of_vae = run_vae_pass(r);
-    tensor x = preprocess(r);
+    tensor x = preprocess_picture(r);
     tensor moments = vae_encode(&of_vae, r->m->vae, x);
     tensor_free(p, &x);
     tensor z = posterior(r, moments, sample);

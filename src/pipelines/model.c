@@ -26,7 +26,8 @@ static const struct {
                {"StableDiffusionImg2ImgPipeline", FAMILY_SD},
                {"StableDiffusionXLPipeline", FAMILY_SDXL},
                {"StableDiffusionXLImg2ImgPipeline", FAMILY_SDXL},
-               {"StableDiffusionInstructPix2PixPipeline", FAMILY_PIX2PIX}};
+               {"StableDiffusionInstructPix2PixPipeline", FAMILY_PIX2PIX},
+               {"StableVideoDiffusionPipeline", FAMILY_VIDEO}};
 enum { CLASSES = sizeof classes / sizeof *classes };
 
 /* What loading needs to know besides the model itself. */
@@ -62,7 +63,7 @@ static int component(char *path, const struct source *s, const char *name, struc
 static bool has_fp16_files(const char *dir)
 {
     static const char *const folders[] = {
-        ".", "unet", "vae", "text_encoder", "text_encoder_2", "safety_checker"};
+        ".", "unet", "vae", "text_encoder", "text_encoder_2", "safety_checker", "image_encoder"};
     if (model_is_single_file(dir))
         return strstr(dir, ".fp16.safetensors") != NULL;
     for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
@@ -106,9 +107,11 @@ static bool names_component(const cJSON *index, const char *name)
 
 static int check_components(const cJSON *index, const char *path, enum family family, struct error *err)
 {
-    static const char *const names[] = {"scheduler", "tokenizer",   "text_encoder",  "unet",
-                                        "vae",       "tokenizer_2", "text_encoder_2"};
-    size_t count = sizeof names / sizeof *names - (family == FAMILY_SDXL ? 0 : 2);
+    static const char *const of_pictures[] = {"scheduler", "tokenizer",   "text_encoder",  "unet",
+                                              "vae",       "tokenizer_2", "text_encoder_2"};
+    static const char *const of_videos[] = {"scheduler", "image_encoder", "feature_extractor", "unet", "vae"};
+    const char *const *names = family == FAMILY_VIDEO ? of_videos : of_pictures;
+    size_t count = family == FAMILY_SDXL ? 7 : 5;
     for (size_t i = 0; i < count; i++)
         if (!names_component(index, names[i]))
             return error_set(err, ERR_UNSUPPORTED,
@@ -132,10 +135,10 @@ static int read_index(struct model *m, struct source *s, struct error *err)
         m->family = FAMILY_PIX2PIX;
     if (!rc && !s->single_file)
         check_components(tree, path, m->family, err);
-    m->encoders = m->family == FAMILY_SDXL ? 2 : 1;
+    m->encoders = m->family == FAMILY_SDXL ? 2 : m->family == FAMILY_VIDEO ? 0 : 1;
     m->zeros_for_empty_prompt = json_bool(&r, "force_zeros_for_empty_prompt", true);
     m->aesthetics_score = json_bool(&r, "requires_aesthetics_score", false);
-    s->own_checker = names_component(tree, "safety_checker");
+    s->own_checker = m->family != FAMILY_VIDEO && names_component(tree, "safety_checker");
     cJSON_Delete(tree);
     return err->code;
 }
@@ -198,11 +201,13 @@ static int load_vae(struct model *m, const struct source *s, struct error *err)
         error_prefix(err, "%s comes without a VAE and takes that of another model", m->id);
     if (rc || (rc = read_force_upcast(path, &upcast, err)))
         return rc;
-    upcast = upcast && m->family == FAMILY_SDXL;
+    upcast = upcast && (m->family == FAMILY_SDXL || m->family == FAMILY_VIDEO);
     m->posterior_dtype = upcast ? DTYPE_F32 : m->noise_dtype;
     m->vae_be = m->be;
     if (upcast && (rc = backend_open_wide(&m->vae_be, m->be, err)))
         return rc;
+    if (m->family == FAMILY_VIDEO)
+        return vae_video_load(&m->vae_video, m->vae_be, path, s->variant, err);
     bool encoder = s->opt->pipeline == PIPELINE_IMAGE_TO_IMAGE;
     return vae_load(&m->vae, m->vae_be, path, extra ? NULL : s->variant, encoder, err);
 }
@@ -212,12 +217,26 @@ static int load_unet(struct model *m, const struct source *s, struct error *err)
 {
     char config[PATH_MAX], dir[PATH_MAX], stem[64];
     int steps = rules_lightning_steps(m->id), rc = component(config, s, "unet", err);
+    if (!rc && m->family == FAMILY_VIDEO)
+        return unet_video_load(&m->unet_video, m->be, config, s->variant, err);
     if (rc || !steps)
         return rc ? rc : unet_load(&m->unet, m->be, config, s->variant, err);
     snprintf(stem, sizeof stem, "sdxl_lightning_%dstep_unet", steps);
     if ((rc = model_find(s->opt->dir, "ByteDance/SDXL-Lightning", dir, sizeof dir, err)))
         return rc;
     return unet_load_from(&m->unet, m->be, config, dir, stem, NULL, err);
+}
+
+/* The image encoder of a video model, and how its pictures are normalised. */
+static int load_vision(struct model *m, const struct source *s, struct error *err)
+{
+    char path[PATH_MAX], file[PATH_MAX];
+    int rc = component(path, s, "feature_extractor", err);
+    if (rc || (rc = join(file, path, "preprocessor_config.json", err)) ||
+        (rc = safety_processor_read(&m->processor, file, err)) ||
+        (rc = component(path, s, "image_encoder", err)))
+        return rc;
+    return clip_vision_load(&m->vision, m->be, path, s->variant, err);
 }
 
 static int find_source(struct source *s, const struct model_options *opt, struct error *err)
@@ -239,6 +258,20 @@ static int load_safety(struct model *m, const struct source *s, struct error *er
     return rc ? rc : safety_open(&m->safety, m->be, m->root, s->own_checker ? path : NULL, s->variant, err);
 }
 
+/* Whether the model's kind and the pipeline that is asked for go together. */
+static int check_pipeline(const struct model *m, enum pipeline_kind pipeline, struct error *err)
+{
+    if (m->family == FAMILY_PIX2PIX && pipeline != PIPELINE_IMAGE_TO_IMAGE)
+        return error_set(err, ERR_UNSUPPORTED, "%s edits pictures; set PIPELINE=image-to-image", m->id);
+    if (m->family == FAMILY_VIDEO && pipeline != PIPELINE_IMAGE_TO_VIDEO)
+        return error_set(err, ERR_UNSUPPORTED, "%s makes videos; set PIPELINE=image-to-video", m->id);
+    if (m->family != FAMILY_VIDEO && pipeline == PIPELINE_IMAGE_TO_VIDEO)
+        return error_set(err, ERR_UNSUPPORTED,
+                         "%s makes pictures; PIPELINE=image-to-video needs a StableVideoDiffusionPipeline",
+                         m->id);
+    return 0;
+}
+
 static int load_parts(struct model *m, const struct model_options *opt, struct error *err)
 {
     struct source s = {0};
@@ -248,10 +281,9 @@ static int load_parts(struct model *m, const struct model_options *opt, struct e
     bool fp16 = has_fp16_files(s.dir);
     s.variant = fp16 ? "fp16" : NULL;
     m->noise_dtype = fp16 || rules_lightning_steps(m->id) ? DTYPE_F16 : DTYPE_F32;
-    if (m->family == FAMILY_PIX2PIX && opt->pipeline != PIPELINE_IMAGE_TO_IMAGE)
-        return error_set(err, ERR_UNSUPPORTED, "%s edits pictures; set PIPELINE=image-to-image", m->id);
-    if ((rc = load_scheduler(m, &s, err)) || (rc = load_text(m, &s, err)) || (rc = load_vae(m, &s, err)) ||
-        (rc = load_unet(m, &s, err)))
+    if ((rc = check_pipeline(m, opt->pipeline, err)) || (rc = load_scheduler(m, &s, err)) ||
+        (rc = m->family == FAMILY_VIDEO ? load_vision(m, &s, err) : load_text(m, &s, err)) ||
+        (rc = load_vae(m, &s, err)) || (rc = load_unet(m, &s, err)))
         return rc;
     return load_safety(m, &s, err);
 }
@@ -279,9 +311,30 @@ static int check_text(const struct model *m, struct error *err)
     return 0;
 }
 
+static int check_video(const struct model *m, struct error *err)
+{
+    int latents = vae_video_latent_channels(m->vae_video), reads = unet_video_in_channels(m->unet_video);
+    if (reads != 2 * latents || unet_video_out_channels(m->unet_video) != latents)
+        return error_set(
+            err, ERR_FORMAT,
+            "the UNet reads %d channels and gives %d, but the latents have %d and the image's as "
+            "many",
+            reads, unet_video_out_channels(m->unet_video), latents);
+    if (clip_vision_projection(m->vision) != unet_video_token_width(m->unet_video))
+        return error_set(err, ERR_FORMAT,
+                         "the image encoder gives %d numbers, but the UNet's cross_attention_dim is %d",
+                         clip_vision_projection(m->vision), unet_video_token_width(m->unet_video));
+    if (unet_video_ids(m->unet_video) != 3)
+        return error_set(err, ERR_FORMAT, "the UNet reads %d added time ids, but there are 3",
+                         unet_video_ids(m->unet_video));
+    return 0;
+}
+
 /* The numbers of the components must fit each other; each was checked against its own weights before. */
 static int check_fit(const struct model *m, struct error *err)
 {
+    if (m->family == FAMILY_VIDEO)
+        return check_video(m, err);
     int latents = vae_latent_channels(m->vae), reads = unet_in_channels(m->unet);
     if (m->family == FAMILY_PIX2PIX && reads != 2 * latents)
         return error_set(err, ERR_FORMAT,
@@ -324,6 +377,9 @@ void model_close(struct model **out)
     lora_shelf_close(&m->loras, m->be); /* before the networks whose weights it replaced */
     unet_close(&m->unet);
     vae_close(&m->vae);
+    unet_video_close(&m->unet_video);
+    vae_video_close(&m->vae_video);
+    clip_vision_close(&m->vision);
     if (m->vae_be && m->vae_be != m->be)
         backend_close(&m->vae_be);
     for (int i = 0; i < TEXT_ENCODERS_MAX; i++) {
@@ -348,8 +404,15 @@ struct backend *model_backend(const struct model *m)
     return m->be;
 }
 
+int model_frames(const struct model *m)
+{
+    return m->unet_video ? unet_video_frames(m->unet_video) : 0;
+}
+
 int model_native_size(const struct model *m)
 {
+    if (m->family == FAMILY_VIDEO)
+        return unet_video_sample_size(m->unet_video) * vae_video_scale(m->vae_video);
     return unet_sample_size(m->unet) * vae_scale(m->vae);
 }
 

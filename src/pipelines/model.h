@@ -7,11 +7,12 @@
 #include "networks.h"
 #include "pipeline.h"
 #include "region.h"
+#include "safety_processor.h"
 #include "scheduler.h"
 #include "tokenizer.h"
 
 /* What kind of pipeline the model's files are for, from model_index.json. */
-enum family { FAMILY_SD, FAMILY_SDXL, FAMILY_PIX2PIX };
+enum family { FAMILY_SD, FAMILY_SDXL, FAMILY_PIX2PIX, FAMILY_VIDEO };
 
 struct safety;
 
@@ -28,6 +29,10 @@ struct model {
     struct clip_text *text[TEXT_ENCODERS_MAX];
     struct unet *unet;
     struct vae *vae;
+    struct unet_video *unet_video; /* FAMILY_VIDEO has these four in the place of text, UNet and VAE */
+    struct vae_video *vae_video;
+    struct clip_vision *vision;
+    struct safety_processor processor; /* of the picture that VISION reads; mean and std alone */
     struct scheduler_config *scheduler;
     bool zeros_for_empty_prompt; /* SDXL's force_zeros_for_empty_prompt */
     bool aesthetics_score;       /* SDXL refiner's requires_aesthetics_score */

@@ -62,6 +62,8 @@ int request_steps(int64_t asked, int otherwise, struct error *err)
 /* Copies of the picture in the batch of one step. */
 static int guidance_parts(const struct model *m, const struct request *q)
 {
+    if (m->family == FAMILY_VIDEO)
+        return 2;
     if (m->family == FAMILY_PIX2PIX)
         return q->guidance > 1.0 && q->image_guidance >= 1.0 ? 3 : 1;
     return q->guidance > 1.0 && unet_time_cond_proj_dim(m->unet) == 0 ? 2 : 1;
@@ -84,29 +86,35 @@ static int start_scheduler(struct run *r)
     return 0;
 }
 
-/* One walk. OUT NULL: planning, no pixels are kept. */
-static int walk(struct model *m, const struct request *q, const struct watcher *watch, pass p,
+/* What a pipeline of one picture ends with. */
+static void finish_picture(struct run *r, tensor y, struct image *out)
+{
+    if (out)
+        to_rgb8(&r->p, y, out->rgb);
+    tensor_free(&r->p, &y);
+    safety_apply(&r->p, r->m->safety, r->q->safety_check, out ? out : &(struct image){0});
+    run_phase_end(r, &r->times.decode);
+}
+
+/* One walk. PLANNING: no pixels are kept, OUT is NULL; it is also for videos. */
+static int walk(struct model *m, const struct request *q, const struct watcher *watch, pass p, bool planning,
                 struct image *out)
 {
     struct run r = {.p = p,
                     .m = m,
                     .q = q,
                     .watch = watch,
-                    .planning = out == NULL,
+                    .planning = planning,
                     .parts = guidance_parts(m, q),
                     .noise = {.seed = (uint64_t)q->seed, .round = m->noise_dtype},
                     .phase_start = seconds()};
     int rc = start_scheduler(&r);
-    if (!rc) {
-        tensor y = q->call(&r);
-        if (out)
-            to_rgb8(&r.p, y, out->rgb);
-        tensor_free(&r.p, &y);
-        safety_apply(&r.p, m->safety, q->safety_check, out ? out : &(struct image){0});
-        run_phase_end(&r, &r.times.decode);
-    }
+    if (!rc && q->call_video)
+        q->call_video(&r);
+    else if (!rc)
+        finish_picture(&r, q->call(&r), out);
     scheduler_end(&r.p, &r.sched);
-    if (out)
+    if (!planning)
         m->times = r.times;
     return p.err->code;
 }
@@ -122,7 +130,7 @@ int request_plan(struct model *m, const struct request *q, struct plan_report *r
         goto out;
     region_init(region, NULL, 0);
     plan_set_dtype(be, m->be->dtype);
-    rc = walk(m, q, NULL, (pass){.be = be, .mem = region, .err = err}, NULL);
+    rc = walk(m, q, NULL, (pass){.be = be, .mem = region, .err = err}, true, NULL);
     *report = *plan_report(be);
     report->region_bytes = region->peak;
 out:
@@ -139,6 +147,8 @@ static int check_memory(struct model *m, const struct plan_report *plan, const s
     size_t job = plan->region_bytes > held ? plan->region_bytes : 0; /* replaces what is held */
     size_t pixels = (size_t)q->width * (size_t)q->height;
     size_t picture = (q->image ? 32 : 8) * pixels; /* pixels, PNG, base64; an input is also floats, twice */
+    if (q->video) /* which is resized for the image encoder from its own size */
+        picture += 24 * (size_t)q->image->width * (size_t)q->image->height;
     int rc = m->be->mem_available ? m->be->mem_available(m->be, &gpu, err) : 0;
     if (rc)
         return rc;
@@ -177,12 +187,14 @@ int request_run(struct model *m, const struct request *q, const struct watcher *
     if (rc || (rc = apply_loras(m, q->loras, err)) || (rc = check_memory(m, &plan, q, err)) ||
         (rc = model_job_memory(m, plan.region_bytes, err)))
         return rc;
+    if (q->call_video)
+        return walk(m, q, watch, (pass){.be = m->be, .mem = &m->region, .err = err}, false, NULL);
     out->width = q->width;
     out->height = q->height;
     out->rgb = malloc(3 * (size_t)q->width * (size_t)q->height);
     if (!out->rgb)
         return error_set(err, ERR_NOMEM, "no memory for %d x %d pixels", q->width, q->height);
-    rc = walk(m, q, watch, (pass){.be = m->be, .mem = &m->region, .err = err}, out);
+    rc = walk(m, q, watch, (pass){.be = m->be, .mem = &m->region, .err = err}, false, out);
     if (rc)
         image_free(out);
     return rc;

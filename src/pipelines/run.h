@@ -13,14 +13,22 @@ enum { SIDE_MAX = 16384, GUIDANCE_PARTS_MAX = 3, TIME_IDS_MAX = 6 };
 
 struct run;
 
+/* What a video is asked for beside the rest. */
+struct video_request {
+    const struct frame_sink *sink; /* NULL: planning */
+    double fps, motion, noise;     /* as the UNet is told, fps one less; noise also as it is added */
+};
+
 struct request {
     tensor (*call)(struct run *r);           /* → picture [1, H, W, 3] F32 in about -1..1 */
+    void (*call_video)(struct run *r);       /* in the place of call: gives its frames away itself */
     const char *prompt[TEXT_ENCODERS_MAX];   /* one for each text encoder */
     const char *negative[TEXT_ENCODERS_MAX]; /* negative[0] NULL: not given */
     double guidance, image_guidance;
-    int width, height;         /* of the picture to make */
-    const struct image *image; /* the input picture; NULL: none */
-    int steps, first_step;     /* of the scheduler; the first of them that is run */
+    int width, height;                 /* of the picture to make */
+    const struct image *image;         /* the input picture; NULL: none */
+    const struct video_request *video; /* of call_video */
+    int steps, first_step;             /* of the scheduler; the first of them that is run */
     int64_t seed;
     const struct loras *loras;
     bool safety_check, exact_times;
@@ -74,6 +82,8 @@ void conditioning_free(struct run *r, struct conditioning *c);
 
 /* Sides of an input picture cut to what the VAE can take: multiples of vae_scale. */
 void input_picture_size(const struct model *m, const struct image *im, int *width, int *height);
+/* The input picture stretched to the request's size with Lanczos, normalised: [1, H, W, 3] F32. */
+tensor preprocess_picture(struct run *r);
 /* The input picture as latents [1, h, w, C] F32: the VAE's posterior, sampled and scaled, or its mode as it
  * is. */
 tensor encode_picture(struct run *r, bool sample);

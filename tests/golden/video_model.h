@@ -98,7 +98,8 @@ static void write_weights(const char *folder, const char *dir, const char *stem,
 }
 
 /* A folder in /tmp with FOLDER's config and weights; DIR gets its path. End with video_model_close. */
-static void video_model_open(char dir[64], const char *folder, const char *stem, const char *less)
+__attribute__((unused)) static void video_model_open(char dir[64], const char *folder, const char *stem,
+                                                     const char *less)
 {
     char command[512];
     strcpy(dir, "/tmp/latentd-test-XXXXXX");
@@ -110,7 +111,7 @@ static void video_model_open(char dir[64], const char *folder, const char *stem,
     write_weights(folder, dir, stem, less);
 }
 
-static void video_model_close(const char *dir)
+__attribute__((unused)) static void video_model_close(const char *dir)
 {
     char command[128];
     snprintf(command, sizeof command, "rm -rf '%s'", dir);
