@@ -17,6 +17,10 @@ enum pipeline_kind {
     PIPELINE_UPSCALE
 };
 
+/* The kind of the pipeline that is called NAME ("image-to-video"). ERR_UNSUPPORTED lists those that are
+ * built. */
+int pipeline_named(const char *name, enum pipeline_kind *kind, struct error *err);
+
 struct model_options {
     enum pipeline_kind pipeline; /* PIPELINE: image-to-image also loads the VAE's encoder */
     const char *dir;             /* MODEL_DIR: root that holds models */

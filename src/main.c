@@ -38,7 +38,8 @@ static const char usage[] =
     "  latentd --help | --version\n"
     "\n"
     "Settings are environment variables:\n"
-    "  PIPELINE, MODEL_ID   what is served (text-to-image, " CONFIG_MODEL_DEFAULT "), or image-to-image\n"
+    "  PIPELINE, MODEL_ID   what is served (text-to-image, " CONFIG_MODEL_DEFAULT "),\n"
+    "                       image-to-image or image-to-video\n"
     "  MODEL_DIR            the folder that holds models\n"
     "  HOST, PORT           where to listen (127.0.0.1, 8000; port 0: any free one)\n"
     "  AUTH_TOKEN           bearer token that generation routes ask for (none)\n"
@@ -54,6 +55,7 @@ static const char usage[] =
 
 struct daemon {
     struct config config;
+    enum pipeline_kind kind;
     struct service service;
     struct worker *worker;
     struct server *server;
@@ -122,16 +124,14 @@ static int prepare(struct daemon *d, struct error *err)
     return 0;
 }
 
-static int check_config(const struct config *c, struct error *err)
+static int check_config(const struct config *c, enum pipeline_kind *kind, struct error *err)
 {
     static const char *const backends[] = {"auto", "cpu", "cuda", "ref"};
     static const char *const tiers[] = {"ref", "avx2", "avx512", "avx512bf16", "amx", "fp16", "bf16"};
     bool known = !c->backend, tier = !c->isa;
 
-    if (strcmp(c->pipeline, CONFIG_PIPELINE_DEFAULT) != 0 && strcmp(c->pipeline, CONFIG_IMAGE_TO_IMAGE) != 0)
-        return error_set(err, ERR_UNSUPPORTED,
-                         "PIPELINE is \"%s\", but only text-to-image and image-to-image are built so far",
-                         c->pipeline);
+    if (pipeline_named(c->pipeline, kind, err))
+        return err->code;
     for (size_t i = 0; i < sizeof(backends) / sizeof(*backends); i++)
         known = known || strcmp(c->backend, backends[i]) == 0;
     if (!known)
@@ -153,10 +153,7 @@ static int start(struct daemon *d, struct error *err)
     struct config *c = &d->config;
     struct worker_options options = {
         .backend = {.kind = c->backend, .isa = c->isa, .threads = c->threads, .noise_wave = c->noise_wave},
-        .model = {.pipeline = strcmp(c->pipeline, CONFIG_IMAGE_TO_IMAGE) == 0 ? PIPELINE_IMAGE_TO_IMAGE
-                                                                              : PIPELINE_TEXT_TO_IMAGE,
-                  .dir = c->model_dir,
-                  .id = c->model_id},
+        .model = {.pipeline = d->kind, .dir = c->model_dir, .id = c->model_id},
         .queue = c->queue,
         .changed = worker_changed,
         .ctx = d,
@@ -214,7 +211,7 @@ static int serve(void)
     struct error err = {0};
     int status = 1;
 
-    if (config_read(&d.config, &err) || check_config(&d.config, &err) || prepare(&d, &err)) {
+    if (config_read(&d.config, &err) || check_config(&d.config, &d.kind, &err) || prepare(&d, &err)) {
         fprintf(stderr, "latentd: %s\n", err.msg);
         return 1;
     }

@@ -11,10 +11,12 @@
 static const char usage[] =
     "usage: latentd bench [--pipeline P] [--model_id ID] [--runs N] [--num_inference_steps N]\n"
     "                     [--guidance_scale G] [--width W] [--height H] [--isa TIER] [--json]\n"
-    "P is text-to-image (default) or image-to-image, which starts from a picture of W x H at strength 0.8\n";
+    "P is text-to-image (default), image-to-image, which starts from a picture of W x H at strength 0.8, or\n"
+    "image-to-video, which starts from one too\n";
 
 enum { RUNS_MAX = 10000 };
 #define PIPELINE_IMAGE "image-to-image"
+#define PIPELINE_VIDEO "image-to-video"
 
 struct options {
     const char *pipeline, *model_id, *isa;
@@ -32,6 +34,7 @@ struct sample {
 struct work {
     struct text_to_image_params q;
     struct image_to_image_params from_image; /* image NULL: text-to-image */
+    struct image_to_video_params video;      /* the same */
     struct image input;
 };
 
@@ -127,12 +130,27 @@ static void print_json(const struct session *s, const struct text_to_image_param
 
 static int plan_work(struct session *s, const struct work *w, struct plan_report *plan)
 {
+    if (w->video.image)
+        return image_to_video_plan(s->model, &w->video, plan, &s->err);
     return w->from_image.image ? image_to_image_plan(s->model, &w->from_image, plan, &s->err)
                                : text_to_image_plan(s->model, &w->q, plan, &s->err);
 }
 
+static int drop_frame(void *ctx, int index, int count, const struct image *frame, struct error *err)
+{
+    (void)ctx;
+    (void)index;
+    (void)count;
+    (void)frame;
+    (void)err;
+    return 0;
+}
+
 static int run_work(struct session *s, const struct work *w, struct image *out)
 {
+    static const struct frame_sink sink = {.frame = drop_frame};
+    if (w->video.image)
+        return image_to_video(s->model, &w->video, NULL, &sink, &s->err);
     return w->from_image.image ? image_to_image(s->model, &w->from_image, NULL, out, &s->err)
                                : text_to_image(s->model, &w->q, NULL, out, &s->err);
 }
@@ -187,6 +205,17 @@ static bool make_work(struct session *s, const struct options *o, struct work *w
                                          .steps = o->steps,
                                          .seed = 0,
                                          .exact_times = true};
+    if (strcmp(o->pipeline, PIPELINE_VIDEO) == 0) {
+        w->video = (struct image_to_video_params){.image = &w->input,
+                                                  .width = w->q.width,
+                                                  .height = w->q.height,
+                                                  .fps = 6,
+                                                  .motion_bucket_id = 127,
+                                                  .noise_aug_strength = 0.02,
+                                                  .steps = o->steps,
+                                                  .exact_times = true};
+        return make_input(&w->input, w->q.width, w->q.height);
+    }
     text_to_image_rules(s->model, &w->q);
     if (strcmp(o->pipeline, PIPELINE_IMAGE) != 0)
         return true;
@@ -235,14 +264,19 @@ int command_bench(int argc, char **argv)
         if (!take_option(&o, argc, argv, &i))
             return 2;
     }
-    bool image = strcmp(o.pipeline, PIPELINE_IMAGE) == 0;
-    if (!image && strcmp(o.pipeline, CONFIG_PIPELINE_DEFAULT) != 0) {
+    enum session_kind kind = SESSION_TEXT_TO_IMAGE;
+    if (strcmp(o.pipeline, PIPELINE_IMAGE) == 0)
+        kind = SESSION_IMAGE_TO_IMAGE;
+    else if (strcmp(o.pipeline, PIPELINE_VIDEO) == 0)
+        kind = SESSION_IMAGE_TO_VIDEO;
+    else if (strcmp(o.pipeline, CONFIG_PIPELINE_DEFAULT) != 0) {
         fprintf(stderr,
-                "latentd bench: pipeline %s is not built; accepted are text-to-image and image-to-image\n",
+                "latentd bench: pipeline %s is not built; accepted are text-to-image, image-to-image and "
+                "image-to-video\n",
                 o.pipeline);
         return 2;
     }
-    int status = session_open(&s, o.model_id, o.isa, image ? SESSION_IMAGE_TO_IMAGE : SESSION_TEXT_TO_IMAGE);
+    int status = session_open(&s, o.model_id, o.isa, kind);
     if (status)
         return status;
     status = bench(&s, &o);

@@ -1,5 +1,5 @@
 /* latentd generate PROMPT -o FILE: the same path as POST /text-to-image, without HTTP; with --image FILE as
- * POST /image-to-image. */
+ * POST /image-to-image; without PROMPT as POST /image-to-video. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,25 +8,30 @@
 #include <unistd.h>
 
 #include "commands.h"
-#include "session.h"
+#include "generate.h"
 
-static const char usage[] = "usage: latentd generate PROMPT -o FILE.png [options]\n"
-                            "  --seed N            same seed, same picture (default: random)\n"
-                            "  --steps N           denoising steps (default: 50)\n"
-                            "  --guidance G        classifier-free guidance (default: 7.5)\n"
-                            "  --negative TEXT     what the picture should not show\n"
-                            "  --width W --height H  in pixels (default: as POST /text-to-image)\n"
-                            "  --image FILE        start from this picture; the size is its own\n"
-                            "  --strength S        how far from it, 0 to 1 (default: 0.8)\n"
-                            "  --image_guidance G  instruct-pix2pix: how close to it (default: 1.5)\n"
-                            "  --model_id ID       default: MODEL_ID, else latentd/emoji\n"
-                            "  --isa TIER          highest CPU tier\n";
+static const char usage[] =
+    "usage: latentd generate PROMPT -o FILE.png [options]\n"
+    "       latentd generate --image FILE -o FRAME-%02d.png [options]  (or -o FOLDER)\n"
+    "  --seed N            same seed, same picture (default: random)\n"
+    "  --steps N           denoising steps (default: 50)\n"
+    "  --guidance G        classifier-free guidance (default: 7.5)\n"
+    "  --negative TEXT     what the picture should not show\n"
+    "  --width W --height H  in pixels (default: as POST /text-to-image)\n"
+    "  --image FILE        start from this picture; the size is its own\n"
+    "  --strength S        how far from it, 0 to 1 (default: 0.8)\n"
+    "  --image_guidance G  instruct-pix2pix: how close to it (default: 1.5)\n"
+    "  --fps N             video: its speed, which the model is told (default: 6)\n"
+    "  --motion N          video: motion_bucket_id, more moves more (default: 127)\n"
+    "  --noise S           video: noise on the picture (default: 0.02)\n"
+    "  --model_id ID       default: MODEL_ID, else latentd/emoji\n"
+    "  --isa TIER          highest CPU tier\n";
 
 struct options {
     const char *prompt, *negative, *out, *image, *model_id, *isa;
-    long seed, steps, width, height;
+    long seed, steps, width, height, fps, motion;
     bool seeded;
-    double guidance, strength, image_guidance;
+    double guidance, strength, image_guidance, noise;
 };
 
 static bool take_option(struct options *o, int argc, char **argv, int *i)
@@ -37,8 +42,9 @@ static bool take_option(struct options *o, int argc, char **argv, int *i)
         return true;
     }
     static const char *const known[] = {
-        "-o",         "--output",   "--seed", "--steps", "--guidance", "--width",         "--height",
-        "--negative", "--model_id", "--isa",  "--image", "--strength", "--image_guidance"};
+        "-o",         "--output",   "--seed", "--steps", "--guidance", "--width",          "--height",
+        "--negative", "--model_id", "--isa",  "--image", "--strength", "--image_guidance", "--fps",
+        "--motion",   "--noise"};
     size_t k = 0;
     while (k < sizeof known / sizeof *known && strcmp(a, known[k]) != 0)
         k++;
@@ -76,14 +82,20 @@ static bool take_option(struct options *o, int argc, char **argv, int *i)
         return flag_number(a, v, &o->strength);
     case 12:
         return flag_number(a, v, &o->image_guidance);
+    case 13:
+        return flag_int(a, v, -1000000, 1000000, &o->fps);
+    case 14:
+        return flag_int(a, v, 0, 1000000, &o->motion);
+    case 15:
+        return flag_number(a, v, &o->noise);
     default:
         o->out = v;
         return true;
     }
 }
 
-/* One line that is drawn again: phase, bar, k of n. Only where stderr is a terminal. */
-static void show_progress(void *ctx, enum phase phase, int step, int steps)
+/* Phase, bar, k of n. */
+void show_progress(void *ctx, enum phase phase, int step, int steps)
 {
     (void)ctx;
     if (!isatty(STDERR_FILENO))
@@ -111,9 +123,7 @@ static int write_and_close(FILE *f, const struct buffer *png, bool sync)
     return why;
 }
 
-/* Writes PNG to PATH: a regular file through a file beside it, so that a full disk leaves no half picture
- * under the name; anything else (a pipe, /dev/stdout) as it is. */
-static int write_file(const char *path, const struct buffer *png, struct error *err)
+int write_file(const char *path, const struct buffer *png, struct error *err)
 {
     char tmp[4096];
     struct stat st;
@@ -132,8 +142,7 @@ static int write_file(const char *path, const struct buffer *png, struct error *
     return error_set(err, ERR_IO, "%s cannot be written: %s", path, strerror(why));
 }
 
-/* The picture in the file PATH. */
-static int read_image(const char *path, struct image *im, struct error *err)
+int read_image(const char *path, struct image *im, struct error *err)
 {
     enum { FILE_MAX = 256 << 20 };
     struct stat st;
@@ -195,9 +204,14 @@ static int from_image(struct session *s, const struct options *o, int64_t seed, 
     return rc;
 }
 
+static int64_t seed_of(const struct options *o)
+{
+    return o->seeded ? o->seed : (long)(clock_seconds() * 1e6) % 4294967296L;
+}
+
 static int generate(struct session *s, const struct options *o)
 {
-    int64_t seed = o->seeded ? o->seed : (long)(clock_seconds() * 1e6) % 4294967296L;
+    int64_t seed = seed_of(o);
     struct image im = {0};
     struct buffer png = {0};
     double start = clock_seconds();
@@ -218,9 +232,24 @@ static int generate(struct session *s, const struct options *o)
     return rc ? 1 : 0;
 }
 
+static int make_video(struct session *s, const struct options *o)
+{
+    struct video_options v = {.image = o->image,
+                              .out = o->out,
+                              .width = (int)o->width,
+                              .height = (int)o->height,
+                              .steps = o->steps,
+                              .seed = seed_of(o),
+                              .fps = o->fps,
+                              .motion = o->motion,
+                              .noise = o->noise};
+    return generate_video(s, &v);
+}
+
 int command_generate(int argc, char **argv)
 {
-    struct options o = {.guidance = 7.5, .strength = 0.8, .image_guidance = 1.5};
+    struct options o = {
+        .guidance = 7.5, .strength = 0.8, .image_guidance = 1.5, .fps = 6, .motion = 127, .noise = 0.02};
     struct session s;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
@@ -230,15 +259,18 @@ int command_generate(int argc, char **argv)
         if (!take_option(&o, argc, argv, &i))
             return 2;
     }
-    if (!o.prompt || !*o.prompt || !o.out) {
+    bool video = !o.prompt && o.image;
+    if (!o.out || (!video && (!o.prompt || !*o.prompt))) {
         fputs(usage, stderr);
         return 2;
     }
-    int status =
-        session_open(&s, o.model_id, o.isa, o.image ? SESSION_IMAGE_TO_IMAGE : SESSION_TEXT_TO_IMAGE);
+    int status = session_open(&s, o.model_id, o.isa,
+                              video     ? SESSION_IMAGE_TO_VIDEO
+                              : o.image ? SESSION_IMAGE_TO_IMAGE
+                                        : SESSION_TEXT_TO_IMAGE);
     if (status)
         return status;
-    status = generate(&s, &o);
+    status = video ? make_video(&s, &o) : generate(&s, &o);
     session_close(&s);
     return status;
 }

@@ -51,10 +51,11 @@ int session_open(struct session *s, const char *model_id, const char *isa, enum 
     if (kind == SESSION_BACKEND)
         return 0;
     double start = clock_seconds();
-    struct model_options from = {.pipeline = kind == SESSION_IMAGE_TO_IMAGE ? PIPELINE_IMAGE_TO_IMAGE
-                                                                            : PIPELINE_TEXT_TO_IMAGE,
-                                 .dir = s->config.model_dir,
-                                 .id = s->config.model_id};
+    static const enum pipeline_kind pipelines[] = {[SESSION_TEXT_TO_IMAGE] = PIPELINE_TEXT_TO_IMAGE,
+                                                   [SESSION_IMAGE_TO_IMAGE] = PIPELINE_IMAGE_TO_IMAGE,
+                                                   [SESSION_IMAGE_TO_VIDEO] = PIPELINE_IMAGE_TO_VIDEO};
+    struct model_options from = {
+        .pipeline = pipelines[kind], .dir = s->config.model_dir, .id = s->config.model_id};
     if (model_load(&s->model, s->be, &from, &s->err))
         return session_fail(s);
     s->load_seconds = clock_seconds() - start;
