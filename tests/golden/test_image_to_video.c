@@ -157,7 +157,7 @@ static void check_tier(const char *tier)
         q.steps = steps;
         q.fps = fps;
         q.motion_bucket_id = motion;
-        check_video(m, tier, be->dtype == DTYPE_F32 ? 72 : 38, name, &q);
+        check_video(m, tier, be->dtype == DTYPE_F32 ? 65 : 38, name, &q);
         videos++;
     }
     CHECK(videos == 3, "%d videos", videos);
