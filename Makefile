@@ -65,7 +65,7 @@ ifeq ($(CUDA),1)
 LDLIBS     += -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
 endif
 
-SRC := $(sort $(wildcard src/*/*.c) $(wildcard kernels/*.c kernels/ref/*.c kernels/plan/*.c kernels/cpu/*.c))
+SRC := $(sort $(filter-out src/pull/%,$(wildcard src/*/*.c)) $(wildcard kernels/*.c kernels/ref/*.c kernels/plan/*.c kernels/cpu/*.c))
 LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
 CUDA_SRC := $(sort $(wildcard kernels/cuda/*.c kernels/cuda/*.cu))
 ifeq ($(CUDA),1)
@@ -79,8 +79,13 @@ EMULATED_TESTS := $(EMULATED)/test_emulator $(EMULATED)/test_library $(EMULATED)
                 $(addprefix $(EMULATED)/fake/,libnvidia-ml.so.1 libcublasLt.so.13 libcudnn.so.9) \
                 $(patsubst %.c,$(EMULATED)/%,$(sort $(wildcard tests/golden/test_*.c)))
 MAIN_OBJ := $(BUILD)/src/main.o
+# Downloads are a program of their own: the daemon links no HTTP client.
+PULL_PKGS := libcurl libcrypto
+PULL_OK   := $(shell pkg-config --exists $(PULL_PKGS) 2>/dev/null && echo yes)
+PULL      := $(if $(PULL_OK),$(BUILD)/latentd-pull)
+PULL_OBJ  := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard src/pull/*.c src/base/*.c))) $(BUILD)/src/weights/model_find.o
 CHECK_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(sort $(wildcard tests/kernels/*.c)))
-TESTS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/unit/test_*.c tests/golden/test_*.c tests/api/test_*.c tests/fault/test_*.c)))
+TESTS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/unit/test_*.c tests/golden/test_*.c tests/api/test_*.c tests/fault/test_*.c $(if $(PULL_OK),tests/pull/test_*.c))))
 # Test folders may hold shared helpers: every .c there that is not test_*.c is linked into that folder's programs.
 TEST_HELP = $(patsubst %.c,$(BUILD)/%.o,$(filter-out $(wildcard $(1)/test_*.c),$(wildcard $(1)/*.c)))
 
@@ -89,17 +94,22 @@ help:
 	@echo "latentd $(VERSION)"
 	@echo "  compiler:  $$($(CC) --version 2>/dev/null | head -n 1 || echo 'none: install gcc')"
 	@echo "  libraries: $(if $(PKG_OK),found ($(PKGS)),missing; run scripts/quickstart.sh or install libmicrohttpd-dev libcjson-dev libpng-dev libjpeg-dev libwebp-dev libgif-dev zlib1g-dev)"
+	@echo "  downloads: $(if $(PULL_OK),latentd pull is built,latentd pull is left out: install libcurl4-openssl-dev libssl-dev)"
 	@echo "  CPU tiers: avx2 avx512 avx512bf16 amx are all built; the daemon picks at start-up"
 	@echo "  CUDA:      $(if $(filter 1,$(CUDA)),$(NVCC_RELEASE) at $(NVCC); GPUs: $(CUDA_ARCHS) and newer,$(if $(NVCC_OK),left out (CUDA=0),$(if $(NVCC_RELEASE),nvcc $(NVCC_RELEASE) found; 12.4 or newer and $(CXX) are needed,no nvcc found): only the CPU backends))"
 	$(if $(filter 1,$(CUDA)),@echo "  cuBLASLt:  $(call library_line,libcublasLt.so.13 libcublasLt.so.12,cublasLt.h)")
 	$(if $(filter 1,$(CUDA)),@echo "  cuDNN:     $(call library_line,libcudnn.so.9,cudnn.h)")
 	@echo "targets: all tests check bench clean   variables: SAN=1 WERROR=0 CUDA=0 BUILD=dir CFLAGS=…"
 
-all: $(BUILD)/latentd
-tests: $(BUILD)/latentd $(BUILD)/checkkernels $(TESTS) $(EMULATED_TESTS)
+all: $(BUILD)/latentd $(PULL)
+tests: $(BUILD)/latentd $(PULL) $(BUILD)/checkkernels $(TESTS) $(EMULATED_TESTS)
 
 $(BUILD)/latentd: $(MAIN_OBJ) $(LIB_OBJ)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+
+$(BUILD)/latentd-pull: $(PULL_OBJ)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(shell pkg-config --libs libcjson $(PULL_PKGS)) -pthread -lm
+$(BUILD)/src/pull/%.o: TIER = $(shell pkg-config --cflags $(PULL_PKGS))
 
 $(BUILD)/checkkernels: $(CHECK_OBJ) $(LIB_OBJ)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS)
@@ -149,7 +159,10 @@ define TEST_RULE
 $(BUILD)/$(1)test_%: $(BUILD)/$(1)test_%.o $(call TEST_HELP,$(patsubst %/,%,$(1))) $$(LIB_OBJ)
 	$$(CC) $$(ALL_CFLAGS) $$(LDFLAGS) $$^ -o $$@ $$(LDLIBS)
 endef
-$(foreach d,tests/unit/ tests/golden/ tests/api/ tests/fault/,$(eval $(call TEST_RULE,$(d))))
+$(foreach d,tests/unit/ tests/golden/ tests/api/ tests/fault/ tests/pull/,$(eval $(call TEST_RULE,$(d))))
+
+# The fake hub computes digests.
+$(BUILD)/tests/pull/%: LDLIBS += $(shell pkg-config --libs libcrypto 2>/dev/null)
 
 # Whether CUDA is in: the only object that asks is built anew when the answer changes.
 CUDA_STAMP := $(BUILD)/cuda-$(CUDA).stamp

@@ -1,7 +1,7 @@
 # Sourced by quickstart.sh and test.sh: installs Debian or Ubuntu packages that are missing, as root or through sudo.
 # latentd links libmicrohttpd (HTTP), cJSON (JSON), libpng with zlib (PNG), and for pictures that clients send libjpeg-turbo,
-# libwebp and giflib.
-BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev zlib1g-dev libjpeg-dev libwebp-dev libgif-dev"
+# libwebp and giflib. latentd-pull links libcurl and OpenSSL's libcrypto.
+BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev zlib1g-dev libjpeg-dev libwebp-dev libgif-dev libcurl4-openssl-dev libssl-dev"
 # The tests also compile the CUDA kernels for the CPU.
 TEST_PACKAGES="$BUILD_PACKAGES g++"
 

@@ -93,7 +93,7 @@ suite() {
     local build=$1 label=$2 program
     export LATENTD_BIN=$build/latentd
     for program in "$build"/tests/unit/test_* "$build"/tests/golden/test_* "$build"/checkkernels "$build"/tests/api/test_* \
-        "$build"/tests/fault/test_*; do
+        "$build"/tests/fault/test_* "$build"/tests/pull/test_*; do
         if [ -x "$program" ] && [ -f "$program" ] && [[ $program != *.[do] ]]; then
             run "$label$(basename "$program")" "$program"
         fi

@@ -32,6 +32,7 @@ static const char usage[] =
     "  latentd                            serve HTTP until SIGTERM\n"
     "  latentd generate PROMPT -o FILE    make one picture without HTTP\n"
     "  latentd bench                      measure\n"
+    "  latentd pull ORG/NAME              fetch a model from the Hugging Face hub\n"
     "  latentd kernels                    say who serves each operation on this machine\n"
     "  latentd openapi --type json|yaml [--entrypoint runner|gateway]\n"
     "                                     print the description of the HTTP interface\n"
@@ -246,6 +247,7 @@ int main(int argc, char **argv)
         int (*run)(int argc, char **argv);
     } commands[] = {{"generate", command_generate},
                     {"bench", command_bench},
+                    {"pull", command_pull},
                     {"kernels", command_kernels},
                     {"openapi", command_openapi}};
 

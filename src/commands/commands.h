@@ -6,6 +6,8 @@
 int command_generate(int argc, char **argv);
 int command_bench(int argc, char **argv);
 int command_kernels(int argc, char **argv);
+/* Becomes latentd-pull (src/pull); returns only when that cannot be. */
+int command_pull(int argc, char **argv);
 int command_openapi(int argc, char **argv);
 
 #endif
