@@ -192,7 +192,8 @@ static void scene_pipeline(void)
                                         "unet/config.json",
                                         "vae/config.json",
                                         "text_encoder/config.json",
-                                        "safety_checker/config.json"};
+                                        "safety_checker/config.json",
+                                        "text_encoder_2/config.json"};
     static const char *const large[] = {"model.ckpt",
                                         "v1.safetensors",
                                         "text_encoder/model.safetensors",
@@ -304,6 +305,22 @@ TEST(lightning_by_steps)
     CHECK(hub.bodies == 1);
     CHECK(there("/models--ByteDance--SDXL-Lightning/snapshots/" HUB_COMMIT
                 "/sdxl_lightning_4step_unet.safetensors"));
+}
+
+#define BASE "/models--stabilityai--stable-diffusion-xl-base-1.0/snapshots/" HUB_COMMIT
+
+TEST(what_a_model_needs_comes_with_it)
+{
+    scene_pipeline();
+    hub_add_noise("vae/diffusion_pytorch_model.fp16.safetensors", 1000);
+    hub_add_noise("sdxl_lightning_8step_unet.safetensors", 1000);
+    CHECK(pull("org/name") == 0 && there("/models--CompVis--stable-diffusion-safety-checker/refs/main"), "%s",
+          said);
+    CHECK(pull("ByteDance/SDXL-Lightning") == 0, "%s", said);
+    CHECK(there(BASE "/unet/config.json") && there(BASE "/vae/diffusion_pytorch_model.fp16.safetensors"));
+    CHECK(there(BASE "/tokenizer/merges.txt") && there(BASE "/text_encoder/model.fp16.safetensors"));
+    CHECK(!there(BASE "/unet/diffusion_pytorch_model.fp16.safetensors"));
+    CHECK(!there("/models--ByteDance--SDXL-Lightning/snapshots/" HUB_COMMIT "/model_index.json"));
 }
 
 TEST(broken_connections_are_resumed)
