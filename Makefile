@@ -21,6 +21,10 @@ CUDA    ?= $(if $(filter 1,$(SAN)),0,$(if $(NVCC_OK),1,0))
 PKGS    := libmicrohttpd libcjson libpng libjpeg libwebp libwebpdemux zlib
 PKG_OK  := $(shell pkg-config --exists $(PKGS) 2>/dev/null && echo yes)
 
+# FFmpeg, for videos: left out where it is not installed, or with FFMPEG=0.
+FFMPEG_PKGS := libavcodec libavformat libavutil
+FFMPEG  ?= $(if $(shell pkg-config --exists $(FFMPEG_PKGS) 2>/dev/null && echo yes),1,0)
+
 WARN    := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wvla -Wstrict-prototypes -Wmissing-prototypes $(if $(filter 1,$(WERROR)),-Werror)
 HARDEN  := -fstack-protector-strong -fPIE -D_FORTIFY_SOURCE=2
 CFLAGS  ?= -O2 -g
@@ -29,6 +33,11 @@ ALL_CFLAGS := -std=gnu11 $(CFLAGS) $(WARN) -fno-math-errno -fno-trapping-math -p
 # giflib has no pkg-config file of its own; distributions that add one name it differently.
 LDLIBS  := $(shell pkg-config --libs $(PKGS) 2>/dev/null) -lgif -lm -pthread
 LDFLAGS += -pie -Wl,-z,relro,-z,now
+
+ifeq ($(FFMPEG),1)
+ALL_CFLAGS += $(shell pkg-config --cflags $(FFMPEG_PKGS))
+LDLIBS     := $(shell pkg-config --libs $(FFMPEG_PKGS)) $(LDLIBS)
+endif
 
 ifeq ($(SAN),1)
 SAN_FLAGS  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
@@ -66,6 +75,7 @@ LDLIBS     += -L$(CUDA_HOME)/lib64 -lcudart_static -lstdc++ -ldl -lrt
 endif
 
 SRC := $(sort $(filter-out src/pull/%,$(wildcard src/*/*.c)) $(wildcard kernels/*.c kernels/ref/*.c kernels/plan/*.c kernels/cpu/*.c))
+SRC := $(filter-out $(if $(filter 1,$(FFMPEG)),src/media/mp4_none.c,src/media/mp4.c),$(SRC))
 LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
 CUDA_SRC := $(sort $(wildcard kernels/cuda/*.c kernels/cuda/*.cu))
 ifeq ($(CUDA),1)
@@ -99,7 +109,8 @@ help:
 	@echo "  CUDA:      $(if $(filter 1,$(CUDA)),$(NVCC_RELEASE) at $(NVCC); GPUs: $(CUDA_ARCHS) and newer,$(if $(NVCC_OK),left out (CUDA=0),$(if $(NVCC_RELEASE),nvcc $(NVCC_RELEASE) found; 12.4 or newer and $(CXX) are needed,no nvcc found): only the CPU backends))"
 	$(if $(filter 1,$(CUDA)),@echo "  cuBLASLt:  $(call library_line,libcublasLt.so.13 libcublasLt.so.12,cublasLt.h)")
 	$(if $(filter 1,$(CUDA)),@echo "  cuDNN:     $(call library_line,libcudnn.so.9,cudnn.h)")
-	@echo "targets: all tests check bench clean   variables: SAN=1 WERROR=0 CUDA=0 BUILD=dir CFLAGS=…"
+	@echo "  FFmpeg:    $(if $(filter 1,$(FFMPEG)),found: videos are encoded,left out: no MP4 from image-to-video; install libavcodec-dev libavformat-dev libavutil-dev)"
+	@echo "targets: all tests check bench clean   variables: SAN=1 WERROR=0 CUDA=0 FFMPEG=0 BUILD=dir CFLAGS=…"
 
 all: $(BUILD)/latentd $(PULL)
 tests: $(BUILD)/latentd $(PULL) $(BUILD)/checkkernels $(TESTS) $(EMULATED_TESTS)
@@ -174,6 +185,15 @@ $(BUILD)/kernels/backend.o: $(CUDA_STAMP)
 $(BUILD)/kernels/backend.o: TIER = $(if $(filter 1,$(CUDA)),-DLATENTD_CUDA=1)
 $(BUILD)/kernels/cuda/%.o: TIER = -isystem $(CUDA_HOME)/include
 
+# Whether FFmpeg is in: the object that says so is built anew when the answer changes, and all is linked again.
+FFMPEG_STAMP := $(BUILD)/ffmpeg-$(FFMPEG).stamp
+$(FFMPEG_STAMP):
+	@mkdir -p $(@D)
+	@rm -f $(BUILD)/ffmpeg-*.stamp
+	@touch $@
+	$(if $(filter 1,$(FFMPEG)),,@echo "FFmpeg is left out: image-to-video makes frames, no MP4")
+$(BUILD)/src/media/mp4.o $(BUILD)/src/media/mp4_none.o: $(FFMPEG_STAMP)
+
 EMULATED_FLAGS := -Itests/emulator -Ikernels/cuda -DLATENTD_CUDA=1 -DLATENTD_CUDA_EMULATED=1
 CXX_FLAGS := -std=gnu++17 $(CFLAGS) -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror) -fno-math-errno -pthread -D_GNU_SOURCE -fPIE \
              -Iinclude $(SAN_FLAGS)
@@ -193,7 +213,7 @@ $(BUILD)/%.o: %.c Makefile
 FUZZ_CC ?= clang
 FUZZ    := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 $(BUILD)/fuzz/fuzz_form: $(addprefix src/api/,form.c form_header.c json_scan.c json_value.c)
-$(BUILD)/fuzz/fuzz_image: $(wildcard src/media/*.c)
+$(BUILD)/fuzz/fuzz_image: $(filter-out src/media/mp4%,$(wildcard src/media/*.c))
 $(BUILD)/fuzz/%: tests/fuzz/%.c src/base/buffer.c src/base/error.c Makefile
 	@mkdir -p $(@D)
 	$(FUZZ_CC) -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -pthread -D_GNU_SOURCE -Iinclude \

@@ -12,13 +12,13 @@ declare -A may=(
     [kernels]="$base $seam backend.h plan.h noise.h"
     [src/weights]="$base $seam weights.h model_files.h"
     [src/text]="$base tokenizer.h"
-    [src/media]="$base image.h"
+    [src/media]="$base image.h video.h"
     [src/networks]="$base $seam weights.h model_files.h networks.h"
     [src/schedulers]="$base $seam noise.h scheduler.h model_files.h"
     [src/pipelines]="$base $seam backend.h plan.h noise.h scheduler.h networks.h weights.h model_files.h tokenizer.h image.h pipeline.h"
     [src/queue]="$base tensor.h ops.h plan.h image.h pipeline.h backend.h job.h pipe.h"
-    [src/api]="$base image.h pipeline.h job.h pipe.h api.h"
-    [src/http]="$base image.h pipeline.h backend.h job.h pipe.h api.h"
+    [src/api]="$base image.h video.h streams.h pipeline.h job.h pipe.h api.h"
+    [src/http]="$base image.h streams.h pipeline.h backend.h job.h pipe.h api.h"
     [src/commands]="*"
     [src/pull]="$base tensor.h ops.h weights.h"
     [src/main.c]="*"
@@ -28,7 +28,7 @@ declare -A only=(
     [microhttpd.h]=src/http [png.h]=src/media [immintrin.h]=kernels/cpu [cuda_runtime_api.h]=kernels/cuda [cuda_runtime.h]=kernels/cuda
     [cuda_fp16.h]=kernels/cuda [cuda_bf16.h]=kernels/cuda [cublasLt.h]=kernels/cuda [cudnn.h]=kernels/cuda
     [curl/curl.h]=src/pull [openssl/evp.h]=src/pull
-    [libavcodec/avcodec.h]=src/media
+    [libavcodec/avcodec.h]=src/media [libavformat/avformat.h]=src/media [libavutil/opt.h]=src/media
     [jpeglib.h]=src/media [webp/decode.h]=src/media [webp/demux.h]=src/media [gif_lib.h]=src/media
 )
 

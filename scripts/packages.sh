@@ -1,9 +1,11 @@
 # Sourced by quickstart.sh and test.sh: installs Debian or Ubuntu packages that are missing, as root or through sudo.
 # latentd links libmicrohttpd (HTTP), cJSON (JSON), libpng with zlib (PNG), and for pictures that clients send libjpeg-turbo,
-# libwebp and giflib. latentd-pull links libcurl and OpenSSL's libcrypto.
-BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev zlib1g-dev libjpeg-dev libwebp-dev libgif-dev libcurl4-openssl-dev libssl-dev"
-# The tests also compile the CUDA kernels for the CPU.
-TEST_PACKAGES="$BUILD_PACKAGES g++"
+# libwebp and giflib. FFmpeg's libraries make the MP4s of image-to-video; without them everything else still builds.
+# latentd-pull links libcurl and OpenSSL's libcrypto.
+BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev zlib1g-dev libjpeg-dev libwebp-dev libgif-dev \
+    libavcodec-dev libavformat-dev libavutil-dev libcurl4-openssl-dev libssl-dev"
+# The tests also compile the CUDA kernels for the CPU, and ask ffprobe and ffmpeg about videos.
+TEST_PACKAGES="$BUILD_PACKAGES g++ ffmpeg"
 
 have_package() {
     [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]

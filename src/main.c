@@ -51,6 +51,7 @@ static const char usage[] =
     "                       on a GPU the type of activations: fp16, bf16 (fp16)\n"
     "  LATENTD_THREADS      CPU threads (one a core)\n"
     "  LATENTD_QUEUE        requests that may wait (8)\n"
+    "  LATENTD_H264         encoder of MP4s: libx264, libopenh264, h264_nvenc, none (the first there is)\n"
     "  LATENTD_CACHE        where the choice of GPU kernels is kept (~/.cache/latentd; empty: nowhere)\n"
     "  LATENTD_TUNE         0: GPU kernels are chosen by rule, not by timing them\n";
 

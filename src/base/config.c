@@ -47,6 +47,20 @@ static size_t env_wave(const char *name, struct error *err)
     return 0;
 }
 
+/* media/mp4.c reads the variable when it looks for an encoder; a name that it does not know is told here. */
+static void check_h264(struct error *err)
+{
+    static const char *const known[] = {"auto", "none", "libx264", "libopenh264", "h264_nvenc"};
+    const char *v = env("LATENTD_H264");
+
+    for (size_t i = 0; v && i < sizeof known / sizeof *known; i++)
+        if (strcmp(v, known[i]) == 0)
+            return;
+    if (v)
+        error_set(err, ERR_INVALID,
+                  "LATENTD_H264 is \"%s\", accepted are auto, none, libx264, libopenh264 and h264_nvenc", v);
+}
+
 /* True when ROOT has a folder for the model, in either layout. */
 static bool shelf_holds(const char *root, const char *id)
 {
@@ -122,5 +136,6 @@ int config_read(struct config *c, struct error *err)
     c->threads = env_int("LATENTD_THREADS", 0, 0, 256, err);
     c->queue = env_int("LATENTD_QUEUE", CONFIG_QUEUE_DEFAULT, 1, CONFIG_QUEUE_MAX, err);
     c->noise_wave = env_wave("LATENTD_NOISE_GPU", err);
+    check_h264(err);
     return err->code ? err->code : config_find_models(c, err);
 }
