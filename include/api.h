@@ -19,6 +19,7 @@ struct api_request {
                               moves it out and leaves an empty one */
     bool authorized;       /* the bearer token is right, or none is asked for */
     bool wants_png;        /* Accept prefers image/png */
+    bool wants_mp4;        /* …video/mp4 */
     const char *id;        /* of the request, for the log */
 };
 
@@ -62,6 +63,12 @@ struct job *image_to_image_job(struct service *s, const struct api_request *requ
 void pictures_reply(struct job *job, struct reply *reply);
 /* "size=512x512 steps=20 seed=7 images=1" for the log. */
 void pictures_describe(const struct job *job, char *out, size_t size);
+
+/* Its frames leave through the job's pipe, so video_reply is for the rest: errors, and replies that are made
+ * whole. */
+struct job *image_to_video_job(struct service *s, const struct api_request *request, struct reply *reply);
+void video_reply(struct job *job, struct reply *reply);
+void video_describe(const struct job *job, char *out, size_t size);
 
 /* What a refusal of worker_submit is called on the wire; always a 500 with "insufficient capacity", the words
  * on which the gateways of the contract try elsewhere. */

@@ -12,6 +12,7 @@ enum { CONFIG_QUEUE_DEFAULT = 8, CONFIG_QUEUE_MAX = 1024, CONFIG_PORT_DEFAULT = 
 #define CONFIG_MODEL_DEFAULT    "latentd/emoji"
 #define CONFIG_PIPELINE_DEFAULT "text-to-image"
 #define CONFIG_IMAGE_TO_IMAGE   "image-to-image"
+#define CONFIG_IMAGE_TO_VIDEO   "image-to-video"
 
 struct config {
     const char *pipeline;     /* PIPELINE */

@@ -17,6 +17,13 @@ void image_free(struct image *im);
 /* 8-bit RGB, no alpha, no metadata. Appends to OUT, or leaves it as it was: sides beyond 65536 are
  * ERR_INVALID. */
 int png_encode(const struct image *im, struct buffer *out, struct error *err);
+/* The same file in pieces of some kilobytes, without keeping it: WRITE gets each of them; its negative
+ * return, with words in ERR, ends the encoding with that code. */
+struct png_sink {
+    int (*write)(void *ctx, const void *data, size_t len, struct error *err);
+    void *ctx;
+};
+int png_write(const struct image *im, const struct png_sink *sink, struct error *err);
 
 /* ---- Pictures that clients send ---- */
 

@@ -32,6 +32,13 @@ def closure(document, paths):
     return names
 
 
+# What latentd adds on purpose (docs/http.md).
+ADDITIONS = {
+    "schemas/Body_genImageToVideo/properties/response_format: not in the reference",
+    "schemas/VideoResponse/properties/video: not in the reference",
+}
+
+
 def differences(want, got, where):
     if type(want) is not type(got):
         yield f"{where}: {want!r} became {got!r}"
@@ -62,6 +69,7 @@ def main():
     found += differences(reference["components"]["securitySchemes"], ours["components"]["securitySchemes"], "security")
     found += differences(reference["servers"], ours["servers"], "servers")
     found += differences({**reference["info"], "version": ""}, {**ours["info"], "version": ""}, "info")
+    found = [line for line in found if line not in ADDITIONS]
     for line in found:
         print(line)
     print(f"{len(paths)} paths, {len(names)} schemas, {len(found)} differences")

@@ -15,6 +15,7 @@
 #include "http/server.h"
 #include "job.h"
 #include "log.h"
+#include "video.h"
 
 /* After SIGTERM: jobs may finish for DRAIN_SECONDS, are told to stop then, and CUT_SECONDS later are answered
  * as cancelled whatever the worker does. The sum with what closing takes stays below the 8 s that a container
@@ -162,6 +163,10 @@ static int start(struct daemon *d, struct error *err)
     };
 
     log_info("latentd " LATENTD_VERSION ": %s with model %s from %s", c->pipeline, c->model_id, c->model_dir);
+    if (d->kind == PIPELINE_IMAGE_TO_VIDEO)
+        log_info(mp4_encoder() ? "videos are encoded by %s"
+                               : "no H.264 encoder (%s): replies hold frames, but no video",
+                 mp4_encoder() ? mp4_encoder() : "libavcodec");
     d->service.config = c;
     int rc = worker_start(&d->worker, &options, err);
     if (rc)

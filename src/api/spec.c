@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "image_to_image.h"
+#include "image_to_video.h"
 #include "text_to_image.h"
 
 const char *const status_names[STATUS_NAMES] = {"LOADING", "OK", "ERROR", "IDLE"};
@@ -64,6 +65,14 @@ const struct schema schemas[] = {
     {"Version",
      NULL,
      {IDENTITY_FIELDS, {"version", "Version", FIELD_STRING, NULL, "The version of the Runner", false}}},
+    {"Video",
+     "The frames as one H.264 video, or why there is none.",
+     {{"url", "Url", FIELD_STRING, NULL, "Path on this server, kept for a while.", true},
+      {"error", "Error", FIELD_STRING, NULL, "Why there is no video.", true}}},
+    {"VideoResponse",
+     "Response model for video generation.",
+     {{"frames", "Frames", FIELD_LISTS, "Media", "The generated video frames.", false},
+      {"video", NULL, FIELD_REF, "Video", "The frames as one video.", true}}},
 };
 
 const int schema_count = sizeof(schemas) / sizeof(*schemas);
@@ -81,6 +90,8 @@ const struct endpoint endpoints[] = {
      "Generate images from text prompts.", &text_to_image_table},
     {"/image-to-image", "Image To Image", "genImageToImage", "imageToImage", "ImageResponse",
      "Apply image transformations to a provided image.", &image_to_image_table},
+    {"/image-to-video", "Image To Video", "genImageToVideo", "imageToVideo", "VideoResponse",
+     "Generate a video from a provided image.", &image_to_video_table},
 };
 const int endpoint_count = sizeof(endpoints) / sizeof(*endpoints);
 

@@ -55,11 +55,12 @@ static double accept_weight(const char *accept, const char *type, const char *al
     return best;
 }
 
-static bool wants_png(struct MHD_Connection *mhd)
+/* True when Accept prefers TYPE (or the range FAMILY that holds it) to JSON. */
+static bool wants(struct MHD_Connection *mhd, const char *type, const char *family)
 {
     const char *accept = header(mhd, "Accept");
 
-    return accept_weight(accept, "image/png", "image/*") > accept_weight(accept, CONTENT_JSON, NULL);
+    return accept_weight(accept, type, family) > accept_weight(accept, CONTENT_JSON, NULL);
 }
 
 /* ---- The reply ---- */
@@ -259,7 +260,8 @@ static enum MHD_Result dispatch(struct request *r)
                                       .len = r->body.len,
                                       .upload = &r->body,
                                       .authorized = auth_ok(header(r->mhd, "Authorization"), token),
-                                      .wants_png = wants_png(r->mhd),
+                                      .wants_png = wants(r->mhd, "image/png", "image/*"),
+                                      .wants_mp4 = wants(r->mhd, "video/mp4", "video/*"),
                                       .id = r->id};
         r->job = r->route->begin(srv->service, &request, &r->reply);
     }

@@ -39,14 +39,15 @@ static void openapi(struct server *srv, struct reply *reply)
     {                                                                                                        \
         path, "GET", slash, function, NULL, NULL, NULL, 0                                                    \
     }
-#define MAKES(path, job, body_max)                                                                           \
+#define MAKES(path, job, end, describe, body_max)                                                            \
     {                                                                                                        \
-        path, "POST", true, NULL, job, pictures_reply, pictures_describe, body_max                           \
+        path, "POST", true, NULL, job, end, describe, body_max                                               \
     }
 
 const struct route routes[] = {
-    MAKES("/text-to-image", text_to_image_job, BODY_MAX),
-    MAKES("/image-to-image", image_to_image_job, UPLOAD_MAX),
+    MAKES("/text-to-image", text_to_image_job, pictures_reply, pictures_describe, BODY_MAX),
+    MAKES("/image-to-image", image_to_image_job, pictures_reply, pictures_describe, UPLOAD_MAX),
+    MAKES("/image-to-video", image_to_video_job, video_reply, video_describe, UPLOAD_MAX),
     ANSWERS("/health", true, health),
     ANSWERS("/hardware/info", true, hardware_info),
     ANSWERS("/hardware/stats", true, hardware_stats),

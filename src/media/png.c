@@ -16,7 +16,7 @@ enum { PNG_SIDE_MAX = 1 << 16 };
 
 /* What libpng's callbacks see. Lives across longjmp, so nothing in it is a local of the encoding function. */
 struct writer {
-    struct buffer *out;
+    const struct png_sink *sink;
     struct error *err;
     png_structp png;
     png_infop info;
@@ -39,9 +39,8 @@ static void on_warning(png_structp png, png_const_charp message)
 static void on_write(png_structp png, png_bytep data, size_t len)
 {
     struct writer *w = png_get_io_ptr(png);
-    if (buffer_add(w->out, data, len) == 0)
+    if (w->sink->write(w->sink->ctx, data, len, w->err) == 0)
         return;
-    error_set(w->err, ERR_NOMEM, "no memory for a PNG of more than %zu bytes", w->out->len);
     longjmp(w->jump, 1);
 }
 
@@ -73,11 +72,10 @@ static void write_picture(struct writer *w, const struct image *im)
     png_write_end(w->png, NULL);
 }
 
-int png_encode(const struct image *im, struct buffer *out, struct error *err)
+int png_write(const struct image *im, const struct png_sink *sink, struct error *err)
 {
     struct error local = {0};
-    struct writer w = {.out = out, .err = err ? err : &local};
-    size_t before = out->len;
+    struct writer w = {.sink = sink, .err = err ? err : &local};
     if (!im->rgb || im->width < 1 || im->height < 1 || im->width > PNG_SIDE_MAX || im->height > PNG_SIDE_MAX)
         return error_set(w.err, ERR_INVALID,
                          "a picture of %d x %d cannot be a PNG: accepted are sides from 1 to %d", im->width,
@@ -85,7 +83,23 @@ int png_encode(const struct image *im, struct buffer *out, struct error *err)
     write_picture(&w, im);
     if (w.png)
         png_destroy_write_struct(&w.png, &w.info);
-    if (w.err->code)
-        out->len = before;
     return w.err->code;
+}
+
+static int add_piece(void *ctx, const void *data, size_t len, struct error *err)
+{
+    struct buffer *out = ctx;
+    if (buffer_add(out, data, len) == 0)
+        return 0;
+    return error_set(err, ERR_NOMEM, "no memory for a PNG of more than %zu bytes", out->len);
+}
+
+int png_encode(const struct image *im, struct buffer *out, struct error *err)
+{
+    struct png_sink sink = {add_piece, out};
+    size_t before = out->len;
+    int rc = png_write(im, &sink, err);
+    if (rc)
+        out->len = before;
+    return rc;
 }

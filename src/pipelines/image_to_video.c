@@ -51,8 +51,10 @@ static tensor image_of_frames(struct run *r, tensor moments)
     pass *p = &r->p;
     int frames = model_frames(r->m), c = moments.c / 2;
     size_t rows = tensor_rows(moments), each = rows * (size_t)c;
-    float *host = calloc((size_t)(VIDEOS * frames) * each + 2 * each, sizeof *host);
-    if (!host) {
+    float *host = r->planning ? NULL : calloc((size_t)(VIDEOS * frames) * each + 2 * each, sizeof *host);
+    if (r->planning) { /* it may be far too large for memory, which is what the plan is to tell */
+        tensor_to_host(p, moments, NULL);
+    } else if (!host) {
         error_set(p->err, ERR_NOMEM, "no memory for the input image's latents");
     } else {
         float *of_image = host + (size_t)frames * each, *read = host + (size_t)(VIDEOS * frames) * each;
@@ -118,8 +120,8 @@ static tensor guide_frames(struct run *r, tensor e)
     pass *p = &r->p;
     int frames = e.n / VIDEOS;
     size_t each = tensor_count(e) / (size_t)e.n, half = (size_t)frames * each;
-    float *host = calloc(2 * half, sizeof *host);
-    if (!host)
+    float *host = r->planning ? NULL : calloc(2 * half, sizeof *host);
+    if (!host && !r->planning)
         error_set(p->err, ERR_NOMEM, "no memory for the guidance of %d frames", frames);
     else
         tensor_to_host(p, e, host);

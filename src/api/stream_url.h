@@ -1,0 +1,16 @@
+/* Pictures and videos that a reply names by URL. */
+#ifndef LATENTD_API_STREAM_URL_H
+#define LATENTD_API_STREAM_URL_H
+
+#include "api.h"
+
+enum { STREAM_URL_MAX = 64 };
+
+/* False where nothing is kept: response_format "url" is refused. */
+bool stream_url_ready(const struct service *s);
+/* Keeps BODY, which is moved (left empty), and writes its URL, "/stream/<id>.png" or ".mp4", to URL. TYPE is
+ * a constant: "image/png" or "video/mp4". ERR_UNSUPPORTED: nothing is kept here. */
+int stream_url(struct service *s, const char *type, struct buffer *body, char url[STREAM_URL_MAX],
+               struct error *err);
+
+#endif
