@@ -29,6 +29,7 @@ struct reply {
     int status;
     const char *content_type; /* a constant */
     struct buffer body;
+    bool no_room; /* refused because its job would not fit into memory; for the metrics */
     struct {
         const char *name;
         char value[64];
@@ -49,6 +50,10 @@ void reply_settle(struct reply *reply);
 /* ---- Endpoints that answer at once ---- */
 
 void health_reply(struct service *s, struct reply *reply);
+/* For orchestrators: is the process sound, and does it take requests now? DRAINING: it is about to end. */
+void live_reply(struct service *s, struct reply *reply);
+void ready_reply(struct service *s, bool draining, struct reply *reply);
+void ping_reply(struct service *s, bool draining, struct reply *reply);
 void version_reply(struct service *s, struct reply *reply);
 void hardware_info_reply(struct service *s, struct reply *reply);
 void hardware_stats_reply(struct service *s, struct reply *reply);

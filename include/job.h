@@ -80,6 +80,8 @@ struct worker_options {
 
 struct worker_stats {
     int waiting, running;
+    enum phase at;   /* of the running job; PHASE_RECEIVED: none is in a phase of its own */
+    int step, steps; /* in PHASE_STEP, else 0 */
     uint64_t images, pixels, refused[REFUSAL_COUNT], cancelled[CANCEL_REASONS], failed[FAILURE_COUNT];
     struct histogram wait, generation, phase[PHASE_COUNT];
     double load_seconds; /* 0 until the model is ready */

@@ -22,7 +22,8 @@ extern const char *const phase_names[PHASE_COUNT];
 /* What a pipeline tells its caller, from the worker thread. Both may be NULL. */
 struct watcher {
     void (*entered)(void *ctx, enum phase phase, int step,
-                    int steps);   /* step of steps in PHASE_STEP, else 0, 0 */
+                    int steps);   /* step of steps in PHASE_STEP; tile of tiles while a large picture is
+                                     encoded (PHASE_TEXT) or decoded (PHASE_DECODE); else 0, 0 */
     bool (*cancelled)(void *ctx); /* asked before each phase and step */
     void *ctx;
 };

@@ -146,18 +146,22 @@ bool auth_ok(const char *header, const char *token);
 
 /* ---- metrics.c ---- */
 
-enum { CODES_MAX = 12, METHODS_MAX = 3 };
+enum { CODES_MAX = 16, METHODS_MAX = 3 };
+
+/* Requests of generation routes that never became a job. What the queue refuses, the worker counts. */
+enum rejection { REJECTED_INVALID, REJECTED_AUTH, REJECTED_TOO_LARGE, REJECTED_UPLOADS, REJECTION_COUNT };
 
 struct http_stats {
     pthread_mutex_t lock;
     uint64_t requests[ROUTE_STATIC_MAX + 1][METHODS_MAX]
                      [CODES_MAX]; /* the last row: paths that are no route */
     struct histogram duration[ROUTE_STATIC_MAX + 1];
-    uint64_t too_large;
+    uint64_t rejected[REJECTION_COUNT];
 };
 
 void http_count(struct http_stats *st, const struct route *route, const char *method, int status,
                 double seconds);
+void http_reject(struct http_stats *st, enum rejection why);
 void metrics_reply(struct server *srv, struct reply *reply);
 
 /* ---- listen.c ---- */

@@ -9,7 +9,8 @@
 
 #include "internal.h"
 
-static const int codes[CODES_MAX] = {200, 307, 400, 401, 404, 405, 422, CLIENT_LEFT, 500, 503, 0};
+static const int codes[CODES_MAX] = {200, 204, 206, 307,         400, 401, 404,
+                                     405, 416, 422, CLIENT_LEFT, 500, 503, 0};
 static const char *const methods[METHODS_MAX] = {"GET", "POST", "other"};
 
 static int code_index(int status)
@@ -32,6 +33,13 @@ void http_count(struct http_stats *st, const struct route *route, const char *me
     pthread_mutex_lock(&st->lock);
     st->requests[row][m][code_index(status)]++;
     histogram_observe(&st->duration[row], seconds);
+    pthread_mutex_unlock(&st->lock);
+}
+
+void http_reject(struct http_stats *st, enum rejection why)
+{
+    pthread_mutex_lock(&st->lock);
+    st->rejected[why]++;
     pthread_mutex_unlock(&st->lock);
 }
 
@@ -95,38 +103,58 @@ static void put_http(struct buffer *b, struct server *srv)
         snprintf(label, sizeof(label), "route=\"%s\"", routes[row].path);
         histogram(b, "latentd_http_request_duration_seconds", label, &st->duration[row]);
     }
-    counter(b, "latentd_bodies_too_large_total", "Requests refused for the size of their body.",
-            st->too_large);
     pthread_mutex_unlock(&st->lock);
     gauge(b, "latentd_connections", "Open connections.", atomic_load(&srv->connections.count));
     counter(b, "latentd_connections_timed_out_total", "Connections closed because they were too slow.",
             atomic_load(&srv->connections.reaped));
 }
 
-static void put_jobs(struct buffer *b, const struct worker_stats *w, const char *pipeline)
+/* One line of a counter family for each of NAMES; those that are NULL are left out. */
+static void counters(struct buffer *b, const char *name, const char *label, const char *const *names,
+                     const uint64_t *values, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (names[i])
+            buffer_printf(b, "%s{%s=\"%s\"} %llu\n", name, label, names[i], (unsigned long long)values[i]);
+}
+
+static void put_rejections(struct buffer *b, struct http_stats *st, const struct worker_stats *w)
 {
     static const char *const refusals[REFUSAL_COUNT] = {NULL, "queue_full", "loading", "draining", "failed"};
+    static const char *const rejections[REJECTION_COUNT] = {"invalid", "auth", "too_large", "uploads_full"};
+
+    family(b, "latentd_rejected_total", "counter", "Requests refused before they became a job.");
+    counters(b, "latentd_rejected_total", "reason", refusals, w->refused, REFUSAL_COUNT);
+    pthread_mutex_lock(&st->lock);
+    counters(b, "latentd_rejected_total", "reason", rejections, st->rejected, REJECTION_COUNT);
+    pthread_mutex_unlock(&st->lock);
+}
+
+static void put_queue(struct buffer *b, const struct worker_stats *w, const struct config *config)
+{
+    gauge(b, "latentd_queue_depth", "Jobs that wait.", w->waiting);
+    gauge(b, "latentd_queue_capacity", "Jobs that may wait.", config->queue);
+    gauge(b, "latentd_requests_running", "Jobs that run.", w->running);
+    family(b, "latentd_running_phase", "gauge", "1 for the phase that the running job is in.");
+    for (int i = PHASE_TEXT; i <= PHASE_ENCODE; i++)
+        buffer_printf(b, "latentd_running_phase{phase=\"%s\"} %d\n", phase_names[i], (int)w->at == i);
+    gauge(b, "latentd_running_step", "Step that the running job is in; 0 outside of steps.", w->step);
+    gauge(b, "latentd_running_steps", "Steps of the running job; 0 outside of steps.", w->steps);
+    family(b, "latentd_queue_wait_seconds", "histogram", "From the queue's end to the worker.");
+    histogram(b, "latentd_queue_wait_seconds", "", &w->wait);
+}
+
+static void put_jobs(struct buffer *b, const struct worker_stats *w, const char *pipeline)
+{
     static const char *const reasons[CANCEL_REASONS] = {NULL, "disconnect", "shutdown", "slow"};
     char label[96];
 
-    gauge(b, "latentd_queue_depth", "Jobs that wait.", w->waiting);
-    gauge(b, "latentd_requests_running", "Jobs that run.", w->running);
     counter(b, "latentd_images_total", "Pictures made.", w->images);
     counter(b, "latentd_pixels_total", "Pixels made.", w->pixels);
-    family(b, "latentd_rejected_total", "counter", "Requests refused before they became a job.");
-    for (int i = 1; i < REFUSAL_COUNT; i++)
-        buffer_printf(b, "latentd_rejected_total{reason=\"%s\"} %llu\n", refusals[i],
-                      (unsigned long long)w->refused[i]);
     family(b, "latentd_cancelled_total", "counter", "Jobs stopped before their end.");
-    for (int i = 1; i < CANCEL_REASONS; i++)
-        buffer_printf(b, "latentd_cancelled_total{reason=\"%s\"} %llu\n", reasons[i],
-                      (unsigned long long)w->cancelled[i]);
+    counters(b, "latentd_cancelled_total", "reason", reasons, w->cancelled, CANCEL_REASONS);
     family(b, "latentd_errors_total", "counter", "Jobs that failed.");
-    for (int i = 0; i < FAILURE_COUNT; i++)
-        buffer_printf(b, "latentd_errors_total{kind=\"%s\"} %llu\n", failure_names[i],
-                      (unsigned long long)w->failed[i]);
-    family(b, "latentd_queue_wait_seconds", "histogram", "From the queue's end to the worker.");
-    histogram(b, "latentd_queue_wait_seconds", "", &w->wait);
+    counters(b, "latentd_errors_total", "kind", failure_names, w->failed, FAILURE_COUNT);
     family(b, "latentd_generation_duration_seconds", "histogram", "Jobs that succeeded, without their wait.");
     snprintf(label, sizeof(label), "pipeline=\"%.60s\"", pipeline);
     histogram(b, "latentd_generation_duration_seconds", label, &w->generation);
@@ -152,17 +180,42 @@ static void put_label(struct buffer *b, const char *s)
 
 static void put_identity(struct buffer *b, struct server *srv, const struct worker_stats *w)
 {
+    const struct config *c = srv->service->config;
+
     family(b, "version", "gauge", "Version of the runner.");
     buffer_puts(b, "version{app=\"ai-runner\",version=\"");
-    put_label(b, srv->service->config->version);
+    put_label(b, c->version);
     buffer_puts(b, "\"} 1\n");
-    family(b, "latentd_build_info", "gauge", "What runs here.");
-    buffer_printf(b, "latentd_build_info{version=\"" LATENTD_VERSION "\",backend=\"%s\",tier=\"%s\"} 1\n",
+    family(b, "latentd_build_info", "gauge",
+           "What runs here; backend and tier are empty until the model is loaded.");
+    buffer_printf(b,
+                  "latentd_build_info{version=\"" LATENTD_VERSION "\",commit=\"" LATENTD_COMMIT
+                  "\",backend=\"%s\",tier=\"%s\"} 1\n",
                   w->backend, w->tier);
+    family(b, "latentd_model_info", "gauge", "What is served.");
+    buffer_puts(b, "latentd_model_info{pipeline=\"");
+    put_label(b, c->pipeline);
+    buffer_puts(b, "\",model_id=\"");
+    put_label(b, c->model_id);
+    buffer_puts(b, "\"} 1\n");
     gauge(b, "latentd_model_ready", "1 when the model is loaded.",
           worker_state(srv->service->worker) == WORKER_READY);
     gauge(b, "latentd_model_load_seconds", "Time that loading took; 0 until it has ended.", w->load_seconds);
     gauge(b, "latentd_model_weight_bytes", "Packed weights in memory.", (double)w->weight_bytes);
+}
+
+/* Nothing on the CPU. */
+static void put_gpu(struct buffer *b, struct worker *w)
+{
+    struct device_info d;
+
+    if (!worker_device(w, &d))
+        return;
+    family(b, "latentd_gpu_memory_bytes", "gauge", "Memory of the GPU, of all its processes.");
+    buffer_printf(b,
+                  "latentd_gpu_memory_bytes{gpu=\"0\",state=\"used\"} %zu\n"
+                  "latentd_gpu_memory_bytes{gpu=\"0\",state=\"free\"} %zu\n",
+                  d.memory_total > d.memory_free ? d.memory_total - d.memory_free : 0, d.memory_free);
 }
 
 /* ---- The process, as Prometheus' own client libraries name it ---- */
@@ -210,6 +263,9 @@ void metrics_reply(struct server *srv, struct reply *reply)
 
     worker_stats(srv->service->worker, &stats);
     put_identity(b, srv, &stats);
+    put_gpu(b, srv->service->worker);
+    put_queue(b, &stats, srv->service->config);
+    put_rejections(b, &srv->stats, &stats);
     put_jobs(b, &stats, srv->service->config->pipeline);
     put_http(b, srv);
     put_process(b, srv);

@@ -148,9 +148,7 @@ static bool expects_refusal(struct request *r)
 static void too_large(struct request *r)
 {
     reply_error(&r->reply, 400, "The body has more than %zu bytes.", body_max(r));
-    pthread_mutex_lock(&r->server->stats.lock);
-    r->server->stats.too_large++;
-    pthread_mutex_unlock(&r->server->stats.lock);
+    http_reject(&r->server->stats, REJECTED_TOO_LARGE);
 }
 
 /* ---- Jobs ---- */
@@ -238,6 +236,19 @@ static enum MHD_Result resume_job(struct request *r)
 
 /* ---- The stations ---- */
 
+/* Of what the endpoint answered without a job, only the worker's own refusals are counted elsewhere. */
+static void count_rejection(struct request *r)
+{
+    int status = r->reply.status;
+
+    if (r->reply.no_room)
+        http_reject(&r->server->stats, REJECTED_TOO_LARGE);
+    else if (status == 400 || status == 422)
+        http_reject(&r->server->stats, REJECTED_INVALID);
+    else if (status == 401)
+        http_reject(&r->server->stats, REJECTED_AUTH);
+}
+
 static enum MHD_Result dispatch(struct request *r)
 {
     struct server *srv = r->server;
@@ -250,6 +261,7 @@ static enum MHD_Result dispatch(struct request *r)
     } else if (r->bodies_full) {
         reply_error(&r->reply, 500,
                     "insufficient capacity: too many request bodies at once, try again later");
+        http_reject(&r->server->stats, REJECTED_UPLOADS);
     } else if (r->body.failed) {
         r->reply.body.failed = true;
     } else if (r->route->answer) {
@@ -264,6 +276,8 @@ static enum MHD_Result dispatch(struct request *r)
                                       .wants_mp4 = wants(r->mhd, "video/mp4", "video/*"),
                                       .id = r->id};
         r->job = r->route->begin(srv->service, &request, &r->reply);
+        if (!r->job)
+            count_rejection(r);
     }
     if (!r->job || r->body.data)
         release_body(r); /* a job that took the body over keeps it counted until its reply */

@@ -10,6 +10,21 @@ static void health(struct server *srv, struct reply *reply)
     health_reply(srv->service, reply);
 }
 
+static void live(struct server *srv, struct reply *reply)
+{
+    live_reply(srv->service, reply);
+}
+
+static void ready(struct server *srv, struct reply *reply)
+{
+    ready_reply(srv->service, atomic_load(&srv->draining), reply);
+}
+
+static void ping(struct server *srv, struct reply *reply)
+{
+    ping_reply(srv->service, atomic_load(&srv->draining), reply);
+}
+
 static void version(struct server *srv, struct reply *reply)
 {
     version_reply(srv->service, reply);
@@ -49,6 +64,9 @@ const struct route routes[] = {
     MAKES("/image-to-image", image_to_image_job, pictures_reply, pictures_describe, UPLOAD_MAX),
     MAKES("/image-to-video", image_to_video_job, video_reply, video_describe, UPLOAD_MAX),
     ANSWERS("/health", true, health),
+    ANSWERS("/health/live", true, live),
+    ANSWERS("/health/ready", true, ready),
+    ANSWERS("/ping", true, ping),
     ANSWERS("/hardware/info", true, hardware_info),
     ANSWERS("/hardware/stats", true, hardware_stats),
     ANSWERS("/version", true, version),

@@ -37,11 +37,15 @@ static void changed(struct worker *w)
 
 /* ---- What the pipeline tells while it runs ---- */
 
-static void phase_ended(struct worker *w, double now)
+/* Counts the phase that is over and shows where the job is now: in step STEP of STEPS of PHASE. */
+static void phase_next(struct worker *w, double now, enum phase phase, int step, int steps)
 {
     pthread_mutex_lock(&w->lock);
     if (w->phase > PHASE_STARTED)
         histogram_observe(&w->stats.phase[w->phase], now - w->phase_since);
+    w->stats.at = phase;
+    w->stats.step = step;
+    w->stats.steps = steps;
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -50,7 +54,7 @@ static void phase_entered(void *ctx, enum phase phase, int step, int steps)
     struct worker *w = ctx;
     double now = clock_now();
 
-    phase_ended(w, now);
+    phase_next(w, now, phase, step, steps);
     w->phase = phase;
     w->phase_since = now;
     if (step)
@@ -167,7 +171,7 @@ static void run_job(struct worker *w, struct job *job)
 
     w->phase = PHASE_STARTED;
     job->run(job, w->model, &watch, &result);
-    phase_ended(w, clock_now());
+    phase_next(w, clock_now(), PHASE_RECEIVED, 0, 0);
     pthread_mutex_lock(&w->lock);
     w->stats.weight_bytes = w->backend->weight_bytes;
     if (result.err.code == ERR_DEVICE) {

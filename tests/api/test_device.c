@@ -223,6 +223,8 @@ TEST(hardware_routes)
         expect_hardware(&d, "/hardware/info", "\"gpu_info\":{" HEAD "\"major\":8,\"minor\":9}}}");
         expect_hardware(&d, "/hardware/stats",
                         "\"gpu_stats\":{" HEAD "\"utilization_compute\":37,\"utilization_memory\":12}}}");
+        CHECK(daemon_metric(&d, "latentd_gpu_memory_bytes{gpu=\"0\",state=\"free\"}") == 2e10 &&
+              daemon_metric(&d, "latentd_gpu_memory_bytes{gpu=\"0\",state=\"used\"}") == 5757220864);
     }
     daemon_end(&d, SIGTERM, 8);
     /* without NVML: what CUDA knows, and a warning */

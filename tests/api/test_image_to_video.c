@@ -381,13 +381,17 @@ TEST(order_of_checks)
     expect(FORM, "fps=x&seed=", NULL, 0, 422,
            "{\"detail\":[{\"type\":\"missing\",\"loc\":[\"body\",\"image\"],\"msg\":\"Field "
            "required\",\"input\":null},{\"type\":\"int_parsing\",\"loc\":[\"body\",\"fps\"]");
-    if (CHECK(daemon_ready(&d, (const char *[]){VIDEO_DAEMON, "AUTH_TOKEN=secret", NULL}))) {
+    if (CHECK(daemon_ready(&d,
+                           (const char *[]){VIDEO_DAEMON, "AUTH_TOKEN=secret", "LATENTD_MEMORY=16", NULL}))) {
         other = tiny;
         tiny = d;
         expect(FORM, "fps=x", NULL, 0, 422, "\"missing\"");
         expect(FORM, "model_id=x&height=1", "no", 2, 401, "{\"detail\":{\"msg\":\"Invalid bearer token.\"}}");
         expect(FORM "Authorization: Bearer secret\r\n", "model_id=x&height=1", "no", 2, 400,
                "{\"detail\":{\"msg\":\"pipeline configured with latentd/svd but called with x.\"}}");
+        expect(
+            FORM "Authorization: Bearer secret\r\n", "height=576&width=1024", png.data, png.len, 500,
+            "{\"detail\":{\"msg\":\"Out of memory error. Try reducing input or output video resolution.\"}}");
         tiny = other;
         daemon_end(&d, SIGTERM, 8);
     }

@@ -2,6 +2,7 @@
 #include "fake_hub.h"
 
 #include <arpa/inet.h>
+#include <errno.h>
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <signal.h>
@@ -100,8 +101,9 @@ static void send_body(int fd, const struct hub_file *f, int64_t from)
         while (f->lfs && hub.hold_at && at >= hub.hold_at) {
             hub.held = 1;
             char byte;
-            if (recv(fd, &byte, 1, MSG_DONTWAIT) == 0)
-                return; /* the client is gone */
+            ssize_t got = recv(fd, &byte, 1, MSG_DONTWAIT);
+            if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
+                return; /* the client is gone, by a reset where it left bytes unread */
             pause_shortly();
         }
         memcpy(block, f->data + at, (size_t)n);
@@ -261,10 +263,16 @@ int hub_start(void)
     return port;
 }
 
+bool hub_quiet(void)
+{
+    for (int i = 0; i < 6000 && open_connections > 0; i++)
+        pause_shortly();
+    return open_connections == 0;
+}
+
 void hub_reset(void)
 {
-    for (int i = 0; i < 1000 && open_connections > 0; i++)
-        pause_shortly();
+    hub_quiet();
     memset(&hub, 0, sizeof hub);
 }
 

@@ -42,6 +42,8 @@ extern struct hub_scene hub;
 
 /* Starts serving; returns the port. */
 int hub_start(void);
+/* Waits until no connection is open: what a killed client left behind is over. False after a minute. */
+bool hub_quiet(void);
 /* Forgets the scene. Waits until no connection is open. */
 void hub_reset(void);
 /* Adds a file; DATA must stay. */
