@@ -194,6 +194,16 @@ $(FFMPEG_STAMP):
 	$(if $(filter 1,$(FFMPEG)),,@echo "FFmpeg is left out: image-to-video makes frames, no MP4")
 $(BUILD)/src/media/mp4.o $(BUILD)/src/media/mp4_none.o: $(FFMPEG_STAMP)
 
+# The commit, for the metrics: the only object that asks is built anew when it changes.
+COMMIT ?= $(or $(shell git describe --always --dirty --exclude '*' 2>/dev/null),unknown)
+COMMIT_STAMP := $(BUILD)/commit-$(COMMIT).stamp
+$(COMMIT_STAMP):
+	@mkdir -p $(@D)
+	@rm -f $(BUILD)/commit-*.stamp
+	@touch $@
+$(BUILD)/src/http/metrics.o $(EMULATED)/src/http/metrics.o: $(COMMIT_STAMP)
+$(BUILD)/src/http/metrics.o $(EMULATED)/src/http/metrics.o: ALL_CFLAGS += -DLATENTD_COMMIT='"$(COMMIT)"'
+
 EMULATED_FLAGS := -Itests/emulator -Ikernels/cuda -DLATENTD_CUDA=1 -DLATENTD_CUDA_EMULATED=1
 CXX_FLAGS := -std=gnu++17 $(CFLAGS) -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror) -fno-math-errno -pthread -D_GNU_SOURCE -fPIE \
              -Iinclude $(SAN_FLAGS)

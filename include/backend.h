@@ -18,6 +18,7 @@ struct backend_options {
     int threads;       /* 0: one for each core the process may use */
     size_t noise_wave; /* threads in one wave of the card whose torch.randn is the reference, a multiple of
                           256; 0: NOISE_WAVE_THREADS */
+    size_t memory_max; /* bytes of main memory that one job may take; 0: whatever is free */
 };
 
 /* A GPU, as /hardware/info and /hardware/stats show it. */
@@ -38,6 +39,7 @@ struct backend {
     struct pool *pool;               /* CPU threads; NULL for ref and plan */
     void *state;                     /* the backend's own */
     size_t noise_wave;               /* as in the options, never 0 */
+    size_t memory_max;               /* as in the options; SIZE_MAX: whatever is free */
     size_t weight_bytes;             /* packed weights alive now; kept by weight_pack and weight_free */
     struct backend *device;          /* NULL, or the backend whose device this is a second handle on */
     int (*mem_alloc)(struct backend *, size_t bytes, void **mem, struct error *); /* memory for a region */

@@ -28,6 +28,7 @@ struct config {
     int threads;              /* LATENTD_THREADS; 0: all cores */
     int queue;                /* LATENTD_QUEUE */
     size_t noise_wave;        /* LATENTD_NOISE_GPU, as backend_options.noise_wave */
+    size_t memory;            /* LATENTD_MEMORY in bytes; 0: what is free */
 };
 
 /* Reads the environment. Strings are borrowed from it. A value that cannot be used is ERR_INVALID and names

@@ -82,6 +82,9 @@ enum dtype unet_stored_dtype(const struct unet *net);
  * beside it: 6; 0: none. */
 int unet_pooled_dim(const struct unet *net);
 int unet_time_ids(const struct unet *net);
+/* Class labels that the model knows (num_class_embeds): 1000 noise levels for the x4 upscaler; 0: it reads
+ * none. */
+int unet_labels(const struct unet *net);
 
 /* What a request tells the UNet. N is text.n. */
 struct unet_conditions {
@@ -91,6 +94,7 @@ struct unet_conditions {
     const float *time_cond; /* [unet_time_cond_proj_dim], or NULL */
     tensor pooled;          /* SDXL: [N, 1, 1, unet_pooled_dim], F32 or the pass's type */
     const float *time_ids;  /* SDXL: [N, unet_time_ids], on the host */
+    int label;              /* of every picture, below unet_labels; 0 where the model has none */
 };
 
 /* What depends on the prompt and the timesteps only, computed once a request: text keys and values of every
@@ -163,6 +167,24 @@ bool vae_has_encoder(const struct vae *net);
 /* picture [N, H, W, 3] F32 in -1..1, sides multiples of vae_scale -> moments [N, h, w, 2C] F32: the mean,
  * then the logarithm of the variance (diffusers' DiagonalGaussianDistribution, before its clamp). */
 tensor vae_encode(pass *p, const struct vae *net, tensor x);
+
+/* Pictures of more than VAE_UNTILED_PIXELS go through the VAE in tiles, as after diffusers'
+ * enable_vae_tiling(): a rule of the size alone, so that a picture depends on its request only. The side of a
+ * tile is the VAE's sample_size, but at least VAE_TILE_MIN, where diffusers would show more of the seams. */
+enum { VAE_UNTILED_PIXELS = 2048 * 2048, VAE_TILE_MIN = 512 };
+/* Side of the tiles for a picture of this size, in pixels; 0: it is not tiled. */
+int vae_tile_side(const struct vae *net, int height, int width);
+struct vae_tiles {
+    int side; /* a multiple of 4 vae_scale */
+    /* Unless NULL, called before each tile, TILE from 1 to TILES. False ends the work: then it has set the
+     * pass's error. */
+    bool (*enter)(void *ctx, int tile, int tiles);
+    void *ctx;
+};
+/* As vae_decode and vae_encode, of one picture (N = 1), a tile after the other; tiles overlap by a quarter
+ * and fade into each other: diffusers' AutoencoderKL.tiled_decode and _tiled_encode. */
+tensor vae_decode_tiled(pass *p, const struct vae *net, tensor z, const struct vae_tiles *tiles);
+tensor vae_encode_tiled(pass *p, const struct vae *net, tensor x, const struct vae_tiles *tiles);
 
 /* ---- AutoencoderKLTemporalDecoder: AutoencoderKL's encoder, and a decoder that sees the frames of a video
  * together ---- */

@@ -157,6 +157,8 @@ tensor timestep_embedding(pass *p, const float *timesteps, int n, int dim, bool 
 tensor repeat_batch(pass *p, tensor x, int times);
 /* A copy of X stored as DTYPE. */
 tensor convert(pass *p, tensor x, enum dtype dtype);
+/* The same into Y, which there is already: a tensor or a view of X's shape. */
+void copy_to(pass *p, tensor y, tensor x);
 
 /* ---- Ops of the sampler: always F32 ---- */
 
@@ -174,6 +176,11 @@ tensor lincomb_guided(pass *p, int count, const float *coef, const tensor *x, in
  * ...], F32. */
 tensor guide(pass *p, tensor e, float scale);
 tensor clip(pass *p, tensor x, float lo, float hi);
+/* From a to b in equal steps, in place of b: diffusers' blend_v and blend_h, where two tiles overlap. a and b
+ * [1, 1, H, W unit], F32, are the overlap as views (tensor_area). UNIT 0: down the rows,
+ * b = (1 - t) a + t b with t = row / H; else along each row with t = column / W, a column being UNIT numbers.
+ */
+void ramp(pass *p, tensor a, tensor b, int unit);
 
 /* ---- Between host and device ---- */
 
@@ -219,6 +226,7 @@ int to_rgb8(pass *p, tensor x, uint8_t *host);
                 float scale, struct error *)) /* pair < 0: none */                                           \
     X(guide, (struct backend *, tensor y, tensor e, float scale, struct error *))                            \
     X(clip, (struct backend *, tensor y, tensor x, float lo, float hi, struct error *))                      \
+    X(ramp, (struct backend *, tensor y, tensor a, tensor b, int unit, struct error *)) /* y may be b */     \
     X(from_host, (struct backend *, tensor y, const float *host, struct error *))                            \
     X(to_host, (struct backend *, tensor x, float *host, struct error *))                                    \
     X(to_rgb8, (struct backend *, tensor x, uint8_t * host, struct error *))                                 \

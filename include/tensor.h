@@ -113,6 +113,28 @@ static inline tensor tensor_of_frames(tensor x, int frames, int positions)
     return x;
 }
 
+/* Rows [top, top + h) and columns [left, left + w) of one contiguous picture X [1, H, W, C], as a view
+ * [1, 1, h, w C]: its rows as tokens. */
+static inline tensor tensor_area(tensor x, int top, int left, int h, int w)
+{
+    x.ld = x.c * x.w;
+    size_t first = (size_t)top * (size_t)x.ld + (size_t)left * (size_t)x.c;
+    x.data = x.data ? (char *)x.data + first * dtype_size(x.dtype) : NULL;
+    x.c *= w;
+    x.w = h;
+    x.h = 1;
+    return x;
+}
+
+/* Rows as tokens [1, 1, H, W C], contiguous, seen as the picture [1, H, W, C]. */
+static inline tensor tensor_of_area(tensor x, int c)
+{
+    x.h = x.w;
+    x.w = x.c / c;
+    x.c = x.ld = c;
+    return x;
+}
+
 /* [N, H, W, C] seen as tokens [N, 1, H*W, C], and back. */
 static inline tensor tensor_as_tokens(tensor x)
 {

@@ -92,6 +92,7 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
         return rc;
     }
     be->noise_wave = opt->noise_wave ? opt->noise_wave : NOISE_WAVE_THREADS;
+    be->memory_max = opt->memory_max ? opt->memory_max : SIZE_MAX;
     *out = be;
     return 0;
 }

@@ -364,6 +364,14 @@ tensor convert(pass *p, tensor x, enum dtype dtype)
     return y;
 }
 
+void copy_to(pass *p, tensor y, tensor x)
+{
+    if (!pass_failed(p) && !same_shape(x, y))
+        bad_shape(p, "copy_to", x, "is not the shape of where it goes");
+    if (!pass_failed(p))
+        p->be->ops.convert(p->be, y, x, p->err);
+}
+
 /* ---- Sampler ---- */
 
 tensor randn(pass *p, int n, int h, int w, int c, uint64_t seed, uint64_t offset, enum dtype round)
@@ -430,6 +438,16 @@ tensor clip(pass *p, tensor x, float lo, float hi)
     if (!pass_failed(p))
         p->be->ops.clip(p->be, y, x, lo, hi, p->err);
     return y;
+}
+
+void ramp(pass *p, tensor a, tensor b, int unit)
+{
+    check_f32(p, "ramp", b, b);
+    check_f32(p, "ramp", a, b);
+    if (!pass_failed(p) && (b.n != 1 || b.h != 1 || unit < 0 || (unit > 0 && b.c % unit != 0)))
+        bad_shape(p, "ramp", b, "is not rows of whole columns");
+    if (!pass_failed(p))
+        p->be->ops.ramp(p->be, b, a, b, unit, p->err);
 }
 
 /* ---- Host and device ---- */

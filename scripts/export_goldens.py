@@ -186,9 +186,12 @@ def old_name(name, tensor):
     return name, tensor
 
 
-def vae_case(folder, seed, dtype, sizes, old=False, variant="", encoder=False, **config):
-    """SIZES: latents (n, h, w) a run. ENCODER: the file holds the encoder too, and each run encodes a picture."""
+def vae_case(folder, seed, dtype, sizes, old=False, variant="", encoder=False, tiled=False, **config):
+    """SIZES: latents (n, h, w) a run. ENCODER: the file holds the encoder too, and each run encodes a picture. TILED:
+    both in tiles of sample_size."""
     model = AutoencoderKL(**config).eval()
+    if tiled:
+        model.enable_tiling()
     randomize(model, seed)
     model.to(dtype).float()
     tensors = {k: v.to(dtype) for k, v in model.state_dict().items()
@@ -373,6 +376,11 @@ CASES = {
         d, 11, torch.bfloat16, [(1, 3, 2)], encoder=True, block_out_channels=(4, 4, 8, 8), latent_channels=4,
         layers_per_block=2, norm_num_groups=2, down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, force_upcast=True, sample_size=16),
+    # in tiles: a last tile that is smaller than the overlap, one row of tiles only, sides that are whole tiles
+    "vae_tiled": lambda d: vae_case(
+        d, 12, torch.float16, [(1, 13, 19), (1, 5, 10), (1, 20, 8)], encoder=True, tiled=True,
+        block_out_channels=(8, 12), latent_channels=4, layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=16),
     "emoji": lambda d: emoji_case(),
 }
 

@@ -17,6 +17,7 @@ import struct
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -314,6 +315,17 @@ def clip():
     yield case([], [-1.0, 1.0], [x, x.clamp(-1, 1)])
 
 
+def ramp():
+    """ints: unit; arrays: a, b, y. AutoencoderKL.blend_v and blend_h over the whole of two strips."""
+    vae = AutoencoderKL(norm_num_groups=1)
+    for h, w in ((5, 4), (4, 7), (1, 1)):
+        a, b = torch.randn(1, 3, h, w), torch.randn(1, 3, h, w)
+        down, along = vae.blend_v(a, b.clone(), h), vae.blend_h(a, b.clone(), w)
+        rows = [nhwc(x).view(1, 1, h, 3 * w) for x in (a, b, down, along)]
+        yield case([0], [], [rows[0], rows[1], rows[2]])
+        yield case([3], [], [rows[0], rows[1], rows[3]])
+
+
 def to_rgb8():
     """arrays: x, bytes as numbers. The last steps of StableDiffusionPipeline with output_type "pil"."""
     steps = torch.arange(0, 511).float() / 255 - 1
@@ -344,6 +356,7 @@ OPS = {
     "lincomb": lincomb,
     "guide": guide,
     "clip": clip,
+    "ramp": ramp,
     "to_rgb8": to_rgb8,
 }
 

@@ -155,7 +155,11 @@ static int start(struct daemon *d, struct error *err)
 {
     struct config *c = &d->config;
     struct worker_options options = {
-        .backend = {.kind = c->backend, .isa = c->isa, .threads = c->threads, .noise_wave = c->noise_wave},
+        .backend = {.kind = c->backend,
+                    .isa = c->isa,
+                    .threads = c->threads,
+                    .noise_wave = c->noise_wave,
+                    .memory_max = c->memory},
         .model = {.pipeline = d->kind, .dir = c->model_dir, .id = c->model_id},
         .queue = c->queue,
         .changed = worker_changed,

@@ -1,4 +1,4 @@
-/* Ops that treat each number alone: silu, add, blend, convert, clip, lincomb, guide.
+/* Ops that treat each number alone: silu, add, blend, convert, clip, lincomb, guide, ramp.
  *
  * One kernel over all of them: a thread takes two pieces (16 bytes of the narrower side, rows.cuh) a block
  * apart and loads both before it uses the first: 64 KB under way on a full multiprocessor, twice what 4.3
@@ -151,6 +151,23 @@ template <class OP> __global__ void __launch_bounds__(THREADS) number_any(number
     store_any(a.y, a.y_type, row * a.y_ld + at, OP::run(a, x));
 }
 
+/* ramp: the overlaps of a picture's tiles, once a picture. COUNT is its unit, VALUE[0] its number of steps. Each thread reads the numbers it writes before it
+ * writes, so y may be b. No fused product, so that all backends give the same bits. */
+__global__ void __launch_bounds__(THREADS) ramp_rows(number_args a)
+{
+    int unit = a.count;
+    size_t item = (size_t)blockIdx.x * THREADS + threadIdx.x;
+    if (item >= a.items)
+        return;
+    size_t row, at;
+    find_item(item, a.columns, &row, &at);
+    float share = (float)(unit ? (int)at / unit : (int)row) / a.value[0];
+    float from = ((const float *)a.x[0])[row * a.x_ld[0] + at];
+    float to = ((const float *)a.x[1])[row * a.x_ld[1] + at];
+    ((float *)a.y)[row * a.y_ld + at] =
+        __fadd_rn(__fmul_rn(__fadd_rn(1, -share), from), __fmul_rn(share, to));
+}
+
 /* Y = op(X[0], .., X[COUNT - 1]), still without the op's own numbers and without items. Returns whether
  * pieces of V numbers will do; then COLUMNS counts them. */
 static bool number_setup(struct number_args *a, tensor y, int count, const tensor *x, int v)
@@ -289,4 +306,21 @@ int cuda_lincomb(struct backend *be, tensor y, int count, const float *coef, con
     if (pair >= 0)
         in[LINCOMB_MAX] = tensor_batch(x[pair], y.n, y.n);
     return run_float<lincomb_op>(be, y, INPUTS_MAX, in, how, err);
+}
+
+int cuda_ramp(struct backend *be, tensor y, tensor a, tensor b, int unit, struct error *err)
+{
+    number_args n;
+    memset(&n, 0, sizeof n);
+    n.y = y.data;
+    n.x[0] = a.data;
+    n.x[1] = b.data;
+    n.y_ld = (size_t)y.ld;
+    n.x_ld[0] = (size_t)a.ld;
+    n.x_ld[1] = (size_t)b.ld;
+    n.columns = (size_t)y.c;
+    n.items = n.columns * tensor_rows(y);
+    n.count = unit;
+    n.value[0] = (float)(unit ? y.c / unit : y.w);
+    return launch(be, ramp_rows, blocks_of(n.items, THREADS), THREADS, 0, n, err);
 }

@@ -201,6 +201,13 @@ static int plan_clip(struct backend *be, tensor y, tensor x, float lo, float hi,
     return count(be, OP_clip, 0, tensor_bytes(x), 0, tensor_bytes(y));
 }
 
+static int plan_ramp(struct backend *be, tensor y, tensor a, tensor b, int unit, struct error *err)
+{
+    (void)unit;
+    (void)err;
+    return count(be, OP_ramp, 0, tensor_bytes(a) + tensor_bytes(b), 0, tensor_bytes(y));
+}
+
 static int plan_from_host(struct backend *be, tensor y, const float *host, struct error *err)
 {
     (void)host;

@@ -1,4 +1,4 @@
-/* Ops that treat each number alone: silu, add, blend, convert, clip, lincomb, guide. */
+/* Ops that treat each number alone: silu, add, blend, convert, clip, lincomb, guide, ramp. */
 #include <math.h>
 
 #include "ref.h"
@@ -97,5 +97,22 @@ int ref_guide(struct backend *be, tensor y, tensor e, float scale, struct error 
     for (size_t row = 0; row < rows; row++)
         for (size_t i = 0; i < (size_t)y.c; i++)
             half_store(ref_row(y, row), y.dtype, i, guided(e, rows, row, i, scale));
+    return 0;
+}
+
+/* Shares in fp32, as diffusers' products with a Python number have them up to their last bit. */
+int ref_ramp(struct backend *be, tensor y, tensor a, tensor b, int unit, struct error *err)
+{
+    (void)be;
+    (void)err;
+    float steps = (float)(unit ? y.c / unit : y.w);
+    for (size_t row = 0; row < tensor_rows(y); row++) {
+        const float *from = ref_row(a, row), *to = ref_row(b, row);
+        float *out = ref_row(y, row);
+        for (int i = 0; i < y.c; i++) {
+            float share = (float)(unit ? i / unit : (int)row) / steps;
+            out[i] = (1 - share) * from[i] + share * to[i];
+        }
+    }
     return 0;
 }

@@ -113,6 +113,7 @@ void pictures_failed(const struct pictures *p, const struct error *err, struct r
 bool pictures_refused(const struct pictures *p, const struct error *err, struct reply *reply)
 {
     log_info("refused: %s", err->msg);
+    reply->no_room = err->code == ERR_NOMEM;
     pictures_failed(p, err, reply);
     return false;
 }

@@ -148,6 +148,7 @@ static bool resolve_size(struct work *w, struct model *m, struct reply *reply)
             height, width);
     else
         reply_error(reply, 500, "Out of memory error. Try reducing output image resolution.");
+    reply->no_room = reply->status == 500;
     return false;
 }
 

@@ -136,6 +136,7 @@ int config_read(struct config *c, struct error *err)
     c->threads = env_int("LATENTD_THREADS", 0, 0, 256, err);
     c->queue = env_int("LATENTD_QUEUE", CONFIG_QUEUE_DEFAULT, 1, CONFIG_QUEUE_MAX, err);
     c->noise_wave = env_wave("LATENTD_NOISE_GPU", err);
+    c->memory = (size_t)env_int("LATENTD_MEMORY", 0, 0, INT_MAX, err) << 20;
     check_h264(err);
     return err->code ? err->code : config_find_models(c, err);
 }

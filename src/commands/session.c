@@ -45,7 +45,8 @@ int session_open(struct session *s, const char *model_id, const char *isa, enum 
     struct backend_options opt = {.kind = s->config.backend ? s->config.backend : "auto",
                                   .isa = isa ? isa : s->config.isa,
                                   .threads = s->config.threads,
-                                  .noise_wave = s->config.noise_wave};
+                                  .noise_wave = s->config.noise_wave,
+                                  .memory_max = s->config.memory};
     if (backend_open(&s->be, &opt, &s->err))
         return session_fail(s);
     if (kind == SESSION_BACKEND)

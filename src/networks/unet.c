@@ -58,20 +58,38 @@ static tensor added_embedding(pass *p, const struct unet *net, const struct unet
     return h;
 }
 
-/* TimestepEmbedding, plus SDXL's addition where the model has it -> SiLU of it, which is what every resnet
- * reads. timesteps [count * N], those of call 0 first -> [count * N, 1, 1, time_c]. */
+/* What is added to the timestep's embedding before its SiLU, one row for each of ROWS: SDXL's pooled text and
+ * sizes, or the learned row of a class label. Without either an empty tensor. */
+static tensor added_rows(pass *p, const struct unet *net, const struct unet_conditions *c, int rows)
+{
+    tensor h = {0};
+    int count = rows;
+    if (net->cfg.pooled_c) {
+        h = added_embedding(p, net, c); /* N 1 1 time_c */
+        count = c->count;
+    } else if (net->cfg.labels) {
+        const float *row = net->label + (size_t)c->label * (size_t)net->cfg.time_c;
+        h = tensor_from_host(p, row, 1, 1, 1, net->cfg.time_c, pass_dtype(p)); /* 1 1 1 time_c */
+    } else {
+        return h;
+    }
+    replace(p, &h, repeat_batch(p, h, count)); /* rows 1 1 time_c */
+    return h;
+}
+
+/* TimestepEmbedding, plus what the model adds to it -> SiLU of it, which is what every resnet reads.
+ * timesteps [count * N], those of call 0 first -> [count * N, 1, 1, time_c]. */
 static tensor time_embedding(pass *p, const struct unet *net, const struct unet_conditions *c,
                              const float *timesteps)
 {
     tensor t = time_sinusoids(p, net, c, timesteps, c->count * c->text.n);
     replace(p, &t, linear(p, &net->time1, t, (struct linear_args){.act = ACT_SILU})); /* rows 1 1 time_c */
-    if (!net->cfg.pooled_c) {
+    tensor added = added_rows(p, net, c, c->count * c->text.n);
+    if (!added.n) {
         replace(p, &t,
                 linear(p, &net->time2, t, (struct linear_args){.act = ACT_SILU})); /* rows 1 1 time_c */
         return t;
     }
-    tensor added = added_embedding(p, net, c);                                          /* N 1 1 time_c */
-    replace(p, &added, repeat_batch(p, added, c->count));                               /* rows 1 1 time_c */
     replace(p, &t, linear(p, &net->time2, t, (struct linear_args){.residual = added})); /* rows 1 1 time_c */
     replace(p, &t, silu(p, t));                                                         /* rows 1 1 time_c */
     tensor_free(p, &added);
@@ -96,6 +114,9 @@ static bool check_conditions(pass *p, const struct unet_config *u, const struct 
         wrong = "the pooled text is not one vector for each picture of the text";
     else if (c->pooled.data && c->pooled.c != u->pooled_c)
         wrong = "the pooled text is not as wide as the model reads it";
+    else if (u->labels ? c->label < 0 || c->label >= u->labels : c->label != 0)
+        wrong = u->labels ? "the class label is not below num_class_embeds"
+                          : "a class label is given, but the model has no num_class_embeds";
     else if (c->time_ids && !u->time_ids)
         wrong = "time ids are given, but the model has no addition_embed_type";
     if (wrong && !p->err->code)

@@ -11,6 +11,7 @@ struct unet_config {
     bool only_cross[LEVELS_MAX];
     bool middle; /* mid_block_type is not null */
     int text_c, time_c, time_cond_c;
+    int labels; /* num_class_embeds: rows of a learned class embedding; 0: none */
     /* addition_embed_type "text_time" (SDXL): pooled text beside the sinusoids of time_ids numbers, each
      * time_id_c wide. All 0 without it. */
     int pooled_c, time_ids, time_id_c;
@@ -42,6 +43,7 @@ struct unet {
     enum dtype stored;
     struct once once;
     weight time1, time2, time_cond, added1, added2;
+    float *label; /* [labels, time_c] on the host; only one row of it is used in a request; NULL: none */
     weight conv_in, norm_out, conv_out;
     struct unet_down down[LEVELS_MAX];
     struct resnet mid_resnet[2];

@@ -26,7 +26,6 @@ static const struct config_choice choices[] = {
     {"cross_attention_norm", "null"},
     {"attention_type", "\"default\""},
     {"class_embed_type", "null"},
-    {"num_class_embeds", "null"},
     {"class_embeddings_concat", "false"},
     {"addition_embed_type", "\"text_time\""},
     {"encoder_hid_dim", "null"},
@@ -75,6 +74,7 @@ static void read_numbers(struct unet_config *u, const struct config *c)
     u->groups = json_int(&c->r, "norm_num_groups", 32, 1, 1024);
     u->eps = config_float(c, "norm_eps", 1e-5, 1e-12, 1e-2);
     u->time_c = json_int(&c->r, "time_embedding_dim", 4 * u->channels[0], 1, 65536);
+    u->labels = json_int(&c->r, "num_class_embeds", 0, 1, 65536);
     u->time_cond_c = json_int(&c->r, "time_cond_proj_dim", 0, 1, 8192);
     u->flip_sin_to_cos = json_bool(&c->r, "flip_sin_to_cos", true);
     u->freq_shift = config_float(c, "freq_shift", 0, -1, 1);

@@ -88,6 +88,12 @@ static void load_all(struct loader *l, struct unet *net)
     load_linear(l, &net->time2, u->time_c, u->time_c, true, "time_embedding.linear_2");
     if (u->time_cond_c)
         load_linear(l, &net->time_cond, c, u->time_cond_c, false, "time_embedding.cond_proj");
+    if (u->labels && !l->check_only)
+        net->label = calloc((size_t)u->labels * (size_t)u->time_c, sizeof(*net->label));
+    if (u->labels && !l->check_only && !net->label)
+        error_set(l->err, ERR_NOMEM, "out of memory loading the UNet");
+    else if (u->labels)
+        load_floats(l, net->label, u->labels, u->time_c, "class_embedding.weight");
     if (u->pooled_c) {
         int added_c = u->pooled_c + u->time_ids * u->time_id_c;
         load_linear(l, &net->added1, u->time_c, added_c, true, "add_embedding.linear_1");
@@ -154,6 +160,7 @@ void unet_close(struct unet **net)
     if (!*net)
         return;
     weight_list_free(&(*net)->packed, (*net)->be);
+    free((*net)->label);
     free(*net);
     *net = NULL;
 }
@@ -191,6 +198,11 @@ int unet_time_cond_proj_dim(const struct unet *net)
 int unet_pooled_dim(const struct unet *net)
 {
     return net->cfg.pooled_c;
+}
+
+int unet_labels(const struct unet *net)
+{
+    return net->cfg.labels;
 }
 
 int unet_time_ids(const struct unet *net)

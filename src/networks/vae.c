@@ -1,6 +1,7 @@
 /* AutoencoderKL: pictures to latents and back. The encoder is loaded only when it is asked for.
  * Source: diffusers models/autoencoders/autoencoder_kl.py, vae.py (Encoder, Decoder), unet_2d_blocks.py
  * (DownEncoderBlock2D, UNetMidBlock2D, UpDecoderBlock2D). */
+#include <cjson/cJSON.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +43,10 @@ static void read_config(struct vae *v, const struct config *c)
     v->layers = json_int(&c->r, "layers_per_block", 1, 1, LAYERS_MAX);
     v->latent_c = json_int(&c->r, "latent_channels", 4, 1, 64);
     v->groups = json_int(&c->r, "norm_num_groups", 32, 1, 1024);
+    v->sample_size = 32;
+    if (cJSON_IsNumber(cJSON_GetObjectItemCaseSensitive(
+            c->r.object, "sample_size"))) /* a list, or null, leaves tiles at their least */
+        v->sample_size = json_int(&c->r, "sample_size", 32, 1, 1 << 16);
     v->quant = json_bool(&c->r, "use_quant_conv", true);
     v->post_quant = json_bool(&c->r, "use_post_quant_conv", true);
     v->mid_attention = json_bool(&c->r, "mid_block_add_attention", true);

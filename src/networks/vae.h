@@ -43,7 +43,7 @@ struct vae_decoder {
 struct vae {
     struct backend *be;
     struct weight_list packed;
-    int levels, channels[LEVELS_MAX], layers, groups, latent_c;
+    int levels, channels[LEVELS_MAX], layers, groups, latent_c, sample_size;
     bool quant, post_quant, mid_attention, has_encoder;
     float scaling_factor, shift_factor;
     struct vae_encoder enc;

@@ -138,14 +138,28 @@ tensor denoise(struct run *r, const struct conditioning *c, tensor x, tensor ima
     return x;
 }
 
+static bool enter_tile(void *ctx, int tile, int tiles)
+{
+    return run_enter(ctx, PHASE_DECODE, tile, tiles);
+}
+
+static tensor decode_picture(struct run *r, tensor z)
+{
+    const struct vae *vae = r->m->vae;
+    int side = vae_tile_side(vae, z.h * vae_scale(vae), z.w * vae_scale(vae));
+    pass p = run_vae_pass(r);
+    if (side == 0)
+        return vae_decode(&p, vae, z);
+    return vae_decode_tiled(&p, vae, z, &(struct vae_tiles){.side = side, .enter = enter_tile, .ctx = r});
+}
+
 tensor decode_latents(struct run *r, tensor x)
 {
     float coef = 1.0f / vae_scaling_factor(r->m->vae);
     run_enter(r, PHASE_DECODE, 0, 0);
     tensor z = lincomb(&r->p, 1, &coef, &x);
     tensor_free(&r->p, &x);
-    pass p = run_vae_pass(r);
-    tensor y = vae_decode(&p, r->m->vae, z);
+    tensor y = decode_picture(r, z);
     tensor_free(&r->p, &z);
     return y;
 }

@@ -90,11 +90,26 @@ static tensor posterior(struct run *r, tensor moments, bool sample)
     return z;
 }
 
+static bool enter_tile(void *ctx, int tile, int tiles)
+{
+    return run_enter(ctx, PHASE_TEXT, tile, tiles);
+}
+
+static tensor encode(struct run *r, tensor x)
+{
+    pass p = run_vae_pass(r);
+    int side = vae_tile_side(r->m->vae, x.h, x.w);
+    if (side == 0)
+        return vae_encode(&p, r->m->vae, x);
+    return vae_encode_tiled(&p, r->m->vae, x,
+                            &(struct vae_tiles){.side = side, .enter = enter_tile, .ctx = r});
+}
+
 tensor encode_picture(struct run *r, bool sample)
 {
-    pass *p = &r->p, of_vae = run_vae_pass(r);
+    pass *p = &r->p;
     tensor x = preprocess_picture(r);
-    tensor moments = vae_encode(&of_vae, r->m->vae, x);
+    tensor moments = encode(r, x);
     tensor_free(p, &x);
     tensor z = posterior(r, moments, sample);
     tensor_free(p, &moments);

@@ -19,7 +19,7 @@ static int open_shelf(struct model *m, struct error *err)
 /* 0 when BYTES more, and HOST on the host, can be had now. */
 static int check_room(struct model *m, size_t bytes, size_t host, struct error *err)
 {
-    size_t have = memory_available(), gpu = 0;
+    size_t have = memory_available(m->be), gpu = 0;
     if (m->be->mem_available) {
         int rc = m->be->mem_available(m->be, &gpu, err);
         if (rc)

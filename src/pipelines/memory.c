@@ -32,7 +32,7 @@ static size_t cgroup_number(const char *path)
     return value;
 }
 
-size_t memory_available(void)
+size_t memory_available(const struct backend *be)
 {
     size_t free_bytes = meminfo("MemAvailable");
     if (free_bytes == 0)
@@ -44,7 +44,7 @@ size_t memory_available(void)
         if (rest < free_bytes)
             free_bytes = rest;
     }
-    return free_bytes;
+    return free_bytes < be->memory_max ? free_bytes : be->memory_max;
 }
 
 int model_job_memory(struct model *m, size_t bytes, struct error *err)

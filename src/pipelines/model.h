@@ -48,8 +48,9 @@ struct model {
     struct lora_shelf *loras; /* NULL until a request has some */
 };
 
-/* Bytes that this process could still take: the machine's available memory, cut by the cgroup's limit. */
-size_t memory_available(void);
+/* Bytes that a job on BE could still take: the machine's available memory, cut by the cgroup's limit and by
+ * the backend's own. */
+size_t memory_available(const struct backend *be);
 /* Job memory of at least BYTES in m->mem, emptied into m->region. ERR_NOMEM when it cannot be had. */
 int model_job_memory(struct model *m, size_t bytes, struct error *err);
 

@@ -143,7 +143,7 @@ out:
 static int check_memory(struct model *m, const struct plan_report *plan, const struct request *q,
                         struct error *err)
 {
-    size_t held = atomic_load(&m->mem_size), have = memory_available(), gpu = 0;
+    size_t held = atomic_load(&m->mem_size), have = memory_available(m->be), gpu = 0;
     size_t job = plan->region_bytes > held ? plan->region_bytes : 0; /* replaces what is held */
     size_t pixels = (size_t)q->width * (size_t)q->height;
     size_t picture = (q->image ? 32 : 8) * pixels; /* pixels, PNG, base64; an input is also floats, twice */
@@ -159,6 +159,8 @@ static int check_memory(struct model *m, const struct plan_report *plan, const s
     size_t need = (m->be->mem_available ? 0 : job) + picture;
     size_t reused = job && !m->be->mem_available ? held : 0;
     size_t rest = have > SIZE_MAX - reused ? SIZE_MAX : have + reused;
+    if (rest > m->be->memory_max)
+        rest = m->be->memory_max;
     if (need > rest)
         return error_set(err, ERR_NOMEM, "%d x %d needs %zu MiB of memory, %zu MiB are free", q->width,
                          q->height, need >> 20, rest >> 20);

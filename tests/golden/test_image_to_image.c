@@ -244,6 +244,7 @@ TEST(a_plan_needs_no_pixels)
         CHECK(image_to_image_plan(b.m, &q, &plan, &err) == 0 && plan.region_bytes > 0, "%s", err.msg);
         CHECK(plan.op[OP_from_host].calls > 0 && plan.total.flops > 0);
         size = (struct image){.width = 16000, .height = 16000};
+        b.be->memory_max = (size_t)2 << 30;
         CHECK(image_to_image_admit(b.m, &q, &err) == ERR_NOMEM, "%s", err.msg);
     }
     bench_close(&b);

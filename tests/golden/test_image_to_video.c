@@ -207,6 +207,7 @@ TEST(bad_requests_are_refused)
     q.image = &size;
     CHECK(image_to_video_admit(m, &q, &fits) == 0, "%s", fits.msg);
     q.width = q.height = 16000;
+    be->memory_max = (size_t)2 << 30;
     CHECK(image_to_video_admit(m, &q, &err) == ERR_NOMEM, "%s", err.msg);
     model_close(&m);
     backend_close(&be);

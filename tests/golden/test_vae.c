@@ -46,6 +46,106 @@ static void check_half(struct stage *s, const struct vae *net, vae_half *half, c
     CHECK(s->mem.count == 0, "%d tensors were not given back", s->mem.count);
 }
 
+/* Both halves in tiles of the goldens' size, counting them. */
+static int tiles_done;
+
+static bool count_tile(void *ctx, int tile, int tiles)
+{
+    const int *stop = ctx;
+    CHECK(tile == ++tiles_done && tile <= tiles);
+    return tile != *stop;
+}
+
+static int never = -1;
+static const struct vae_tiles tiles_of_16 = {.side = 16, .enter = count_tile, .ctx = &never};
+
+static tensor decode_tiled(pass *p, const struct vae *net, tensor z)
+{
+    tiles_done = 0;
+    return vae_decode_tiled(p, net, z, &tiles_of_16);
+}
+
+static tensor encode_tiled(pass *p, const struct vae *net, tensor x)
+{
+    tiles_done = 0;
+    return vae_encode_tiled(p, net, x, &tiles_of_16);
+}
+
+static void check_tiled(struct stage *s, const char *folder)
+{
+    static const int tiles[] = {12, 2, 8};
+    struct golden g;
+    struct vae *net = NULL;
+    if (!golden_open(&g, folder))
+        return;
+    if (CHECK(vae_load(&net, s->be, folder, NULL, true, &s->err) == 0, "%s", s->err.msg)) {
+        for (int run = 0; run < 3; run++) {
+            char what[80];
+            snprintf(what, sizeof(what), "vae_tiled run %d", run);
+            check_half(s, net, decode_tiled, what, golden_find(&g, run, "z"), golden_find(&g, run, "out"),
+                       golden_find(&g, run, "bf16_error"));
+            CHECK(tiles_done == tiles[run], "%d tiles", tiles_done);
+            check_half(s, net, encode_tiled, what, golden_find(&g, run, "pixels"),
+                       golden_find(&g, run, "moments"), golden_find(&g, run, "moments.bf16_error"));
+        }
+        int stop = 3;
+        stage_reset(s);
+        tiles_done = 0;
+        tensor z = image(&s->p, golden_find(&g, 0, "z"));
+        vae_decode_tiled(&s->p, net, z, &(struct vae_tiles){.side = 16, .enter = count_tile, .ctx = &stop});
+        CHECK(tiles_done == 3, "stopped after %d tiles", tiles_done);
+        stage_reset(s);
+        vae_decode_tiled(&s->p, net, z, &(struct vae_tiles){.side = 12});
+        CHECK(s->err.code == ERR_INTERNAL, "a side that does not divide was taken");
+        stage_reset(s);
+    }
+    vae_close(&net);
+    golden_close(&g);
+}
+
+TEST(in_tiles)
+{
+    golden_each_tier(check_tiled, "tests/golden/data/vae_tiled");
+}
+
+/* 4096 x 4096 in tiles takes no more than the whole of a tile, the picture and its edges; planned only. */
+static void check_large(struct stage *s, const char *folder)
+{
+    static struct region whole, tiled, tile;
+    struct region *mem[] = {&whole, &tiled, &tile};
+    const int side[] = {2048, 4096, 512};
+    struct vae *net = NULL;
+    struct backend *plan = NULL;
+    if (!CHECK(vae_load(&net, s->be, folder, NULL, true, &s->err) == 0 &&
+                   backend_open(&plan, &(struct backend_options){.kind = "plan"}, &s->err) == 0,
+               "%s", s->err.msg))
+        return;
+    CHECK(vae_tile_side(net, 2048, 2048) == 0 && vae_tile_side(net, 2048, 2056) == 512);
+    plan_set_dtype(plan, s->be->dtype);
+    for (int i = 0; i < 3; i++) {
+        pass p = {.be = plan, .mem = mem[i], .err = &s->err};
+        region_init(mem[i], NULL, 0);
+        tensor z = tensor_new(&p, 1, side[i] / 2, side[i] / 2, 4, DTYPE_F32);
+        if (i == 1)
+            vae_decode_tiled(&p, net, z, &(struct vae_tiles){.side = 512});
+        else
+            vae_decode(&p, net, z);
+    }
+    size_t picture = (size_t)4096 * 4096 * (3 + 1) * sizeof(float), edges = (size_t)12 * 12 * 128 * 512;
+    CHECK(s->err.code == 0, "%s", s->err.msg);
+    CHECK(tiled.peak <= picture + edges + 2 * tile.peak && tiled.peak < whole.peak,
+          "in tiles %zu bytes, one tile %zu, 2048 x 2048 whole %zu", tiled.peak, tile.peak, whole.peak);
+    printf("  %-19s 4096 x 4096 in tiles %zu MiB, 2048 x 2048 whole %zu MiB\n", s->name, tiled.peak >> 20,
+           whole.peak >> 20);
+    backend_close(&plan);
+    vae_close(&net);
+}
+
+TEST(large_pictures_in_the_memory_of_a_tile)
+{
+    golden_each_tier(check_large, "tests/golden/data/vae_tiled");
+}
+
 static void check_runs(struct stage *s, const char *folder, bool encoder)
 {
     struct golden g;

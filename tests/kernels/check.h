@@ -63,8 +63,8 @@ struct op_check {
 extern const struct op_check check_conv2d, check_conv_temporal, check_linear, check_attention,
     check_group_norm, check_group_norm_silu, check_layer_norm, check_silu, check_add, check_blend,
     check_concat_channels, check_upsample_nearest, check_embed_tokens, check_timestep_embedding,
-    check_repeat_batch, check_convert, check_randn, check_lincomb, check_guide, check_clip, check_from_host,
-    check_to_host, check_to_rgb8;
+    check_repeat_batch, check_convert, check_randn, check_lincomb, check_guide, check_clip, check_ramp,
+    check_from_host, check_to_host, check_to_rgb8;
 
 /* ---- Random numbers: splitmix64, the same for the same --seed ---- */
 

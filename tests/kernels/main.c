@@ -29,6 +29,7 @@ static const struct op_check *const ops[] = {
     &check_lincomb,
     &check_guide,
     &check_clip,
+    &check_ramp,
     &check_from_host,
     &check_to_host,
     &check_to_rgb8,

@@ -124,7 +124,6 @@ TEST(unknown_kinds_are_refused_by_name)
         {UNET, "act_fn", "\"sil\"", ERR_UNSUPPORTED, "act_fn"},
         {UNET, "resnet_time_scale_shift", "\"scale_shift\"", ERR_UNSUPPORTED, "default"},
         {UNET, "class_embed_type", "\"timestep\"", ERR_UNSUPPORTED, "class_embed_type"},
-        {UNET, "num_class_embeds", "1000", ERR_UNSUPPORTED, "num_class_embeds"},
         {UNET, "addition_embed_type", "\"text_image\"", ERR_UNSUPPORTED, "accepted: \"text_time\""},
         {UNET, "encoder_hid_dim", "768", ERR_UNSUPPORTED, "encoder_hid_dim"},
         {UNET, "dual_cross_attention", "true", ERR_UNSUPPORTED, "dual_cross_attention"},
