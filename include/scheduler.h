@@ -43,5 +43,10 @@ tensor scheduler_scale_input(pass *p, const struct scheduler *s, int i, tensor x
  * scheduler is stochastic, in diffusers' order. */
 tensor scheduler_step(pass *p, struct scheduler *s, int i, tensor model_output, tensor x,
                       struct noise *noise);
+/* The same for a model output under classifier-free guidance: PAIR [2N, H, W, C], without and with the
+ * prompt, is guided by GUIDANCE inside the first sum that reads it, to the bits of the op guide before
+ * scheduler_step. */
+tensor scheduler_step_guided(pass *p, struct scheduler *s, int i, tensor pair, float guidance, tensor x,
+                             struct noise *noise);
 
 #endif

@@ -84,16 +84,17 @@ static tensor guide_by_image(struct run *r, tensor e)
     return lincomb(&r->p, 3, coef, parts);
 }
 
-/* One model call: latents x [1, h, w, C] at call i → prediction [1, h, w, C]. */
+/* One model call: latents x [1, h, w, C] at call i → prediction [1, h, w, C], or of two parts [2, h, w, C],
+ * which the scheduler guides. */
 static tensor predict(struct run *r, const struct unet_request *req, tensor x, tensor image, int i)
 {
     pass *p = &r->p;
     tensor input = model_input(r, x, image, i);
     pass_step_begin(p);
     tensor e = unet_forward(p, r->m->unet, req, input, i);
-    if (r->parts > 1) {
+    if (r->parts == 3) {
         tensor all = e;
-        e = r->parts == 2 ? guide(p, all, (float)r->q->guidance) : guide_by_image(r, all);
+        e = guide_by_image(r, all);
         tensor_free(p, &all);
     }
     pass_step_end(p);
@@ -126,7 +127,9 @@ tensor denoise(struct run *r, const struct conditioning *c, tensor x, tensor ima
     struct unet_request *req = begin(r, c, cond);
     for (int i = 0; i < calls && run_enter(r, PHASE_STEP, i + 1, calls); i++) {
         tensor e = predict(r, req, x, image, i);
-        tensor next = scheduler_step(p, r->sched, i, e, x, &r->noise);
+        tensor next = r->parts == 2
+                          ? scheduler_step_guided(p, r->sched, i, e, (float)r->q->guidance, x, &r->noise)
+                          : scheduler_step(p, r->sched, i, e, x, &r->noise);
         tensor_free(p, &e);
         tensor_free(p, &x);
         x = next;

@@ -4,15 +4,15 @@
 #include "internal.h"
 
 /* x_0 clipped, then the direction pointing to x_t: two combinations instead of one. */
-static tensor clipped_step(pass *p, const struct scheduler_config *c, const double x0[2], const double eps[2],
+static tensor clipped_step(pass *p, const struct scheduler *s, const double x0[2], const double eps[2],
                            const double to[2], tensor x, tensor e)
 {
-    tensor pair[] = {x, e};
-    tensor raw = combine(p, 2, x0, pair);
-    tensor clipped = clip(p, raw, (float)-c->clip_sample_range, (float)c->clip_sample_range);
+    float range = (float)s->config->clip_sample_range;
+    tensor raw = combine_output(p, s, 2, x0, (tensor[]){x, e});
+    tensor clipped = clip(p, raw, -range, range);
     tensor_free(p, &raw);
     double coef[] = {to[0], to[1] * eps[0], to[1] * eps[1]};
-    tensor y = combine(p, 3, coef, (tensor[]){clipped, x, e});
+    tensor y = combine_output(p, s, 3, coef, (tensor[]){clipped, x, e});
     tensor_free(p, &clipped);
     return y;
 }
@@ -29,9 +29,9 @@ static tensor ddim_step(pass *p, struct scheduler *s, int i, tensor e, tensor x,
     /* pred_epsilon, of x and of the model output; it is not derived again from the clipped x_0. */
     predict_noise(c->prediction_type, alpha, &eps[0], &eps[1]);
     if (c->clip_sample)
-        return clipped_step(p, c, x0, eps, to, x, e);
+        return clipped_step(p, s, x0, eps, to, x, e);
     double coef[] = {to[0] * x0[0] + to[1] * eps[0], to[0] * x0[1] + to[1] * eps[1]};
-    return combine(p, 2, coef, (tensor[]){x, e});
+    return combine_output(p, s, 2, coef, (tensor[]){x, e});
 }
 
 const struct scheduler_class ddim_class = {

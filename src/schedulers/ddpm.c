@@ -34,7 +34,7 @@ static tensor ddpm_step(pass *p, struct scheduler *s, int i, tensor e, tensor x,
     double x0[2], coef[3];
     predict_x0(c->prediction_type, (double)alpha_at(c, t), &x0[0], &x0[1]);
     posterior(s, i, coef);
-    tensor raw = combine(p, 2, x0, (tensor[]){x, e}), fresh = {0};
+    tensor raw = combine_output(p, s, 2, x0, (tensor[]){x, e}), fresh = {0};
     tensor clipped = c->clip_sample ? clip(p, raw, (float)-c->clip_sample_range, (float)c->clip_sample_range)
                                     : copy_of(p, raw);
     if (t > 0)

@@ -49,7 +49,7 @@ tensor solver_output(pass *p, const struct scheduler *s, int i, tensor e, tensor
         else if (prediction == PREDICT_V)
             coef[0] = b, coef[1] = a;
     }
-    return combine(p, 2, coef, (tensor[]){x, e});
+    return combine_output(p, s, 2, coef, (tensor[]){x, e});
 }
 
 static struct update ode_update(bool pp, struct level t, struct level s, float h, int order, bool midpoint)

@@ -51,12 +51,13 @@ static tensor first_call(pass *p, struct scheduler *s, int k, tensor e, tensor x
     double coef[4], d[2], sigma = (double)s->sigmas[k];
     if (s->sigmas[k + 1] == 0) { /* the last step: to x_0 */
         k_derivative(prediction, sigma, d);
-        return combine(p, 2, (double[]){1 - sigma * d[0], -sigma * d[1]}, (tensor[]){x, e});
+        return combine_output(p, s, 2, (double[]){1 - sigma * d[0], -sigma * d[1]}, (tensor[]){x, e});
     }
     ancestral(prediction, s->sigmas[k], middle(s, k), s->sigmas[k], coef);
     keep_sample(p, s, x);
     keep(p, s, noise_draw(p, noise, x.n, x.h, x.w, x.c), 1);
-    return combine(p, 3, (double[]){coef[0] + coef[1], coef[2], coef[3]}, (tensor[]){x, e, s->kept[0]});
+    return combine_output(p, s, 3, (double[]){coef[0] + coef[1], coef[2], coef[3]},
+                          (tensor[]){x, e, s->kept[0]});
 }
 
 static tensor second_call(pass *p, struct scheduler *s, int k, tensor e, tensor x, struct noise *noise)
@@ -67,8 +68,8 @@ static tensor second_call(pass *p, struct scheduler *s, int k, tensor e, tensor 
     /* The path's increment over the whole step: that of the first call, and a fresh one from there on. */
     double first = sqrt((double)(from - mid) / whole), rest = sqrt((double)(mid - to) / whole);
     tensor fresh = noise_draw(p, noise, x.n, x.h, x.w, x.c);
-    tensor y = combine(p, 5, (double[]){coef[0], coef[1], coef[2], coef[3] * first, coef[3] * rest},
-                       (tensor[]){s->sample, x, e, s->kept[0], fresh});
+    tensor y = combine_output(p, s, 5, (double[]){coef[0], coef[1], coef[2], coef[3] * first, coef[3] * rest},
+                              (tensor[]){s->sample, x, e, s->kept[0], fresh});
     tensor_free(p, &fresh);
     return y;
 }

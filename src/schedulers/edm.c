@@ -59,7 +59,7 @@ static tensor edm_euler_step(pass *p, struct scheduler *s, int i, tensor e, tens
     double of_x, of_e, sigma = (double)s->sigmas[i], part = (double)s->sigmas[i + 1] / sigma;
     (void)noise;
     edm_x0(s, i, &of_x, &of_e);
-    return combine(p, 2, (double[]){part + (1 - part) * of_x, (1 - part) * of_e}, (tensor[]){x, e});
+    return combine_output(p, s, 2, (double[]){part + (1 - part) * of_x, (1 - part) * of_e}, (tensor[]){x, e});
 }
 
 const struct scheduler_class edm_euler_class = {

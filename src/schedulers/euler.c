@@ -7,7 +7,7 @@ static tensor euler_step(pass *p, struct scheduler *s, int i, tensor e, tensor x
     double d[2], dt = (double)(s->sigmas[i + 1] - s->sigmas[i]);
     (void)noise;
     k_derivative(s->config->prediction_type, (double)s->sigmas[i], d);
-    return combine(p, 2, (double[]){1 + dt * d[0], dt * d[1]}, (tensor[]){x, e});
+    return combine_output(p, s, 2, (double[]){1 + dt * d[0], dt * d[1]}, (tensor[]){x, e});
 }
 
 const struct scheduler_class euler_class = {

@@ -11,7 +11,8 @@ static tensor euler_ancestral_step(pass *p, struct scheduler *s, int i, tensor e
     double dt = (double)(down - s->sigmas[i]);
     k_derivative(s->config->prediction_type, (double)s->sigmas[i], d);
     tensor fresh = noise_draw(p, noise, x.n, x.h, x.w, x.c);
-    tensor y = combine(p, 3, (double[]){1 + dt * d[0], dt * d[1], (double)up}, (tensor[]){x, e, fresh});
+    tensor y =
+        combine_output(p, s, 3, (double[]){1 + dt * d[0], dt * d[1], (double)up}, (tensor[]){x, e, fresh});
     tensor_free(p, &fresh);
     return y;
 }

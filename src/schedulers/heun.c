@@ -14,13 +14,14 @@ static tensor heun_scale_input(pass *p, const struct scheduler *s, int i, tensor
 }
 
 /* (x - x_0) / sigma, with x_0 clipped where the config says so. A new tensor. */
-static tensor derivative(pass *p, const struct scheduler_config *c, double sigma, tensor e, tensor x)
+static tensor derivative(pass *p, const struct scheduler *s, double sigma, tensor e, tensor x)
 {
+    const struct scheduler_config *c = s->config;
     double d[2];
     k_derivative(c->prediction_type, sigma, d);
     if (!c->clip_sample)
-        return combine(p, 2, d, (tensor[]){x, e});
-    tensor raw = combine(p, 2, (double[]){1 - sigma * d[0], -sigma * d[1]}, (tensor[]){x, e});
+        return combine_output(p, s, 2, d, (tensor[]){x, e});
+    tensor raw = combine_output(p, s, 2, (double[]){1 - sigma * d[0], -sigma * d[1]}, (tensor[]){x, e});
     tensor x0 = clip(p, raw, (float)-c->clip_sample_range, (float)c->clip_sample_range);
     tensor y = combine(p, 2, (double[]){1 / sigma, -1 / sigma}, (tensor[]){x, x0});
     tensor_free(p, &raw);
@@ -35,10 +36,10 @@ static tensor heun_step(pass *p, struct scheduler *s, int i, tensor e, tensor x,
     (void)noise;
     if (i % 2 == 0) {
         keep_sample(p, s, x);
-        keep(p, s, derivative(p, s->config, sigma, e, x), 1);
+        keep(p, s, derivative(p, s, sigma, e, x), 1);
         return combine(p, 2, (double[]){1, dt}, (tensor[]){x, s->kept[0]});
     }
-    tensor d = derivative(p, s->config, (double)s->sigmas[k + 1], e, x);
+    tensor d = derivative(p, s, (double)s->sigmas[k + 1], e, x);
     tensor y = combine(p, 3, (double[]){1, dt / 2, dt / 2}, (tensor[]){s->sample, s->kept[0], d});
     tensor_free(p, &d);
     return y;

@@ -97,6 +97,8 @@ struct scheduler {
     tensor kept[KEPT_MAX]; /* outputs of earlier calls, oldest first; owned */
     int kept_count;
     int last_order;     /* UniPC: of the step before */
+    const void *pair;   /* data of a model output not guided yet, under scheduler_step_guided; else NULL */
+    float guidance;     /* its scale */
     tensor sample, sum; /* the latents a step began with; PNDM's running sum; owned */
 };
 
@@ -235,6 +237,8 @@ void keep_sample(pass *p, struct scheduler *s, tensor x);
 
 /* lincomb with coefficients worked out in double. A coefficient that is not finite is ERR_INVALID. */
 tensor combine(pass *p, int count, const double *coef, const tensor *x);
+/* The same where one of X is the model's output, which may still be a pair to be guided. */
+tensor combine_output(pass *p, const struct scheduler *s, int count, const double *coef, const tensor *x);
 tensor copy_of(pass *p, tensor x);
 /* Takes X over as the newest kept output; the oldest beyond MOST is given back. */
 void keep(pass *p, struct scheduler *s, tensor x, int most);

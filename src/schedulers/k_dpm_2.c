@@ -49,7 +49,7 @@ static tensor half_step(pass *p, struct scheduler *s, int k, tensor e, tensor x)
     double d[2], dt = (double)(middle_of(s, k) - s->sigmas[k]);
     k_derivative(s->config->prediction_type, (double)s->sigmas[k], d);
     keep_sample(p, s, x);
-    return combine(p, 2, (double[]){1 + dt * d[0], dt * d[1]}, (tensor[]){x, e});
+    return combine_output(p, s, 2, (double[]){1 + dt * d[0], dt * d[1]}, (tensor[]){x, e});
 }
 
 /* From the kept sample of step K to sigma TO along the derivative at the middle, plus UP times noise. */
@@ -58,8 +58,8 @@ static tensor whole_step(pass *p, struct scheduler *s, int k, float to, float up
 {
     double d[2], dt = (double)(to - s->sigmas[k]);
     k_derivative(s->config->prediction_type, (double)middle_of(s, k), d);
-    return combine(p, fresh.data ? 4 : 3, (double[]){1, dt * d[0], dt * d[1], (double)up},
-                   (tensor[]){s->sample, x, e, fresh});
+    return combine_output(p, s, fresh.data ? 4 : 3, (double[]){1, dt * d[0], dt * d[1], (double)up},
+                          (tensor[]){s->sample, x, e, fresh});
 }
 
 static tensor k_dpm_2_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise)

@@ -35,8 +35,9 @@ int distilled_start(struct scheduler *s, struct error *err)
 }
 
 /* The consistency function's boundary condition: c_skip x + c_out x_0, exact at t = 0. */
-static tensor denoise(pass *p, const struct scheduler_config *c, int t, tensor e, tensor x)
+static tensor denoise(pass *p, const struct scheduler *s, int t, tensor e, tensor x)
 {
+    const struct scheduler_config *c = s->config;
     double scaled = t * c->timestep_scaling, data = 0.5;
     double skip = data * data / (scaled * scaled + data * data);
     double out = scaled / sqrt(scaled * scaled + data * data);
@@ -44,8 +45,8 @@ static tensor denoise(pass *p, const struct scheduler_config *c, int t, tensor e
     tensor pair[] = {x, e};
     predict_x0(c->prediction_type, (double)alpha_at(c, t), &x0[0], &x0[1]);
     if (!c->clip_sample)
-        return combine(p, 2, (double[]){out * x0[0] + skip, out * x0[1]}, pair);
-    tensor raw = combine(p, 2, x0, pair);
+        return combine_output(p, s, 2, (double[]){out * x0[0] + skip, out * x0[1]}, pair);
+    tensor raw = combine_output(p, s, 2, x0, pair);
     tensor clipped = clip(p, raw, (float)-c->clip_sample_range, (float)c->clip_sample_range);
     tensor y = combine(p, 2, (double[]){out, skip}, (tensor[]){clipped, x});
     tensor_free(p, &raw);
@@ -55,7 +56,7 @@ static tensor denoise(pass *p, const struct scheduler_config *c, int t, tensor e
 
 static tensor lcm_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise)
 {
-    tensor denoised = denoise(p, s->config, (int)s->timesteps[i], e, x);
+    tensor denoised = denoise(p, s, (int)s->timesteps[i], e, x);
     if (i == s->calls - 1)
         return denoised;
     double alpha = (double)alpha_at(s->config, (int)s->timesteps[i + 1]);

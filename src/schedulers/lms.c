@@ -28,7 +28,7 @@ static tensor lms_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, 
     int order = i + 1 < ORDER ? i + 1 : ORDER;
     (void)noise;
     k_derivative(s->config->prediction_type, (double)s->sigmas[i], d);
-    keep(p, s, combine(p, 2, d, (tensor[]){x, e}), ORDER);
+    keep(p, s, combine_output(p, s, 2, d, (tensor[]){x, e}), ORDER);
     /* A run that begins late has the order of its place in the schedule from the start; the derivatives that
      * it lacks then count as 0, as in diffusers. */
     int terms = order < s->kept_count ? order : s->kept_count;

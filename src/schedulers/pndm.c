@@ -61,9 +61,10 @@ static int pndm_start(struct scheduler *s, struct error *err)
 }
 
 /* Formula (9): from x at T to timestep BEFORE along the combined output sum of coef[k] * e[k]. COUNT <= 5. */
-static tensor transfer(pass *p, const struct scheduler_config *c, int t, int before, tensor x, int count,
+static tensor transfer(pass *p, const struct scheduler *s, int t, int before, tensor x, int count,
                        const double *coef, const tensor *e)
 {
+    const struct scheduler_config *c = s->config;
     double alpha = (double)alpha_at(c, t), to = (double)alpha_at(c, before);
     double denominator = alpha * sqrt(1 - to) + sqrt(alpha * (1 - alpha) * to);
     double along = -(to - alpha) / denominator;
@@ -76,7 +77,7 @@ static tensor transfer(pass *p, const struct scheduler_config *c, int t, int bef
         all[k + 1] = along * coef[k] * (v ? sqrt(alpha) : 1);
         x_and_e[k + 1] = e[k];
     }
-    return combine(p, count + 1, all, x_and_e);
+    return combine_output(p, s, count + 1, all, x_and_e);
 }
 
 /* Runge-Kutta: four calls a step; the last one goes along the weighted sum of all four. */
@@ -90,19 +91,19 @@ static tensor prk_step(pass *p, struct scheduler *s, int i, tensor e, tensor x)
     int before = (int)s->timesteps[i] - half, t = (int)s->timesteps[made / 4 * 4];
     const double weights[] = {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6}, one = 1;
     if (stage == 0) {
-        keep(p, s, copy_of(p, e), ORDER);
+        keep(p, s, combine_output(p, s, 1, &one, &e), ORDER);
         if (s->sample.data)
             tensor_free(p, &s->sample);
         s->sample = copy_of(p, x);
-        s->sum = combine(p, 1, weights, &e);
+        s->sum = combine_output(p, s, 1, weights, &e);
     } else if (stage < 3) {
-        tensor sum = combine(p, 2, (double[]){1, weights[stage]}, (tensor[]){s->sum, e});
+        tensor sum = combine_output(p, s, 2, (double[]){1, weights[stage]}, (tensor[]){s->sum, e});
         tensor_free(p, &s->sum);
         s->sum = sum;
     }
     if (stage < 3)
-        return transfer(p, c, t, before, s->sample, 1, &one, &e);
-    tensor y = transfer(p, c, t, before, s->sample, 2, (double[]){1, weights[3]}, (tensor[]){s->sum, e});
+        return transfer(p, s, t, before, s->sample, 1, &one, &e);
+    tensor y = transfer(p, s, t, before, s->sample, 2, (double[]){1, weights[3]}, (tensor[]){s->sum, e});
     tensor_free(p, &s->sum);
     return y;
 }
@@ -118,17 +119,18 @@ static tensor plms_step(pass *p, struct scheduler *s, int i, tensor e, tensor x)
         {-9.0 / 24, 37.0 / 24, -59.0 / 24, 55.0 / 24},
     };
     const struct scheduler_config *c = s->config;
+    const double one = 1;
     int t = (int)s->timesteps[i], stride = c->num_train_timesteps / s->steps;
     if (i - s->first == 1) { /* the same step again from its beginning, along the mean of both outputs */
         tensor y =
-            transfer(p, c, t + stride, t, s->sample, 2, (double[]){0.5, 0.5}, (tensor[]){s->kept[0], e});
+            transfer(p, s, t + stride, t, s->sample, 2, (double[]){0.5, 0.5}, (tensor[]){s->kept[0], e});
         tensor_free(p, &s->sample);
         return y;
     }
-    keep(p, s, copy_of(p, e), ORDER);
+    keep(p, s, combine_output(p, s, 1, &one, &e), ORDER);
     if (i == s->first)
         s->sample = copy_of(p, x);
-    return transfer(p, c, t, t - stride, x, s->kept_count, weights[s->kept_count], s->kept);
+    return transfer(p, s, t, t - stride, x, s->kept_count, weights[s->kept_count], s->kept);
 }
 
 static tensor pndm_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, struct noise *noise)

@@ -106,9 +106,19 @@ tensor scheduler_step(pass *p, struct scheduler *s, int i, tensor model_output, 
     return s->config->kind->step(p, s, i, model_output, x, noise);
 }
 
-tensor combine(pass *p, int count, const double *coef, const tensor *x)
+tensor scheduler_step_guided(pass *p, struct scheduler *s, int i, tensor pair, float guidance, tensor x,
+                             struct noise *noise)
 {
-    float rounded[LINCOMB_MAX] = {0};
+    s->pair = pair.data;
+    s->guidance = guidance;
+    tensor y = scheduler_step(p, s, i, pair, x, noise);
+    s->pair = NULL;
+    return y;
+}
+
+/* COEF in fp32, as lincomb reads it. */
+static void round_coefficients(pass *p, int count, const double *coef, float rounded[LINCOMB_MAX])
+{
     for (int i = 0; i < count && i < LINCOMB_MAX; i++) {
         rounded[i] = (float)coef[i];
         if (!isfinite(rounded[i]))
@@ -117,7 +127,25 @@ tensor combine(pass *p, int count, const double *coef, const tensor *x)
                       "schedule ends "
                       "without any signal, which only prediction_type v_prediction can start from");
     }
+}
+
+tensor combine(pass *p, int count, const double *coef, const tensor *x)
+{
+    float rounded[LINCOMB_MAX] = {0};
+    round_coefficients(p, count, coef, rounded);
     return lincomb(p, count, rounded, x);
+}
+
+tensor combine_output(pass *p, const struct scheduler *s, int count, const double *coef, const tensor *x)
+{
+    float rounded[LINCOMB_MAX] = {0};
+    int at = 0;
+    while (at < count && (!s->pair || x[at].data != s->pair))
+        at++;
+    if (at == count)
+        return combine(p, count, coef, x);
+    round_coefficients(p, count, coef, rounded);
+    return lincomb_guided(p, count, rounded, x, at, s->guidance);
 }
 
 tensor copy_of(pass *p, tensor x)

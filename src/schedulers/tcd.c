@@ -15,7 +15,7 @@ static tensor tcd_step(pass *p, struct scheduler *s, int i, tensor e, tensor x, 
     predict_x0(c->prediction_type, alpha, &x0[0], &x0[1]);
     predict_noise(c->prediction_type, alpha, &eps[0], &eps[1]);
     double coef[] = {sqrt(to) * x0[0] + sqrt(1 - to) * eps[0], sqrt(to) * x0[1] + sqrt(1 - to) * eps[1]};
-    return combine(p, 2, coef, (tensor[]){x, e});
+    return combine_output(p, s, 2, coef, (tensor[]){x, e});
 }
 
 const struct scheduler_class tcd_class = {

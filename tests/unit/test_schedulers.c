@@ -246,6 +246,68 @@ TEST(trajectories_equal_diffusers)
     CHECK(seen >= 110, "only %d golden configs", seen);
 }
 
+/* One run of C whose model outputs are pairs, guided by the op guide (INSIDE false) or inside the scheduler's
+ * sums. OUT: its last latents. */
+static void guided_run(struct lab *l, const struct scheduler_config *c, bool inside, float out[64])
+{
+    enum { STEPS = 6, COUNT = 64 };
+    struct noise noise = {.seed = 5};
+    struct scheduler *s = NULL;
+    pass *p = &l->p;
+    if (scheduler_start(&s, c, STEPS, &l->err))
+        return;
+    tensor x = noise_draw(p, &noise, 1, 4, 4, 4);
+    for (int i = 0; i < scheduler_calls(s) && !l->err.code; i++) {
+        float host[2 * COUNT];
+        tensor_to_host(p, x, host);
+        memcpy(host + COUNT, host, COUNT * sizeof *host);
+        fake_model(host, COUNT, scheduler_timesteps(s)[i]);
+        fake_model(host + COUNT, COUNT, 0.7f * scheduler_timesteps(s)[i] + 11);
+        tensor pair = tensor_from_host(p, host, 2, 4, 4, 4, DTYPE_F32), next;
+        if (inside) {
+            next = scheduler_step_guided(p, s, i, pair, 7.5f, x, &noise);
+        } else {
+            tensor e = guide(p, pair, 7.5f);
+            next = scheduler_step(p, s, i, e, x, &noise);
+            tensor_free(p, &e);
+        }
+        tensor_free(p, &pair);
+        tensor_free(p, &x);
+        x = next;
+    }
+    tensor_to_host(p, x, out);
+    tensor_free(p, &x);
+    scheduler_end(p, &s);
+}
+
+TEST(guidance_inside_the_sums_gives_the_same_bits)
+{
+    struct dirent **names = NULL;
+    int n = scandir(DATA, &names, NULL, alphasort), compared = 0;
+    for (int i = 0; i < n; i++) {
+        float apart[64] = {0}, inside[64] = {1};
+        struct lab l;
+        struct scheduler_config *c = NULL;
+        char dir[300];
+        lab_open(&l);
+        snprintf(dir, sizeof dir, DATA "/%.200s", names[i]->d_name);
+        if (names[i]->d_name[0] != '.' && scheduler_config_load(&c, dir, &l.err) == 0) {
+            guided_run(&l, c, false, apart);
+            if (l.err.code == 0) { /* some cannot take six steps */
+                guided_run(&l, c, true, inside);
+                CHECK(l.err.code == 0 && memcmp(apart, inside, sizeof apart) == 0, "%s: %s", names[i]->d_name,
+                      l.err.msg);
+                compared++;
+            }
+        }
+        scheduler_config_close(&c);
+        lab_close(&l);
+        free(names[i]);
+    }
+    free(names);
+    CHECK(compared >= 100, "only %d configs compared", compared);
+}
+
 /* ---- refusals ---- */
 
 /* Loads the config TEXT. The caller closes *C. */
