@@ -159,6 +159,9 @@ int vae_scale(const struct vae *net); /* pixels per latent: 2^(levels - 1) */
 int vae_latent_channels(const struct vae *net);
 float vae_scaling_factor(const struct vae *net);
 float vae_shift_factor(const struct vae *net); /* 0 where the config has none */
+/* latents_mean and latents_std of the config, one a latent channel, which SDXL's pipelines read (Playground
+ * v2.5): latents are (z - mean) * scaling factor / std. False where it has none. */
+bool vae_latents_stats(const struct vae *net, const float **mean, const float **std);
 /* latents already divided by the scaling factor, [N, h, w, C] F32 -> picture [N, scale h, scale w, 3] F32 in
  * about -1..1. */
 tensor vae_decode(pass *p, const struct vae *net, tensor z);

@@ -20,7 +20,7 @@ import sys
 
 import numpy as np
 import torch
-from diffusers import (AutoencoderKL, DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler,
+from diffusers import (AutoencoderKL, DDIMScheduler, EDMDPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler,
                        StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline,
                        StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
 from PIL import Image
@@ -61,6 +61,7 @@ MODELS = {
 }
 XL, TURBO, LIGHTNING = "stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sdxl-turbo", "ByteDance/SDXL-Lightning-2step"
 PIX = "timbrooks/instruct-pix2pix"
+PLAYGROUND = "playgroundai/playground-v2.5-1024px-aesthetic"
 
 # name, model, input picture?, prompt, negative prompt (None: not given), prompt_2, seed, steps, guidance, image guidance, strength
 CASES = [
@@ -79,6 +80,8 @@ CASES = [
     ("turbo_image", TURBO, True, "a cat", None, None, 8, 4, 0.0, 0, 0.5),
     ("lightning_text", LIGHTNING, False, "a boat", None, None, 9, 2, 0.0, 0, 0),
     ("lightning_image", LIGHTNING, True, "a boat", None, None, 9, 2, 0.0, 0, 0.5),
+    ("playground_text", PLAYGROUND, False, "a lake", "fog", None, 12, 4, 3.0, 0, 0),
+    ("playground_image", PLAYGROUND, True, "a lake", None, None, 12, 6, 3.0, 0, 0.6),
     ("pix2pix", PIX, True, "make it snow", "sun", None, 10, 5, 7.5, 1.5, 0),
     ("pix2pix_unguided", PIX, True, "make it snow", None, None, 10, 4, 7.5, 0.9, 0),
 ]
@@ -136,6 +139,22 @@ def make_turbo(shelf):
     EulerAncestralDiscreteScheduler(**BETAS, timestep_spacing="trailing").save_pretrained(folder / "scheduler")
     index = json.loads((shelf / XL / "model_index.json").read_text())
     write_json(folder / "model_index.json", dict(index, scheduler=["diffusers", "EulerAncestralDiscreteScheduler"]))
+
+
+def make_playground(shelf):
+    """Playground v2.5: SDXL's networks (links), latents with a mean and a deviation for each channel, EDM's scheduler."""
+    folder = shelf / PLAYGROUND
+    (folder / "vae").mkdir(parents=True)
+    for part in ("unet", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+        os.symlink(f"../../{XL}/{part}", folder / part)
+    weights = "diffusion_pytorch_model.fp16.safetensors"
+    os.symlink(f"../../../{XL}/vae/{weights}", folder / "vae" / weights)
+    config = json.loads((shelf / XL / "vae/config.json").read_text())
+    write_json(folder / "vae/config.json", dict(config, scaling_factor=0.5, latents_mean=[0.5, -0.25, 0.75, -1.0],
+                                                latents_std=[0.8, 1.1, 0.6, 1.3]))
+    EDMDPMSolverMultistepScheduler().save_pretrained(folder / "scheduler")
+    index = json.loads((shelf / XL / "model_index.json").read_text())
+    write_json(folder / "model_index.json", dict(index, scheduler=["diffusers", "EDMDPMSolverMultistepScheduler"]))
 
 
 def make_lightning(shelf):
@@ -209,6 +228,7 @@ def main():
         make_model(out, name, spec, 100 * (i + 1))
     make_turbo(out)
     make_lightning(out)
+    make_playground(out)
     y, x = np.mgrid[0:INPUT[1], 0:INPUT[0]]
     pixels = np.stack([(x * 7 + y * 3) % 256, (x * y // 4) % 256, 255 * ((x // 9 + y // 7) % 2)], axis=-1).astype(np.uint8)
     (out / "input.rgb").write_bytes(pixels.tobytes())

@@ -7,6 +7,7 @@
 #include "weights.h"
 
 enum {
+    LATENT_CHANNELS_MAX = 64,                                  /* latent_channels */
     LEVELS_MAX = 6,                                            /* entries of block_out_channels */
     LAYERS_MAX = 4,                                            /* layers_per_block */
     DEPTH_MAX = 12,                                            /* transformer_layers_per_block */

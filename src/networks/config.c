@@ -2,6 +2,7 @@
 #include "config.h"
 
 #include <cjson/cJSON.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,6 +143,26 @@ void config_flags(const struct config *c, const char *key, bool *out, int count)
                       key);
         out[i] = cJSON_IsTrue(flag);
     }
+}
+
+bool config_floats(const struct config *c, const char *key, float *out, int count, double lo, double hi)
+{
+    const cJSON *item = get(c, key);
+    if (!item)
+        return false;
+    if (!cJSON_IsArray(item) || cJSON_GetArraySize(item) != count) {
+        error_set(c->r.err, ERR_FORMAT, "%s: \"%s\" should be a list of %d numbers", c->label, key, count);
+        return false;
+    }
+    for (int i = 0; i < count; i++) {
+        const cJSON *number = cJSON_GetArrayItem(item, i);
+        double v = cJSON_IsNumber(number) ? number->valuedouble : NAN;
+        if (!(v >= lo && v <= hi))
+            error_set(c->r.err, ERR_FORMAT, "%s: \"%s\" should hold numbers from %g to %g", c->label, key, lo,
+                      hi);
+        out[i] = (float)v;
+    }
+    return true;
 }
 
 /* "A, B" for error texts. */

@@ -36,6 +36,8 @@ float config_float(const struct config *c, const char *key, double fallback, dou
 void config_each(const struct config *c, const char *key, int *out, int count, int fallback, int lo, int hi);
 /* COUNT flags from a list of that length, or from one flag for all of them. */
 void config_flags(const struct config *c, const char *key, bool *out, int count);
+/* COUNT numbers in [lo, hi]: the list must have that length. False, and OUT as it was, when there is none. */
+bool config_floats(const struct config *c, const char *key, float *out, int count, double lo, double hi);
 /* A list of block types: out[i] is the index of entry i in NAMES (ended by NULL). The list must have COUNT
  * entries. */
 void config_types(const struct config *c, const char *key, int *out, int count, const char *const *names);

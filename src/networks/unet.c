@@ -100,7 +100,7 @@ static tensor time_embedding(pass *p, const struct unet *net, const struct unet_
 static bool check_conditions(pass *p, const struct unet_config *u, const struct unet_conditions *c)
 {
     const char *wrong = NULL;
-    if (c->text.n < 1 || c->text.c != u->text_c)
+    if (c->text.n < 1 || c->text.c != u->cross_c)
         wrong = "text is not as wide as cross_attention_dim";
     else if (c->count < 1 || !c->timesteps)
         wrong = "there are no timesteps";
@@ -122,7 +122,7 @@ static bool check_conditions(pass *p, const struct unet_config *u, const struct 
     if (wrong && !p->err->code)
         error_set(p->err, ERR_INTERNAL,
                   "unet_begin: %s; text [%d, %d, %d, %d] for %d, pooled [%d, %d, %d, %d] for %d", wrong,
-                  c->text.n, c->text.h, c->text.w, c->text.c, u->text_c, c->pooled.n, c->pooled.h,
+                  c->text.n, c->text.h, c->text.w, c->text.c, u->cross_c, c->pooled.n, c->pooled.h,
                   c->pooled.w, c->pooled.c, u->pooled_c);
     return !p->err->code;
 }

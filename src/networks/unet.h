@@ -2,15 +2,14 @@
 #ifndef LATENTD_UNET_H
 #define LATENTD_UNET_H
 
-#include "blocks.h"
+#include "unet_blocks.h"
 
 struct unet_config {
-    int sample_size, in_c, out_c, levels;
-    int channels[LEVELS_MAX], layers[LEVELS_MAX], heads[LEVELS_MAX], depth[LEVELS_MAX];
-    bool down_cross[LEVELS_MAX], up_cross[LEVELS_MAX]; /* CrossAttnDownBlock2D, CrossAttnUpBlock2D */
+    UNET_BLOCKS;
     bool only_cross[LEVELS_MAX];
+    int sample_size, in_c, out_c;
     bool middle; /* mid_block_type is not null */
-    int text_c, time_c, time_cond_c;
+    int time_c, time_cond_c;
     int labels; /* num_class_embeds: rows of a learned class embedding; 0: none */
     /* addition_embed_type "text_time" (SDXL): pooled text beside the sinusoids of time_ids numbers, each
      * time_id_c wide. All 0 without it. */

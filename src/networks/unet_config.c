@@ -36,33 +36,12 @@ static const struct config_choice choices[] = {
     {NULL, NULL},
 };
 
-static void read_blocks(struct unet_config *u, const struct config *c)
-{
-    static const char *const down[] = {"DownBlock2D", "CrossAttnDownBlock2D", NULL};
-    static const char *const up[] = {"UpBlock2D", "CrossAttnUpBlock2D", NULL};
-    int down_type[LEVELS_MAX] = {0}, up_type[LEVELS_MAX] = {0}, text_c[LEVELS_MAX];
-    u->levels = json_ints(&c->r, "block_out_channels", u->channels, LEVELS_MAX, 1, 8192);
-    if (u->levels < 1) {
-        error_set(c->r.err, ERR_FORMAT, "%s: \"block_out_channels\" should be a list of 1 to %d integers",
-                  c->label, (int)LEVELS_MAX);
-        return;
-    }
-    config_types(c, "down_block_types", down_type, u->levels, down);
-    config_types(c, "up_block_types", up_type, u->levels, up);
-    config_each(c, "layers_per_block", u->layers, u->levels, 2, 1, LAYERS_MAX);
-    config_each(c, "attention_head_dim", u->heads, u->levels, 8, 1, 256);
-    config_each(c, "transformer_layers_per_block", u->depth, u->levels, 1, 1, DEPTH_MAX);
-    config_each(c, "cross_attention_dim", text_c, u->levels, 1280, 1, 16384);
-    config_flags(c, "only_cross_attention", u->only_cross, u->levels);
-    u->text_c = text_c[0];
-    for (int i = 0; i < u->levels; i++) {
-        u->down_cross[i] = down_type[i] == 1;
-        u->up_cross[i] = up_type[i] == 1;
-        if (text_c[i] != text_c[0])
-            error_set(c->r.err, ERR_UNSUPPORTED,
-                      "%s: \"cross_attention_dim\" differs between blocks; accepted: one value", c->label);
-    }
-}
+static const struct unet_block_names names = {
+    .down = {"DownBlock2D", "CrossAttnDownBlock2D"},
+    .up = {"UpBlock2D", "CrossAttnUpBlock2D"},
+    .heads = "attention_head_dim",
+    .cross_c = 1280,
+};
 
 static void read_numbers(struct unet_config *u, const struct config *c)
 {
@@ -81,8 +60,11 @@ static void read_numbers(struct unet_config *u, const struct config *c)
     u->conv_in_k = json_int(&c->r, "conv_in_kernel", 3, 1, 3);
     u->conv_out_k = json_int(&c->r, "conv_out_kernel", 3, 1, 3);
     u->pad_end = json_int(&c->r, "downsample_padding", 1, 0, 1) == 0;
+    config_flags(c, "only_cross_attention", u->only_cross, u->levels);
     /* absent means the default; null means that there is none */
     u->middle = json_string(&c->r, "mid_block_type", NULL) || !config_has(c, "mid_block_type");
+    if (u->channels[0] % 2 != 0)
+        error_set(c->r.err, ERR_FORMAT, "%s: the first of \"block_out_channels\" must be even", c->label);
 }
 
 /* SDXL's conditioning on sizes: six numbers (original size, crop, target size). The config gives the width of
@@ -103,25 +85,6 @@ static void read_addition(struct unet_config *u, const struct config *c)
                   c->label, all, u->time_ids, u->time_id_c);
 }
 
-/* Channels divide into groups and heads. The up blocks norm what they read: their own channels and the
- * skip's. */
-static void check_divisions(const struct unet_config *u, const struct config *c)
-{
-    for (int i = 0; i < u->levels; i++) {
-        bool attends =
-            u->down_cross[i] || u->up_cross[u->levels - 1 - i] || (u->middle && i == u->levels - 1);
-        if (u->channels[i] % u->groups != 0)
-            error_set(c->r.err, ERR_FORMAT, "%s: %d channels do not divide into \"norm_num_groups\" %d",
-                      c->label, u->channels[i], u->groups);
-        if (attends && u->channels[i] % u->heads[i] != 0)
-            error_set(c->r.err, ERR_FORMAT,
-                      "%s: %d channels do not divide into %d heads (\"attention_head_dim\")", c->label,
-                      u->channels[i], u->heads[i]);
-    }
-    if (u->channels[0] % 2 != 0)
-        error_set(c->r.err, ERR_FORMAT, "%s: the first of \"block_out_channels\" must be even", c->label);
-}
-
 int unet_config_load(struct unet_config *u, const char *dir, struct error *err)
 {
     struct config c;
@@ -130,13 +93,13 @@ int unet_config_load(struct unet_config *u, const char *dir, struct error *err)
     if (rc < 0)
         return rc;
     config_check(&c, choices);
-    read_blocks(u, &c);
+    unet_blocks_read(&u->blocks, &c, &names);
     if (config_ok(&c))
         read_numbers(u, &c);
     if (config_ok(&c))
         read_addition(u, &c);
     if (config_ok(&c))
-        check_divisions(u, &c);
+        unet_blocks_check(&u->blocks, &c, &names, u->groups, u->middle);
     config_close(&c);
     return err->code;
 }

@@ -18,7 +18,7 @@ static struct transformer_shape transformer_of(const struct unet_config *u, int 
     return (struct transformer_shape){.c = u->channels[i],
                                       .heads = u->heads[i],
                                       .depth = u->depth[i],
-                                      .text_c = u->text_c,
+                                      .text_c = u->cross_c,
                                       .groups = u->groups,
                                       .only_cross = only_cross};
 }
@@ -182,7 +182,7 @@ int unet_sample_size(const struct unet *net)
 
 int unet_cross_attention_dim(const struct unet *net)
 {
-    return net->cfg.text_c;
+    return net->cfg.cross_c;
 }
 
 int unet_levels(const struct unet *net)

@@ -60,7 +60,7 @@ static tensor time_embedding(pass *p, const struct unet_video *net, const struct
 static tensor token_of_frames(pass *p, const struct unet_video *net, const struct unet_video_conditions *c)
 {
     int n = c->videos * c->frames;
-    size_t width = (size_t)net->cfg.token_c;
+    size_t width = (size_t)net->cfg.cross_c;
     float *rows = calloc((size_t)n * width, sizeof(*rows));
     if (!rows) {
         error_set(p->err, ERR_NOMEM, "out of memory starting a request");

@@ -2,14 +2,13 @@
 #ifndef LATENTD_UNET_VIDEO_H
 #define LATENTD_UNET_VIDEO_H
 
+#include "unet_blocks.h"
 #include "video.h"
 
 struct unet_video_config {
-    int sample_size, in_c, out_c, levels, frames;
-    int channels[LEVELS_MAX], layers[LEVELS_MAX], heads[LEVELS_MAX], depth[LEVELS_MAX];
-    bool down_cross[LEVELS_MAX], up_cross[LEVELS_MAX]; /* the CrossAttn… blocks */
-    int token_c;                                       /* cross_attention_dim */
-    int ids, id_c;                                     /* added time ids, and the width of each's sinusoids */
+    UNET_BLOCKS;
+    int sample_size, in_c, out_c, frames;
+    int ids, id_c; /* added time ids, and the width of each's sinusoids */
 };
 
 struct unet_video_down {

@@ -8,32 +8,12 @@ static const struct config_choice choices[] = {
     {NULL, NULL},
 };
 
-static void read_blocks(struct unet_video_config *u, const struct config *c)
-{
-    static const char *const down[] = {"DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal", NULL};
-    static const char *const up[] = {"UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal", NULL};
-    int down_type[LEVELS_MAX] = {0}, up_type[LEVELS_MAX] = {0}, token_c[LEVELS_MAX];
-    u->levels = json_ints(&c->r, "block_out_channels", u->channels, LEVELS_MAX, 1, 8192);
-    if (u->levels < 1) {
-        error_set(c->r.err, ERR_FORMAT, "%s: \"block_out_channels\" should be a list of 1 to %d integers",
-                  c->label, (int)LEVELS_MAX);
-        return;
-    }
-    config_types(c, "down_block_types", down_type, u->levels, down);
-    config_types(c, "up_block_types", up_type, u->levels, up);
-    config_each(c, "layers_per_block", u->layers, u->levels, 2, 1, LAYERS_MAX);
-    config_each(c, "num_attention_heads", u->heads, u->levels, 8, 1, 256);
-    config_each(c, "transformer_layers_per_block", u->depth, u->levels, 1, 1, DEPTH_MAX);
-    config_each(c, "cross_attention_dim", token_c, u->levels, 1024, 1, 16384);
-    u->token_c = token_c[0];
-    for (int i = 0; i < u->levels; i++) {
-        u->down_cross[i] = down_type[i] == 1;
-        u->up_cross[i] = up_type[i] == 1;
-        if (token_c[i] != token_c[0])
-            error_set(c->r.err, ERR_UNSUPPORTED,
-                      "%s: \"cross_attention_dim\" differs between blocks; accepted: one value", c->label);
-    }
-}
+static const struct unet_block_names names = {
+    .down = {"DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal"},
+    .up = {"UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"},
+    .heads = "num_attention_heads",
+    .cross_c = 1024,
+};
 
 static void read_numbers(struct unet_video_config *u, const struct config *c)
 {
@@ -53,21 +33,6 @@ static void read_numbers(struct unet_video_config *u, const struct config *c)
                   c->label, all, u->id_c);
 }
 
-/* Channels divide into groups and heads. */
-static void check_divisions(const struct unet_video_config *u, const struct config *c)
-{
-    for (int i = 0; i < u->levels; i++) {
-        bool attends = u->down_cross[i] || u->up_cross[u->levels - 1 - i] || i == u->levels - 1;
-        if (u->channels[i] % VIDEO_GROUPS != 0)
-            error_set(c->r.err, ERR_FORMAT, "%s: %d channels do not divide into the %d groups of the norms",
-                      c->label, u->channels[i], (int)VIDEO_GROUPS);
-        if (attends && u->channels[i] % u->heads[i] != 0)
-            error_set(c->r.err, ERR_FORMAT,
-                      "%s: %d channels do not divide into %d heads (\"num_attention_heads\")", c->label,
-                      u->channels[i], u->heads[i]);
-    }
-}
-
 int unet_video_config_load(struct unet_video_config *u, const char *dir, struct error *err)
 {
     struct config c;
@@ -77,11 +42,11 @@ int unet_video_config_load(struct unet_video_config *u, const char *dir, struct 
         return rc;
     config_check(&c, choices);
     if (config_ok(&c))
-        read_blocks(u, &c);
+        unet_blocks_read(&u->blocks, &c, &names);
     if (config_ok(&c))
         read_numbers(u, &c);
     if (config_ok(&c))
-        check_divisions(u, &c);
+        unet_blocks_check(&u->blocks, &c, &names, VIDEO_GROUPS, true);
     config_close(&c);
     return err->code;
 }

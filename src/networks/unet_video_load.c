@@ -19,7 +19,7 @@ static struct video_resnet_shape resnet_of(const struct unet_video_config *u, in
 static struct video_transformer_shape transformer_of(const struct unet_video_config *u, int i)
 {
     return (struct video_transformer_shape){
-        .c = u->channels[i], .heads = u->heads[i], .depth = u->depth[i], .token_c = u->token_c};
+        .c = u->channels[i], .heads = u->heads[i], .depth = u->depth[i], .token_c = u->cross_c};
 }
 
 static void load_down(struct loader *l, struct unet_video *net, int i)
@@ -167,7 +167,7 @@ int unet_video_frames(const struct unet_video *net)
 
 int unet_video_token_width(const struct unet_video *net)
 {
-    return net->cfg.token_c;
+    return net->cfg.cross_c;
 }
 
 int unet_video_ids(const struct unet_video *net)

@@ -20,10 +20,19 @@ static const struct config_choice vae_choices[] = {
     {"in_channels", "3"},
     {"out_channels", "3"},
     {"norm_type", "\"group\""},
-    {"latents_mean", "null"},
-    {"latents_std", "null"},
     {NULL, NULL},
 };
+
+/* latents_mean and latents_std, both or neither. */
+static void read_stats(struct vae *v, const struct config *c)
+{
+    bool mean = config_floats(c, "latents_mean", v->latents_mean, v->latent_c, -1e6, 1e6);
+    bool std = config_floats(c, "latents_std", v->latents_std, v->latent_c, 1e-6, 1e6);
+    if (mean != std)
+        error_set(c->r.err, ERR_FORMAT, "%s: there is \"%s\" without \"%s\"", c->label,
+                  mean ? "latents_mean" : "latents_std", mean ? "latents_std" : "latents_mean");
+    v->has_stats = mean && std;
+}
 
 /* Fallbacks are AutoencoderKL's. */
 static void read_config(struct vae *v, const struct config *c)
@@ -41,7 +50,7 @@ static void read_config(struct vae *v, const struct config *c)
         config_types(c, "down_block_types", type, v->levels, down);
     config_types(c, "up_block_types", type, v->levels, up);
     v->layers = json_int(&c->r, "layers_per_block", 1, 1, LAYERS_MAX);
-    v->latent_c = json_int(&c->r, "latent_channels", 4, 1, 64);
+    v->latent_c = json_int(&c->r, "latent_channels", 4, 1, LATENT_CHANNELS_MAX);
     v->groups = json_int(&c->r, "norm_num_groups", 32, 1, 1024);
     v->sample_size = 32;
     if (cJSON_IsNumber(cJSON_GetObjectItemCaseSensitive(
@@ -52,6 +61,7 @@ static void read_config(struct vae *v, const struct config *c)
     v->mid_attention = json_bool(&c->r, "mid_block_add_attention", true);
     v->scaling_factor = config_float(c, "scaling_factor", 0.18215, 1e-6, 1e6);
     v->shift_factor = config_float(c, "shift_factor", 0, -1e6, 1e6);
+    read_stats(v, c);
     for (int i = 0; i < v->levels; i++) {
         if (v->channels[i] % v->groups != 0)
             error_set(c->r.err, ERR_FORMAT, "%s: %d channels do not divide into \"norm_num_groups\" %d",
@@ -209,6 +219,13 @@ float vae_scaling_factor(const struct vae *v)
 float vae_shift_factor(const struct vae *v)
 {
     return v->shift_factor;
+}
+
+bool vae_latents_stats(const struct vae *v, const float **mean, const float **std)
+{
+    *mean = v->latents_mean;
+    *std = v->latents_std;
+    return v->has_stats;
 }
 
 bool vae_has_encoder(const struct vae *v)

@@ -46,6 +46,8 @@ struct vae {
     int levels, channels[LEVELS_MAX], layers, groups, latent_c, sample_size;
     bool quant, post_quant, mid_attention, has_encoder;
     float scaling_factor, shift_factor;
+    bool has_stats;
+    float latents_mean[LATENT_CHANNELS_MAX], latents_std[LATENT_CHANNELS_MAX]; /* [latent_c] */
     struct vae_encoder enc;
     struct vae_decoder dec;
 };

@@ -156,11 +156,31 @@ static tensor decode_picture(struct run *r, tensor z)
     return vae_decode_tiled(&p, vae, z, &(struct vae_tiles){.side = side, .enter = enter_tile, .ctx = r});
 }
 
+/* Latents [1, h, w, C] as the VAE reads them. Of SDXL's pipelines each channel may have a mean and a
+ * deviation of its own; that is done on the host, once a request. */
+static tensor unscale_latents(struct run *r, tensor x)
+{
+    pass *p = &r->p;
+    const float *mean, *std, scale = vae_scaling_factor(r->m->vae), coef = 1.0f / scale;
+    if (r->m->family != FAMILY_SDXL || !vae_latents_stats(r->m->vae, &mean, &std))
+        return lincomb(p, 1, &coef, &x);
+    size_t c = (size_t)x.c, count = tensor_count(x);
+    float *host = calloc(count + 1, sizeof *host);
+    if (!host)
+        error_set(p->err, ERR_NOMEM, "no memory for the latents");
+    else
+        tensor_to_host(p, x, host);
+    for (size_t i = 0; host && i < count; i++)
+        host[i] = host[i] * std[i % c] / scale + mean[i % c];
+    tensor z = tensor_from_host(p, host, x.n, x.h, x.w, x.c, DTYPE_F32);
+    free(host);
+    return z;
+}
+
 tensor decode_latents(struct run *r, tensor x)
 {
-    float coef = 1.0f / vae_scaling_factor(r->m->vae);
     run_enter(r, PHASE_DECODE, 0, 0);
-    tensor z = lincomb(&r->p, 1, &coef, &x);
+    tensor z = unscale_latents(r, x);
     tensor_free(&r->p, &x);
     tensor y = decode_picture(r, z);
     tensor_free(&r->p, &z);

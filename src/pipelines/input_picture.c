@@ -42,17 +42,25 @@ tensor preprocess_picture(struct run *r)
     return x;
 }
 
-/* MOMENTS [rows, 2 C], mean then logarithm of the variance, and NOISE [rows, C] (NULL: the mode) → scaled
- * by FACTOR into OUT [rows, C]. */
-static void sample_posterior(const float *moments, const float *noise, size_t rows, size_t c, float factor,
-                             float *out)
+/* MOMENTS [rows, 2 C], mean then logarithm of the variance, and NOISE [rows, C] (NULL: the mode) → OUT [rows,
+ * C]. */
+static void sample_posterior(const float *moments, const float *noise, size_t rows, size_t c, float *out)
 {
     for (size_t i = 0; i < rows; i++)
         for (size_t j = 0; j < c; j++) {
             float mean = moments[i * 2 * c + j], logvar = moments[(i * 2 + 1) * c + j];
             float std = expf(0.5f * fminf(fmaxf(logvar, -30.0f), 20.0f));
-            out[i * c + j] = factor * (noise ? mean + std * noise[i * c + j] : mean);
+            out[i * c + j] = noise ? mean + std * noise[i * c + j] : mean;
         }
+}
+
+/* Z [rows, C] as the UNet reads it. */
+static void scale_latents(const struct model *m, size_t rows, size_t c, float *z)
+{
+    const float *mean, *std, scale = vae_scaling_factor(m->vae);
+    bool stats = m->family == FAMILY_SDXL && vae_latents_stats(m->vae, &mean, &std);
+    for (size_t i = 0; i < rows * c; i++)
+        z[i] = stats ? (z[i] - mean[i % c]) * scale / std[i % c] : scale * z[i];
 }
 
 /* The posterior's draw comes before all others of the request, in the type of the moments. */
@@ -83,8 +91,9 @@ static tensor posterior(struct run *r, tensor moments, bool sample)
     }
     tensor_to_host(p, moments, host);
     if (!r->planning && !p->err->code)
-        sample_posterior(host, sample ? noise : NULL, rows, c, sample ? vae_scaling_factor(r->m->vae) : 1.0f,
-                         out);
+        sample_posterior(host, sample ? noise : NULL, rows, c, out);
+    if (sample)
+        scale_latents(r->m, rows, c, out);
     tensor z = tensor_from_host(p, out, 1, moments.h, moments.w, (int)c, DTYPE_F32);
     free(host);
     return z;

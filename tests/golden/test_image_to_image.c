@@ -156,7 +156,7 @@ static void check_tier(const char *tier)
             check_picture(m, tier, least, &c, &input);
         pictures++;
     }
-    CHECK(pictures == (only ? 1 : 17), "%d pictures", pictures);
+    CHECK(pictures == (only ? 1 : 19), "%d pictures", pictures);
     if (f)
         fclose(f);
     image_free(&input);

@@ -139,7 +139,6 @@ TEST(unknown_kinds_are_refused_by_name)
         {ENCODER, "down_block_types", "[\"DownEncoderBlock2D\",\"DownBlock2D\",\"DownEncoderBlock2D\"]",
          ERR_UNSUPPORTED, "accepted: DownEncoderBlock2D"},
         {ENCODER, "in_channels", "4", ERR_UNSUPPORTED, "in_channels"},
-        {VAE, "latents_mean", "[0,0,0]", ERR_UNSUPPORTED, "latents_mean"},
         {VAE, "out_channels", "6", ERR_UNSUPPORTED, "out_channels"},
         {TEXT, "hidden_act", "\"relu\"", ERR_UNSUPPORTED, "\"quick_gelu\"|\"gelu\""},
         {TEXT, "model_type", "\"t5\"", ERR_UNSUPPORTED, "model_type"},
@@ -150,6 +149,8 @@ TEST(unknown_kinds_are_refused_by_name)
 TEST(numbers_are_bounded)
 {
     static const struct field list[] = {
+        {VAE, "latents_mean", "[0,0]", ERR_FORMAT, "\"latents_mean\" should be a list of"},
+        {VAE, "latents_std", "[1,1,1]", ERR_FORMAT, "there is \"latents_std\" without \"latents_mean\""},
         {UNET, "block_out_channels", "[]", ERR_FORMAT, "block_out_channels"},
         {UNET, "block_out_channels", "[8,8,8,8,8,8,8]", ERR_FORMAT, "block_out_channels"},
         {UNET, "block_out_channels", "[0,16,20]", ERR_FORMAT, "block_out_channels"},
