@@ -57,12 +57,12 @@ static const struct entry {
     enum needs needs;
     bool automatic; /* may be chosen when no tier is named */
 } tiers[] = {
-    {{"avx2", &gemm_avx2, &rows_avx2}, NEEDS_AVX2, true},
-    {{"avx512bf16-emulated", &gemm_avx512bf16_emulated, &rows_avx512}, NEEDS_AVX512, false},
-    {{"amx-emulated", &gemm_amx_emulated, &rows_avx512}, NEEDS_AVX512, false},
-    {{"avx512", &gemm_avx512, &rows_avx512}, NEEDS_AVX512, true},
-    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512}, NEEDS_AVX512BF16, true},
-    {{"amx", &gemm_amx, &rows_avx512}, NEEDS_AMX, true},
+    {{"avx2", &gemm_avx2, &rows_avx2, NULL}, NEEDS_AVX2, true},
+    {{"avx512bf16-emulated", &gemm_avx512bf16_emulated, &rows_avx512, pack_avx512}, NEEDS_AVX512, false},
+    {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512}, NEEDS_AVX512, false},
+    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512}, NEEDS_AVX512, true},
+    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512, pack_avx512}, NEEDS_AVX512BF16, true},
+    {{"amx", &gemm_amx, &rows_avx512, pack_avx512}, NEEDS_AMX, true},
 };
 
 enum { TIERS = sizeof tiers / sizeof *tiers };

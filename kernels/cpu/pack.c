@@ -71,50 +71,106 @@ static int column_output(const struct pack_job *job, int p, int j)
     return value < src->out_c / 2 ? value + (j >= cols ? src->out_c / 2 : 0) : -1;
 }
 
-static void scatter32(uint32_t *dst, const uint32_t *src, int channels, int taps, size_t tap_step, int nr)
+/* Numbers of a row that are packed at a time: the lines that all columns of a panel write then stay in the
+ * first-level cache. */
+enum { BLOCK_NUMBERS = 2048 };
+
+static void scatter32(const struct pack_block *b)
 {
-    for (int c = 0; c < channels; c++)
-        for (int t = 0; t < taps; t++)
-            dst[(size_t)t * tap_step + (size_t)(c * nr)] = *src++;
+    for (int j = 0; j < b->columns; j++) {
+        const uint32_t *src = (const uint32_t *)(b->rows + (size_t)j * b->row_bytes);
+        for (int c = 0; c < b->channels; c++)
+            for (int t = 0; t < b->taps; t++)
+                memcpy(b->dst + (size_t)t * b->tap_bytes + (size_t)c * b->line + (size_t)j * 4, src++, 4);
+    }
 }
 
-static void scatter16(uint16_t *dst, const uint16_t *src, int channels, int taps, size_t tap_step, int nr)
+static void scatter16(const struct pack_block *b)
 {
-    for (int c = 0; c < channels; c++)
-        for (int t = 0; t < taps; t++)
-            dst[(size_t)t * tap_step + (size_t)(c * nr)] = *src++;
+    for (int j = 0; j < b->columns; j++) {
+        const uint16_t *src = (const uint16_t *)(b->rows + (size_t)j * b->row_bytes);
+        for (int c = 0; c < b->channels; c++)
+            for (int t = 0; t < b->taps; t++)
+                memcpy(b->dst + (size_t)t * b->tap_bytes + (size_t)c * b->line + (size_t)j * 2, src++, 2);
+    }
 }
 
 /* Channels 2i and 2i + 1 side by side, as the bf16 dot products want them. */
-static void scatter_pairs(uint16_t *dst, const uint16_t *src, int channels, int taps, size_t tap_step, int nr)
+static void scatter_pairs(const struct pack_block *b)
 {
-    for (int c = 0; c < channels; c++)
-        for (int t = 0; t < taps; t++)
-            dst[(size_t)t * tap_step + (size_t)(c / 2 * 2 * nr + c % 2)] = *src++;
+    for (int j = 0; j < b->columns; j++) {
+        const uint16_t *src = (const uint16_t *)(b->rows + (size_t)j * b->row_bytes);
+        for (int c = 0; c < b->channels; c++)
+            for (int t = 0; t < b->taps; t++)
+                memcpy(b->dst + (size_t)t * b->tap_bytes + (size_t)(c / 2) * b->line +
+                           (size_t)(2 * j + c % 2) * 2,
+                       src++, 2);
+    }
 }
 
-/* Chunk [first, first + channels) of all columns of a panel; DST is its place, `padded` channels wide. */
-static void pack_chunk(const struct pack_job *job, int p, int first, int channels, int padded, char *dst,
-                       char *row)
+/* The numbers of B for COLUMNS columns of panel P from J on, channels FIRST on, as rows of B->rows in the
+ * type that is stored; a column that computes nothing is a row of zeros, as are channels past the source's.
+ */
+static void read_rows(const struct pack_job *job, const struct pack_block *b, char *rows, int p, int j,
+                      int first)
 {
     const struct weight_source *src = job->src;
-    int nr = job->tier->gemm->nr, taps = job->w->taps, part_c = src->out_c / src->parts;
-    size_t tap_step = (size_t)padded * (size_t)nr, count = (size_t)channels * (size_t)taps;
-    enum dtype type = job->w->dtype;
-    for (int j = 0; j < nr; j++) {
-        int o = column_output(job, p, j);
-        if (o < 0)
-            continue;
-        const struct host_array *a = &src->w[o / part_c];
-        size_t at = ((size_t)(o % part_c) * (size_t)src->in_c + (size_t)first) * (size_t)taps;
-        job->tier->rows->convert(row, type, (const char *)a->data + at * dtype_size(a->dtype), a->dtype,
-                                 count);
-        if (job->tier->gemm->dtype == DTYPE_BF16)
-            scatter_pairs((uint16_t *)dst + 2 * j, (uint16_t *)row, channels, taps, tap_step, nr);
-        else if (type == DTYPE_F32)
-            scatter32((uint32_t *)dst + j, (uint32_t *)row, channels, taps, tap_step, nr);
+    int part_c = src->out_c / src->parts, channels = src->in_c - first;
+    size_t size = dtype_size(job->w->dtype);
+    channels = channels < b->channels ? channels : b->channels;
+    for (int i = 0; i < b->columns; i++, rows += b->row_bytes) {
+        int o = column_output(job, p, j + i);
+        size_t count = o < 0 || channels < 0 ? 0 : (size_t)channels * (size_t)b->taps;
+        if (count) {
+            const struct host_array *a = &src->w[o / part_c];
+            size_t at = ((size_t)(o % part_c) * (size_t)src->in_c + (size_t)first) * (size_t)b->taps;
+            job->tier->rows->convert(rows, job->w->dtype, (const char *)a->data + at * dtype_size(a->dtype),
+                                     a->dtype, count);
+        }
+        memset(rows + count * size, 0, ((size_t)b->channels * (size_t)b->taps - count) * size);
+    }
+}
+
+/* Channels [first, first + b->channels) of a chunk whose first is at DST. */
+static void pack_columns(const struct pack_job *job, struct pack_block *b, int p, int first, char *scratch)
+{
+    const struct tier *tier = job->tier;
+    int nr = tier->gemm->nr;
+    bool pairs = tier->gemm->dtype == DTYPE_BF16;
+    size_t size = dtype_size(job->w->dtype);
+    char *dst = b->dst;
+    b->rows = scratch;
+    b->row_bytes = ((size_t)b->channels * (size_t)b->taps * size + ALIGN - 1) / ALIGN * ALIGN;
+    for (int j = 0; j < nr; j += PACK_COLUMNS) {
+        b->columns = nr - j < PACK_COLUMNS ? nr - j : PACK_COLUMNS;
+        b->dst = dst + (size_t)j * size * (pairs ? 2 : 1);
+        read_rows(job, b, scratch, p, j, first);
+        if (tier->pack && b->columns == PACK_COLUMNS)
+            tier->pack(b, pairs, size);
+        else if (pairs)
+            scatter_pairs(b);
+        else if (size == 4)
+            scatter32(b);
         else
-            scatter16((uint16_t *)dst + j, (uint16_t *)row, channels, taps, tap_step, nr);
+            scatter16(b);
+    }
+    b->dst = dst;
+}
+
+/* Channels [first, first + padded) of all columns of a panel at DST. */
+static void pack_chunk(const struct pack_job *job, int p, int first, int padded, char *dst, char *scratch)
+{
+    int nr = job->tier->gemm->nr, taps = job->w->taps;
+    bool pairs = job->tier->gemm->dtype == DTYPE_BF16;
+    size_t size = dtype_size(job->w->dtype), channel = (size_t)nr * size;
+    int step = BLOCK_NUMBERS / taps > 2 ? BLOCK_NUMBERS / taps / 2 * 2 : 2;
+    for (int c = 0; c < padded; c += step) {
+        struct pack_block b = {.dst = dst + (size_t)c * channel,
+                               .tap_bytes = (size_t)padded * channel,
+                               .line = channel * (pairs ? 2 : 1),
+                               .channels = padded - c < step ? padded - c : step,
+                               .taps = taps};
+        pack_columns(job, &b, p, first + c, scratch);
     }
 }
 
@@ -127,11 +183,8 @@ static void pack_panel(void *ctx, int p, int worker)
     char *dst = weight_data(w) + (size_t)p * w->panel_bytes;
     for (int first = 0; first < w->channels; first += w->chunk) {
         int padded = w->channels - first < w->chunk ? w->channels - first : w->chunk;
-        int channels = src->in_c - first < padded ? src->in_c - first : padded;
-        size_t bytes = (size_t)padded * (size_t)w->taps * (size_t)nr * dtype_size(w->dtype);
-        memset(dst, 0, bytes);
-        pack_chunk(job, p, first, channels, padded, dst, pool_scratch(job->pool, worker));
-        dst += bytes;
+        pack_chunk(job, p, first, padded, dst, pool_scratch(job->pool, worker));
+        dst += (size_t)padded * (size_t)w->taps * (size_t)nr * dtype_size(w->dtype);
     }
     float *bias = (float *)((char *)w + w->bias) + (size_t)p * (size_t)nr;
     int part_c = src->out_c / src->parts;

@@ -117,11 +117,29 @@ struct row_ops {
     void (*interleave)(uint16_t *dst, const uint16_t *a, const uint16_t *b, int n);
 };
 
+/* What packing writes at a time: COLUMNS outputs, each a row [channels][taps] of stored numbers, become lines
+ * of 16 or more columns. Line c of tap t (with pairs of channels: line c / 2) is at dst + t * tap_bytes + c *
+ * line. */
+enum { PACK_COLUMNS = 16 };
+
+struct pack_block {
+    char *dst;
+    size_t tap_bytes, line;
+    const char *rows; /* 64-byte aligned, each with room for whole cache lines */
+    size_t row_bytes;
+    int columns, channels, taps; /* channels is even where pairs are packed */
+};
+
 struct tier {
     const char *name;
     const struct gemm_kernel *gemm;
     const struct row_ops *rows;
+    /* A block of PACK_COLUMNS columns, numbers of SIZE bytes, in pairs of channels or alone; NULL: plain C
+     * does it. */
+    void (*pack)(const struct pack_block *b, bool pairs, size_t size);
 };
+
+void pack_avx512(const struct pack_block *b, bool pairs, size_t size);
 
 /* be->state of the CPU backend. */
 struct cpu_state {

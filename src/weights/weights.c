@@ -276,6 +276,18 @@ void weights_drop_pages(struct weights *w)
             madvise(w->file[i].map, w->file[i].size, MADV_DONTNEED);
 }
 
+void weights_drop_array(const struct weights *w, const struct host_array *a)
+{
+    enum { PAGE = 4096, LEAST = 16 * PAGE };
+    uintptr_t from = ((uintptr_t)a->data + PAGE - 1) / PAGE * PAGE;
+    uintptr_t to = ((uintptr_t)a->data + a->count * dtype_size(a->dtype)) / PAGE * PAGE;
+    for (int i = 0; i < w->files; i++) {
+        uintptr_t map = (uintptr_t)w->file[i].map;
+        if (map && from >= map && from < map + w->file[i].size && to >= from + LEAST)
+            madvise((void *)from, to - from, MADV_DONTNEED); /* a hint, as above */
+    }
+}
+
 int weights_read(const struct weights *w, const struct host_array *a, void *out, struct error *err)
 {
     size_t bytes = a->count * dtype_size(a->dtype);

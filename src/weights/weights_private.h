@@ -18,6 +18,8 @@ int weights_index(struct weights *w, int first, struct error *err);
 struct st_tensor *weights_find(const struct weights *w, const char *name);
 /* Gives the mapped pages back to the system; they are read anew when touched. */
 void weights_drop_pages(struct weights *w);
+/* The same for one array of a file that is mapped, but for the pages that it shares with its neighbours. */
+void weights_drop_array(const struct weights *w, const struct host_array *a);
 /* Copies the numbers of A, an array that a load_* found in W, as they are stored. */
 int weights_read(const struct weights *w, const struct host_array *a, void *out, struct error *err);
 
