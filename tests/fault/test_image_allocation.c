@@ -13,7 +13,7 @@
 
 TEST(needs_the_plain_allocator)
 {
-    CHECK(1);
+    SKIP("the allocator is the sanitizer's here; the plain build runs this file");
 }
 
 #else

@@ -5,45 +5,20 @@
 
 #include <unistd.h>
 
-#include "../../src/weights/safetensors.h"
+#include "checker.h"
 #include "log.h"
 #include "pipeline.h"
 #include "tier.h"
 
-#define CHECKER     "tests/golden/data/safety"
 #define SAFETY_NAME "CompVis/stable-diffusion-safety-checker"
 
 static char root[64];
-
-static void must(bool ok)
-{
-    if (!ok)
-        abort();
-}
 
 #define SHELL(...)                                                                                           \
     do {                                                                                                     \
         char command[512];                                                                                   \
         must(snprintf(command, sizeof command, __VA_ARGS__) < (int)sizeof command && system(command) == 0);  \
     } while (0)
-
-/* The checker in DIR finds a concept in every picture, or in none: the cosine is between -1 and 1. */
-static void set_thresholds(const char *dir, float threshold)
-{
-    char path[256];
-    struct safetensors st;
-    struct error err = {0};
-    float all[17];
-    for (int i = 0; i < 17; i++)
-        all[i] = threshold;
-    snprintf(path, sizeof path, "%s/model.safetensors", dir);
-    must(safetensors_open(&st, path, "checker", &err) == 0);
-    const struct st_tensor *t = safetensors_find(&st, "concept_embeds_weights");
-    long at = (long)((const char *)st.data - (const char *)st.map) + (long)t->begin;
-    safetensors_close(&st);
-    FILE *f = fopen(path, "r+b");
-    must(f && fseek(f, at, SEEK_SET) == 0 && fwrite(all, 4, 17, f) == 17 && fclose(f) == 0);
-}
 
 static void write_index(const char *path, bool checker)
 {
@@ -55,13 +30,6 @@ static void write_index(const char *path, bool checker)
             "\"b\"], \"safety_checker\": %s}\n",
             checker ? "[\"stable_diffusion\", \"StableDiffusionSafetyChecker\"]" : "[null, null]");
     must(fclose(f) == 0);
-}
-
-enum { NONE, FINDS_NOTHING, FINDS_ALL };
-
-static float threshold_of(int finds)
-{
-    return finds == FINDS_ALL ? -2.0f : 2.0f;
 }
 
 /* MODEL_DIR with the tiny model as latentd/tiny, its own checker, and that of MODEL_DIR. */
@@ -78,12 +46,12 @@ static void make_root(int own, int asked)
         SHELL("cp -r " CHECKER " %s && mkdir %s/../feature_extractor && mv %s/preprocessor_config.json "
               "%s/../feature_extractor/",
               dir, dir, dir, dir);
-        set_thresholds(dir, threshold_of(own));
+        checker_finds(dir, own);
     }
     if (asked != NONE) {
         snprintf(dir, sizeof dir, "%s/CompVis/stable-diffusion-safety-checker", root);
         SHELL("mkdir %s/CompVis && cp -r " CHECKER " %s", root, dir);
-        set_thresholds(dir, threshold_of(asked));
+        checker_finds(dir, asked);
     }
 }
 
