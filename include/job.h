@@ -74,6 +74,7 @@ struct worker_options {
     struct backend_options backend;
     struct model_options model;
     int queue;                  /* jobs that may wait */
+    double rest;                /* seconds without a job until job memory is given back */
     void (*changed)(void *ctx); /* called when the state changes or a job ends */
     void *ctx;
 };
@@ -86,6 +87,7 @@ struct worker_stats {
     struct histogram wait, generation, phase[PHASE_COUNT];
     double load_seconds; /* 0 until the model is ready */
     size_t weight_bytes; /* packed weights */
+    size_t job_bytes;    /* memory kept for the next job */
     char backend[16], tier[16];
 };
 

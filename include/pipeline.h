@@ -37,6 +37,11 @@ const char *model_id(const struct model *m);
 /* Native side in pixels: unet.sample_size x vae scale. */
 int model_native_size(const struct model *m);
 struct backend *model_backend(const struct model *m);
+/* Job memory that the model keeps for the next job, in bytes; it is given back when a few jobs in a row need
+ * less than half of it. Any thread. */
+size_t model_job_bytes(const struct model *m);
+/* Gives job memory back: nothing runs for a while. Only the thread that runs pipelines. */
+void model_rest(struct model *m);
 /* Default size of a text-to-image request: 1024x576, or the native square when the native side is below 512.
  */
 void model_default_size(const struct model *m, int *width, int *height);

@@ -17,6 +17,9 @@
 #include "log.h"
 #include "video.h"
 
+/* Without a job for so long, the memory that jobs ran in is given back. */
+#define REST_SECONDS 60.0
+
 /* After SIGTERM: jobs may finish for DRAIN_SECONDS, are told to stop then, and CUT_SECONDS later are answered
  * as cancelled whatever the worker does. The sum with what closing takes stays below the 8 s that a container
  * is given. */
@@ -52,6 +55,8 @@ static const char usage[] =
     "                       on a GPU the type of activations: fp16, bf16 (fp16)\n"
     "  LATENTD_THREADS      CPU threads (one a core)\n"
     "  LATENTD_QUEUE        requests that may wait (8)\n"
+    "  LATENTD_MEMORY       MiB of main memory that one job may take (what is free)\n"
+    "  LATENTD_NOISE_GPU    whose noise a seed gives, as multiprocessors x threads of each (132x2048: H100)\n"
     "  LATENTD_H264         encoder of MP4s: libx264, libopenh264, h264_nvenc, none (the first there is)\n"
     "  LATENTD_CACHE        where the choice of GPU kernels is kept (~/.cache/latentd; empty: nowhere)\n"
     "  LATENTD_TUNE         0: GPU kernels are chosen by rule, not by timing them\n";
@@ -162,6 +167,7 @@ static int start(struct daemon *d, struct error *err)
                     .memory_max = c->memory},
         .model = {.pipeline = d->kind, .dir = c->model_dir, .id = c->model_id},
         .queue = c->queue,
+        .rest = REST_SECONDS,
         .changed = worker_changed,
         .ctx = d,
     };

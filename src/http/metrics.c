@@ -202,6 +202,7 @@ static void put_identity(struct buffer *b, struct server *srv, const struct work
           worker_state(srv->service->worker) == WORKER_READY);
     gauge(b, "latentd_model_load_seconds", "Time that loading took; 0 until it has ended.", w->load_seconds);
     gauge(b, "latentd_model_weight_bytes", "Packed weights in memory.", (double)w->weight_bytes);
+    gauge(b, "latentd_job_memory_bytes", "Memory kept for the next job.", (double)w->job_bytes);
 }
 
 /* Nothing on the CPU. */

@@ -4,6 +4,9 @@
 
 #include "model.h"
 
+/* Jobs in a row that need less than half of what is held, before the rest is given back. */
+enum { SMALL_JOBS = 4 };
+
 /* The number after KEY in /proc/meminfo, in bytes; 0 when it cannot be read. */
 static size_t meminfo(const char *key)
 {
@@ -47,14 +50,32 @@ size_t memory_available(const struct backend *be)
     return free_bytes < be->memory_max ? free_bytes : be->memory_max;
 }
 
+size_t model_job_bytes(const struct model *m)
+{
+    return atomic_load(&m->mem_size);
+}
+
+void model_rest(struct model *m)
+{
+    if (m->mem)
+        m->be->mem_free(m->be, m->mem, atomic_load(&m->mem_size));
+    m->mem = NULL;
+    m->small_jobs = 0;
+    atomic_store(&m->mem_size, 0);
+}
+
+/* Not at the first: taking the pages anew costs a large job some per cent, and sizes may alternate. */
+void model_trim(struct model *m, size_t bytes)
+{
+    m->small_jobs = bytes < atomic_load(&m->mem_size) / 2 ? m->small_jobs + 1 : 0;
+    if (m->small_jobs >= SMALL_JOBS)
+        model_rest(m);
+}
+
 int model_job_memory(struct model *m, size_t bytes, struct error *err)
 {
-    size_t have = atomic_load(&m->mem_size);
-    if (bytes > have) {
-        if (m->mem)
-            m->be->mem_free(m->be, m->mem, have);
-        m->mem = NULL;
-        atomic_store(&m->mem_size, 0);
+    if (bytes > atomic_load(&m->mem_size)) {
+        model_rest(m);
         int rc = m->be->mem_alloc(m->be, bytes, &m->mem, err);
         if (rc)
             return rc;

@@ -372,8 +372,7 @@ void model_close(struct model **out)
     struct model *m = *out;
     if (!m)
         return;
-    if (m->mem)
-        m->be->mem_free(m->be, m->mem, atomic_load(&m->mem_size));
+    model_rest(m);
     lora_shelf_close(&m->loras, m->be); /* before the networks whose weights it replaced */
     unet_close(&m->unet);
     vae_close(&m->vae);

@@ -39,10 +39,11 @@ struct model {
     enum dtype noise_dtype;      /* type in which the original draws its latents */
     enum dtype posterior_dtype;  /* and the sample of the input picture's posterior */
     struct safety *safety;       /* the checkers, where there are any */
-    /* Job memory, kept between jobs and grown when a job needs more. Only the worker changes it; the size is
-     * read by admission on other threads. */
+    /* Job memory, kept between jobs, grown when a job needs more and given back when several need much less.
+     * Only the worker changes it; the size is read by admission on other threads. */
     void *mem;
     _Atomic size_t mem_size;
+    int small_jobs; /* in a row, that needed less than half of it */
     struct region region;
     struct phase_times times;
     struct lora_shelf *loras; /* NULL until a request has some */
@@ -53,6 +54,8 @@ struct model {
 size_t memory_available(const struct backend *be);
 /* Job memory of at least BYTES in m->mem, emptied into m->region. ERR_NOMEM when it cannot be had. */
 int model_job_memory(struct model *m, size_t bytes, struct error *err);
+/* Before a job of BYTES: gives back what one large job left behind, once several small ones followed it. */
+void model_trim(struct model *m, size_t bytes);
 
 /* ---- rules.c: what the ai-runner does for models by their id (contract 3.3, 3.4) ---- */
 

@@ -186,6 +186,8 @@ int request_run(struct model *m, const struct request *q, const struct watcher *
 {
     struct plan_report plan;
     int rc = request_plan(m, q, &plan, err);
+    if (rc == 0)
+        model_trim(m, plan.region_bytes);
     if (rc || (rc = apply_loras(m, q->loras, err)) || (rc = check_memory(m, &plan, q, err)) ||
         (rc = model_job_memory(m, plan.region_bytes, err)))
         return rc;

@@ -139,11 +139,39 @@ static void announce(struct worker *w, struct job *job)
 
 /* ---- The thread ---- */
 
+/* Waits for a job, up to SECONDS. The lock is held. */
+static void wait_for_work(struct worker *w, double seconds)
+{
+    struct timespec end;
+    double when = clock_now() + seconds;
+
+    end.tv_sec = (time_t)when;
+    end.tv_nsec = (long)((when - (double)end.tv_sec) * 1e9);
+    while (!w->first && !w->draining)
+        if (pthread_cond_timedwait(&w->wake, &w->lock, &end))
+            return;
+}
+
+/* Nobody has asked for a while: the memory of jobs goes back to the system. The lock is held before and
+ * after. */
+static void rest(struct worker *w)
+{
+    pthread_mutex_unlock(&w->lock);
+    log_debug("no job for %g s: %zu MiB of job memory are given back", w->opt.rest,
+              model_job_bytes(w->model) >> 20);
+    model_rest(w->model);
+    pthread_mutex_lock(&w->lock);
+    w->stats.job_bytes = 0;
+}
+
 static struct job *take(struct worker *w)
 {
     struct job *job;
 
     pthread_mutex_lock(&w->lock);
+    wait_for_work(w, w->opt.rest);
+    if (!w->first && !w->draining && w->stats.job_bytes > 0)
+        rest(w);
     while (!w->first && !w->draining)
         pthread_cond_wait(&w->wake, &w->lock);
     job = w->first;
@@ -174,6 +202,7 @@ static void run_job(struct worker *w, struct job *job)
     phase_next(w, clock_now(), PHASE_RECEIVED, 0, 0);
     pthread_mutex_lock(&w->lock);
     w->stats.weight_bytes = w->backend->weight_bytes;
+    w->stats.job_bytes = model_job_bytes(w->model);
     if (result.err.code == ERR_DEVICE) {
         w->state = WORKER_FAILED;
         w->err = result.err;
@@ -237,6 +266,7 @@ static void *work(void *arg)
 int worker_start(struct worker **out, const struct worker_options *opt, struct error *err)
 {
     struct worker *w = calloc(1, sizeof(*w));
+    pthread_condattr_t monotonic;
     int rc;
 
     *out = NULL;
@@ -244,7 +274,10 @@ int worker_start(struct worker **out, const struct worker_options *opt, struct e
         return error_set(err, ERR_NOMEM, "no memory for the worker");
     w->opt = *opt;
     pthread_mutex_init(&w->lock, NULL);
-    pthread_cond_init(&w->wake, NULL);
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC); /* that of clock_now() */
+    pthread_cond_init(&w->wake, &monotonic);
+    pthread_condattr_destroy(&monotonic);
     rc = pthread_create(&w->thread, NULL, work, w);
     if (rc) {
         free(w);
