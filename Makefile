@@ -194,6 +194,12 @@ $(FFMPEG_STAMP):
 	$(if $(filter 1,$(FFMPEG)),,@echo "FFmpeg is left out: image-to-video makes frames, no MP4")
 $(BUILD)/src/media/mp4.o $(BUILD)/src/media/mp4_none.o: $(FFMPEG_STAMP)
 
+# What packed weights look like, by the sources that say so: a file of them that another build left is not used.
+LAYOUT_SOURCES := $(wildcard kernels/cpu/*.c kernels/cpu/*.h kernels/ref/pack.c kernels/ref/ref.h)
+LAYOUT := $(shell cat $(LAYOUT_SOURCES) | sha256sum | cut -c1-16)
+$(BUILD)/kernels/cpu/cpu.o $(EMULATED)/kernels/cpu/cpu.o: ALL_CFLAGS += -DLATENTD_LAYOUT='"$(LAYOUT)"'
+$(BUILD)/kernels/cpu/cpu.o $(EMULATED)/kernels/cpu/cpu.o: $(LAYOUT_SOURCES)
+
 # The commit, for the metrics: the only object that asks is built anew when it changes.
 COMMIT ?= $(or $(shell git describe --always --dirty --exclude '*' 2>/dev/null),unknown)
 COMMIT_STAMP := $(BUILD)/commit-$(COMMIT).stamp

@@ -19,6 +19,9 @@ struct backend_options {
     size_t noise_wave; /* threads in one wave of the card whose torch.randn is the reference, a multiple of
                           256; 0: NOISE_WAVE_THREADS */
     size_t memory_max; /* bytes of main memory that one job may take; 0: whatever is free */
+    /* Packed weights from start to start (weights.h), on backends that have a layout for them. */
+    const char *store;              /* the folder; NULL: they are not kept. Borrowed for the backend's life */
+    size_t store_most, store_least; /* bytes of all files together; of a component that is worth a file */
 };
 
 /* A GPU, as /hardware/info and /hardware/stats show it. */
@@ -41,7 +44,12 @@ struct backend {
     size_t noise_wave;               /* as in the options, never 0 */
     size_t memory_max;               /* as in the options; SIZE_MAX: whatever is free */
     size_t weight_bytes;             /* packed weights alive now; kept by weight_pack and weight_free */
-    struct backend *device;          /* NULL, or the backend whose device this is a second handle on */
+    size_t mapped_bytes;             /* of these, in files that are mapped; also kept by weight_map */
+    const char *store;               /* as in the options */
+    size_t store_most, store_least;
+    char layout[64];             /* names what packed weights look like; "": they cannot be kept in files */
+    struct packed_store *stores; /* of the components that were loaded, src/weights/packed.c's own */
+    struct backend *device;      /* NULL, or the backend whose device this is a second handle on */
     int (*mem_alloc)(struct backend *, size_t bytes, void **mem, struct error *); /* memory for a region */
     void (*mem_free)(struct backend *, void *mem, size_t bytes);
     /* The next eight are NULL on a backend that computes in the host's memory and at once. */

@@ -8,6 +8,8 @@
 
 #include "error.h"
 
+/* Packed weights are kept of components of so many bytes: a smaller one is packed before a file is found. */
+enum { CONFIG_PACKED_MIB = 16384, CONFIG_PACKED_LEAST = 64 << 20 };
 enum { CONFIG_QUEUE_DEFAULT = 8, CONFIG_QUEUE_MAX = 1024, CONFIG_PORT_DEFAULT = 8000 };
 #define CONFIG_MODEL_DEFAULT    "latentd/emoji"
 #define CONFIG_PIPELINE_DEFAULT "text-to-image"
@@ -29,6 +31,8 @@ struct config {
     int queue;                /* LATENTD_QUEUE */
     size_t noise_wave;        /* LATENTD_NOISE_GPU, as backend_options.noise_wave */
     size_t memory;            /* LATENTD_MEMORY in bytes; 0: what is free */
+    size_t store_most;        /* LATENTD_PACKED_MIB in bytes; 0: packed weights are not kept */
+    char store[PATH_MAX];     /* where they are */
 };
 
 /* Reads the environment. Strings are borrowed from it. A value that cannot be used is ERR_INVALID and names

@@ -64,10 +64,15 @@ typedef struct weight {
     bool has_bias;
     void *packed; /* the backend's own layout; NULL: no weight */
     size_t bytes; /* size of packed */
+    bool mapped;  /* packed lies in a file that is mapped: not to be written, nor the backend's to free */
 } weight;
 
 /* Copies SRC into the backend's layout. The source may be unmapped afterwards. On failure *W is empty. */
 int weight_pack(struct backend *be, weight *w, const struct weight_source *src, struct error *err);
+/* The same from BYTES that weight_pack() made of SRC on a backend of this layout (backend.h), which must
+ * outlive the weight and are not copied. */
+void weight_map(struct backend *be, weight *w, const struct weight_source *src, const void *bytes,
+                size_t size);
 void weight_free(struct backend *be, weight *w);
 
 /* ---- Memory of the pass ---- */

@@ -22,10 +22,13 @@ bool weights_has(const struct weights *w, const char *name);
 
 /* The weights that a network has packed so far, so that closing it needs no second list of its fields. The
  * pointers go into the network's own struct, which must not move. */
+struct packed_store;
 struct weight_list {
     weight **item;
     struct weight_origin *origin; /* of each item, when the loader was told to keep them */
     struct weights *weights;      /* kept open for them, see weight_list_keep() */
+    uint64_t asked;               /* a hash of what was checked before anything was packed */
+    struct packed_store *store;   /* where they are kept from start to start; NULL: nowhere */
     int count, capacity;
 };
 /* What a weight was packed from. The arrays point into list->weights. */

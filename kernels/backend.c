@@ -93,6 +93,9 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
     }
     be->noise_wave = opt->noise_wave ? opt->noise_wave : NOISE_WAVE_THREADS;
     be->memory_max = opt->memory_max ? opt->memory_max : SIZE_MAX;
+    be->store = opt->store;
+    be->store_most = opt->store_most;
+    be->store_least = opt->store_least;
     *out = be;
     return 0;
 }

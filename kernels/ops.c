@@ -108,18 +108,34 @@ static int check_source(const struct weight_source *src, struct error *err)
     return 0;
 }
 
+static weight empty_weight(const struct weight_source *src)
+{
+    return (weight){.kind = src->kind,
+                    .out_c = src->out_c,
+                    .in_c = src->in_c,
+                    .kh = src->kh,
+                    .kw = src->kw,
+                    .has_bias = src->bias[0].data != NULL};
+}
+
+void weight_map(struct backend *be, weight *w, const struct weight_source *src, const void *bytes,
+                size_t size)
+{
+    *w = empty_weight(src);
+    w->packed = (void *)(uintptr_t)bytes;
+    w->bytes = size;
+    w->mapped = true;
+    be->weight_bytes += size;
+    be->mapped_bytes += size;
+}
+
 int weight_pack(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
 {
     memset(w, 0, sizeof *w);
     int rc = check_source(src, err);
     if (rc)
         return rc;
-    *w = (weight){.kind = src->kind,
-                  .out_c = src->out_c,
-                  .in_c = src->in_c,
-                  .kh = src->kh,
-                  .kw = src->kw,
-                  .has_bias = src->bias[0].data != NULL};
+    *w = empty_weight(src);
     switch (src->kind) {
     case WEIGHT_CONV2D:
         rc = be->ops.pack_conv2d(be, w, src, err);
@@ -146,7 +162,10 @@ void weight_free(struct backend *be, weight *w)
 {
     if (w->packed) {
         (be->device ? be->device : be)->weight_bytes -= w->bytes;
-        be->ops.unpack(be, w, NULL);
+        if (w->mapped)
+            be->mapped_bytes -= w->bytes;
+        else
+            be->ops.unpack(be, w, NULL);
     }
     memset(w, 0, sizeof *w);
 }

@@ -5,18 +5,18 @@ cd "$(dirname "$0")/.."
 bad=0
 
 # room → headers of include/ that it may use, besides those of base
-base="config.h error.h buffer.h log.h json.h region.h thread_pool.h phase.h half.h"
+base="config.h error.h buffer.h log.h json.h region.h thread_pool.h phase.h half.h cache.h"
 seam="tensor.h ops.h"
 declare -A may=(
     [src/base]="$base"
-    [kernels]="$base $seam backend.h plan.h noise.h"
-    [src/weights]="$base $seam weights.h model_files.h"
+    [kernels]="$base $seam backend.h packed.h plan.h noise.h"
+    [src/weights]="$base $seam packed.h weights.h model_files.h"
     [src/text]="$base tokenizer.h"
     [src/media]="$base image.h video.h"
     [src/networks]="$base $seam weights.h model_files.h networks.h"
     [src/schedulers]="$base $seam noise.h scheduler.h model_files.h"
     [src/pipelines]="$base $seam backend.h plan.h noise.h scheduler.h networks.h weights.h model_files.h tokenizer.h image.h pipeline.h"
-    [src/queue]="$base tensor.h ops.h plan.h image.h pipeline.h backend.h job.h pipe.h"
+    [src/queue]="$base tensor.h ops.h plan.h image.h pipeline.h backend.h packed.h job.h pipe.h"
     [src/api]="$base image.h video.h streams.h pipeline.h job.h pipe.h api.h"
     [src/http]="$base image.h streams.h pipeline.h backend.h job.h pipe.h api.h"
     [src/commands]="*"

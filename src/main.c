@@ -58,7 +58,9 @@ static const char usage[] =
     "  LATENTD_MEMORY       MiB of main memory that one job may take (what is free)\n"
     "  LATENTD_NOISE_GPU    whose noise a seed gives, as multiprocessors x threads of each (132x2048: H100)\n"
     "  LATENTD_H264         encoder of MP4s: libx264, libopenh264, h264_nvenc, none (the first there is)\n"
-    "  LATENTD_CACHE        where the choice of GPU kernels is kept (~/.cache/latentd; empty: nowhere)\n"
+    "  LATENTD_CACHE        where packed weights and the choice of GPU kernels are kept\n"
+    "                       (~/.cache/latentd; empty: nowhere)\n"
+    "  LATENTD_PACKED_MIB   MiB of packed weights that are kept for the next start (16384; 0: none)\n"
     "  LATENTD_TUNE         0: GPU kernels are chosen by rule, not by timing them\n";
 
 struct daemon {
@@ -164,7 +166,10 @@ static int start(struct daemon *d, struct error *err)
                     .isa = c->isa,
                     .threads = c->threads,
                     .noise_wave = c->noise_wave,
-                    .memory_max = c->memory},
+                    .memory_max = c->memory,
+                    .store = c->store_most ? c->store : NULL,
+                    .store_most = c->store_most,
+                    .store_least = CONFIG_PACKED_LEAST},
         .model = {.pipeline = d->kind, .dir = c->model_dir, .id = c->model_id},
         .queue = c->queue,
         .rest = REST_SECONDS,

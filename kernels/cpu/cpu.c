@@ -3,6 +3,7 @@
 #include "cpu.h"
 
 #include <cpuid.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -166,6 +167,8 @@ int ops_cpu(struct backend *be, const char *isa, struct error *err)
         return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
     be->tier = e->tier.name;
     be->dtype = e->tier.gemm->dtype;
+    const struct gemm_kernel *g = e->tier.gemm;
+    snprintf(be->layout, sizeof be->layout, "cpu %s %s", LATENTD_LAYOUT, g->name);
     serve(be, &e->tier);
     return 0;
 }

@@ -202,6 +202,7 @@ static void pack_panel(void *ctx, int p, int worker)
 int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
 {
     struct cpu_weight layout;
+    memset(&layout, 0, sizeof layout);
     lay_out(&layout, cpu_tier(be), src);
     size_t bytes = layout.data + (size_t)layout.panels * layout.panel_bytes;
     int rc = be->mem_alloc(be, bytes, &w->packed, err);
@@ -209,6 +210,7 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
         return rc;
     w->bytes = bytes;
     struct cpu_weight *packed = w->packed;
+    memset(packed, 0, layout.data); /* the gaps too: equal weights are equal bytes */
     *packed = layout;
     struct pack_job job = {.tier = cpu_tier(be), .pool = be->pool, .src = src, .w = packed};
     pool_run(be->pool, packed->panels, pack_panel, &job);

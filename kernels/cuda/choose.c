@@ -8,9 +8,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "cache.h"
 #include "library.h"
 #include "log.h"
 
@@ -176,35 +176,13 @@ static void write_file(struct chooser *c)
 }
 
 /* FOLDER with its parents. */
-static bool make_folder(const char *folder)
-{
-    char path[450];
-    if (snprintf(path, sizeof path, "%s", folder) >= (int)sizeof path)
-        return false;
-    for (char *p = path + 1; *p; p++)
-        if (*p == '/') {
-            *p = '\0';
-            if (mkdir(path, 0755) != 0 && errno != EEXIST)
-                return false;
-            *p = '/';
-        }
-    return mkdir(path, 0755) == 0 || errno == EEXIST;
-}
-
 /* Sets PATH; false when no folder is to be used or can be had. */
 static bool find_path(struct chooser *c, const char *gpu)
 {
-    char folder[400] = "", file[64];
-    const char *own = getenv("LATENTD_CACHE"), *xdg = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-    if (own)
-        snprintf(folder, sizeof folder, "%s", own);
-    else if (xdg && *xdg)
-        snprintf(folder, sizeof folder, "%s/latentd", xdg);
-    else if (home && *home)
-        snprintf(folder, sizeof folder, "%s/.cache/latentd", home);
-    if (!*folder)
+    char folder[400], file[64];
+    if (!cache_folder(folder, sizeof folder))
         return false;
-    if (!make_folder(folder)) {
+    if (!cache_make_folder(folder)) {
         log_warning("choices of kernels: no folder %s: %s; they are timed at every start", folder,
                     strerror(errno));
         return false;

@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cache.h"
+
 /* The variable's value; NULL when unset or empty. */
 static const char *env(const char *name)
 {
@@ -113,6 +115,16 @@ int config_find_models(struct config *c, struct error *err)
     return n < 0 || n >= (int)sizeof c->model_dir ? error_set(err, ERR_INVALID, "HOME is too long") : 0;
 }
 
+/* Without a folder for what is kept, nothing is. */
+static void read_store(struct config *c, struct error *err)
+{
+    enum { NAME = sizeof "/packed" };
+    c->store_most = (size_t)env_int("LATENTD_PACKED_MIB", CONFIG_PACKED_MIB, 0, INT_MAX, err) << 20;
+    if (!cache_folder(c->store, sizeof c->store - NAME))
+        c->store_most = 0;
+    strcat(c->store, "/packed");
+}
+
 int config_read(struct config *c, struct error *err)
 {
     memset(c, 0, sizeof *c);
@@ -137,6 +149,7 @@ int config_read(struct config *c, struct error *err)
     c->queue = env_int("LATENTD_QUEUE", CONFIG_QUEUE_DEFAULT, 1, CONFIG_QUEUE_MAX, err);
     c->noise_wave = env_wave("LATENTD_NOISE_GPU", err);
     c->memory = (size_t)env_int("LATENTD_MEMORY", 0, 0, INT_MAX, err) << 20;
+    read_store(c, err);
     check_h264(err);
     return err->code ? err->code : config_find_models(c, err);
 }

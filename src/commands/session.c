@@ -46,7 +46,10 @@ int session_open(struct session *s, const char *model_id, const char *isa, enum 
                                   .isa = isa ? isa : s->config.isa,
                                   .threads = s->config.threads,
                                   .noise_wave = s->config.noise_wave,
-                                  .memory_max = s->config.memory};
+                                  .memory_max = s->config.memory,
+                                  .store = s->config.store_most ? s->config.store : NULL,
+                                  .store_most = s->config.store_most,
+                                  .store_least = CONFIG_PACKED_LEAST};
     if (backend_open(&s->be, &opt, &s->err))
         return session_fail(s);
     if (kind == SESSION_BACKEND)

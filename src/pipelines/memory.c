@@ -47,6 +47,9 @@ size_t memory_available(const struct backend *be)
         if (rest < free_bytes)
             free_bytes = rest;
     }
+    /* Pages of a mapped file count as free to take, but taking them would have them read again at each step.
+     */
+    free_bytes = free_bytes > be->mapped_bytes ? free_bytes - be->mapped_bytes : 0;
     return free_bytes < be->memory_max ? free_bytes : be->memory_max;
 }
 

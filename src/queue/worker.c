@@ -5,15 +5,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "job.h"
 #include "log.h"
+#include "packed.h"
 
 const char *const failure_names[FAILURE_COUNT] = {"invalid", "oom", "io", "device", "internal"};
 
 struct worker {
     struct worker_options opt;
     pthread_t thread;
+    pthread_t saver; /* where SAVING says so; started and joined by the worker's thread */
+    bool saving;
+    atomic_bool stop_saving;
     pthread_mutex_t lock;
     pthread_cond_t wake;
     enum worker_state state;
@@ -239,6 +245,23 @@ static int load(struct worker *w, struct error *err)
     return rc;
 }
 
+/* Keeps what was packed for the next start, while this one serves: at the lowest priority. */
+static void *keep_packed(void *arg)
+{
+    struct worker *w = arg;
+    struct error err = {0};
+    double start = clock_now();
+
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), 19); /* without it the writing is only less polite */
+    int files = packed_save(w->backend, &w->stop_saving, &err);
+    if (files < 0)
+        log_warning("packed weights are not kept for the next start: %s", err.msg);
+    else if (files > 0)
+        log_info("packed weights of %d components are kept for the next start (%.1f s)", files,
+                 clock_now() - start);
+    return NULL;
+}
+
 static void *work(void *arg)
 {
     struct worker *w = arg;
@@ -249,11 +272,15 @@ static void *work(void *arg)
         log_info("model %s is ready after %.1f s on %s %s", model_id(w->model), w->stats.load_seconds,
                  w->stats.backend, w->stats.tier);
         changed(w);
+        w->saving = pthread_create(&w->saver, NULL, keep_packed, w) == 0;
         while (worker_state(w) == WORKER_READY && (job = take(w)) != NULL)
             run_job(w, job);
     }
     if (worker_state(w) == WORKER_FAILED)
         worker_cancel_all(w, CANCEL_SHUTDOWN);
+    atomic_store(&w->stop_saving, true);
+    if (w->saving)
+        pthread_join(w->saver, NULL);
     pthread_mutex_lock(&w->lock);
     w->ended = true;
     pthread_mutex_unlock(&w->lock);

@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "buffer.h"
 #include "half.h"
+#include "packed.h"
 #include "weights_private.h"
 
 enum { NAME_SIZE = 512 };
@@ -161,6 +163,7 @@ void weight_list_free(struct weight_list *list, struct backend *be)
     free(list->item);
     free(list->origin);
     weights_close(&list->weights);
+    packed_close(&list->store, be);
     *list = (struct weight_list){0};
 }
 
@@ -177,14 +180,39 @@ static void host_floats(struct host_array a, float *out)
     }
 }
 
+/* FNV-1a. */
+static void hash_name(struct weight_list *list, const char *name)
+{
+    for (uint64_t *h = &list->asked; *name; name++)
+        *h = (*h ^ (unsigned char)*name) * 0x100000001b3u;
+}
+
+/* Where the component's packed weights are kept from start to start. What is asked for is part of what they
+ * are: image-to-image takes the VAE's encoder too. */
+static void open_store(const struct loader *l)
+{
+    struct buffer identity = {0};
+    size_t bytes;
+    if (weights_identity(l->weights, &identity, &bytes) == 0 &&
+        buffer_printf(&identity, "asked %016llx\n", (unsigned long long)l->packed->asked) == 0)
+        l->packed->store = packed_open(l->be, identity.data, bytes);
+    buffer_free(&identity);
+    if (!packed_found(l->packed->store))
+        weights_read_ahead(l->weights);
+}
+
 /* PARTS: the names of the source's parts; NULL: NAME is the only one. */
 static void pack_named(struct loader *l, weight *w, const struct weight_source *src, const char *name,
                        const char *const *parts)
 {
+    if (l->check_only)
+        hash_name(l->packed, name);
     if (l->err->code || l->check_only)
         return;
     bool keep = l->keep && src->kind != WEIGHT_NORM && src->kind != WEIGHT_EMBEDDING;
-    if (weight_pack(l->be, w, src, l->err) < 0) {
+    if (l->packed->count == 0 && !l->packed->store)
+        open_store(l);
+    if (packed_weight(l->packed->store, l->be, w, src, name, l->err) < 0) {
         error_prefix(l->err, "%s", name);
     } else if (!list_add(l->packed, w)) {
         weight_free(l->be, w);

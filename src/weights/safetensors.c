@@ -282,7 +282,6 @@ int safetensors_open(struct safetensors *st, const char *path, const char *label
     } else {
         st->map = map;
         st->fd = fd;
-        madvise(map, size, MADV_WILLNEED); /* a hint: read ahead while the header's names are being checked */
     }
     return rc;
 }

@@ -6,8 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "buffer.h"
 #include "json.h"
 #include "single_file.h"
 
@@ -286,6 +288,31 @@ void weights_drop_array(const struct weights *w, const struct host_array *a)
         if (map && from >= map && from < map + w->file[i].size && to >= from + LEAST)
             madvise((void *)from, to - from, MADV_DONTNEED); /* a hint, as above */
     }
+}
+
+int weights_identity(const struct weights *w, struct buffer *out, size_t *bytes)
+{
+    struct stat st;
+    *bytes = 0;
+    for (int i = 0; i < w->files; i++) {
+        if (!w->file[i].map) /* a view of the file before it */
+            continue;
+        if (fstat(w->file[i].fd, &st))
+            return ERR_IO;
+        buffer_printf(out, "file %llu %llu, %llu bytes, changed %lld.%09ld\n", (unsigned long long)st.st_dev,
+                      (unsigned long long)st.st_ino, (unsigned long long)st.st_size,
+                      (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+    }
+    for (int i = 0; i < w->count; i++)
+        *bytes += (size_t)(w->tensor[i]->end - w->tensor[i]->begin);
+    return out->failed ? ERR_NOMEM : 0;
+}
+
+void weights_read_ahead(const struct weights *w)
+{
+    for (int i = 0; i < w->files; i++)
+        if (w->file[i].map) /* a hint */
+            madvise(w->file[i].map, w->file[i].size, MADV_WILLNEED);
 }
 
 int weights_read(const struct weights *w, const struct host_array *a, void *out, struct error *err)

@@ -5,6 +5,8 @@
 #include "safetensors.h"
 #include "weights.h"
 
+struct buffer;
+
 struct weights {
     struct safetensors *file; /* one, or one a shard */
     int files;
@@ -20,6 +22,11 @@ struct st_tensor *weights_find(const struct weights *w, const char *name);
 void weights_drop_pages(struct weights *w);
 /* The same for one array of a file that is mapped, but for the pages that it shares with its neighbours. */
 void weights_drop_array(const struct weights *w, const struct host_array *a);
+/* What the component was read from, as text: its files by device, inode, size and time of change. BYTES: of
+ * all their numbers. Appends to OUT; an error when a file cannot be asked. */
+int weights_identity(const struct weights *w, struct buffer *out, size_t *bytes);
+/* Asks the system to read the files into memory. */
+void weights_read_ahead(const struct weights *w);
 /* Copies the numbers of A, an array that a load_* found in W, as they are stored. */
 int weights_read(const struct weights *w, const struct host_array *a, void *out, struct error *err);
 
