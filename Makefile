@@ -51,7 +51,7 @@ endif
 AVX2       := -mavx2 -mfma -mf16c -O3
 AVX512     := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 AVX512BF16 := $(AVX512) -mavx512bf16
-AMX        := $(AVX512) -mamx-tile -mamx-bf16
+AMX        := $(AVX512BF16) -mamx-tile -mamx-bf16
 
 # CUDA: the runtime is linked in and finds the driver by itself when the program starts; cuDNN and cuBLASLt are
 # opened at run time.

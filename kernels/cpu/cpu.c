@@ -47,7 +47,7 @@ static struct features detect(void)
     f.avx512 = f.avx2 && (b & avx512) == avx512 && (xcr0 & zmm) == zmm;
     bool bf16_bit = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
     f.avx512bf16 = f.avx512 && bf16_bit;
-    f.amx = f.avx512 && amx_bits && (xcr0 & tiles) == tiles && amx_permitted();
+    f.amx = f.avx512bf16 && amx_bits && (xcr0 & tiles) == tiles && amx_permitted();
     return f;
 }
 

@@ -24,11 +24,11 @@
 #include "thread_pool.h"
 
 enum {
-    BLOCK_ROWS = 256,
-    BLOCK_COLS = 512, /* outputs of a work item */
-    BLOCK_WIDTH = 64, /* positions of one picture row in a block */
-    SLAB_BYTES = 512 << 10,
-    DIRECT_CHANNELS = 640, /* channels of a slice that is read in place */
+    BLOCK_ROWS = 256,       /* and twice as many where whole slices are taken */
+    BLOCK_COLS = 512,       /* outputs of a work item */
+    BLOCK_WIDTH = 64,       /* positions of one picture row in a block */
+    SLAB_BYTES = 512 << 10, /* likewise */
+    DIRECT_CHANNELS = 640,  /* channels of a slice that is read in place */
     TAPS_MAX = 121,
 };
 
@@ -65,6 +65,8 @@ struct worker_memory {
     char *wide; /* one chunk of B, widened */
     char *slab;
     float *c;
+    struct finish pending; /* the end of the last tile, where it waits */
+    bool waits, other;     /* other: which of two places the next tile's sums go to */
 };
 
 static int min_int(int a, int b)
@@ -84,85 +86,138 @@ static int round_up(int a, int b)
 
 /* ---- The slab ---- */
 
-/* Fills COUNT positions of the slab from input row IY (of picture N), columns first, first + step, …; zeros
- * outside. */
-static void slab_line(const struct job *job, char *dst, int n, int iy, int first, int step, int count, int c0,
-                      int width)
-{
-    tensor x = job->a->x;
-    size_t es = dtype_size(job->g->dtype), bytes = (size_t)width * es;
-    if (iy < 0 || iy >= job->ih) {
-        memset(dst, 0, (size_t)count * bytes);
-        return;
-    }
-    int left = first < 0 ? min_int(div_up(-first, step), count) : 0;
-    int end = first >= job->iw ? 0 : min_int(count, (job->iw - 1 - first) / step + 1);
-    if (end < left)
-        end = left;
-    memset(dst, 0, (size_t)left * bytes);
-    memset(dst + (size_t)end * bytes, 0, (size_t)(count - end) * bytes);
-    size_t row = ((size_t)n * (size_t)x.h + (size_t)(iy >> job->shift)) * (size_t)x.w;
-    size_t xs = dtype_size(x.dtype);
-    struct gather g = {
-        .dst = dst + (size_t)left * bytes,
-        .dst_type = job->g->dtype,
-        .width = width,
-        .channels = min_int(width, x.c - c0),
-        .src = (const char *)x.data + (row * (size_t)x.ld + (size_t)c0) * xs,
-        .src_type = x.dtype,
-        .src_stride = (size_t)x.ld * xs,
-        .first = first + left * step,
-        .step = step,
-        .shift = job->shift,
-        .count = end - left,
-    };
-    job->rows->gather(&g);
-}
-
-/* One chunk of a PADDED slab: [slab_h][slab_w][width]. */
-static void fill_padded(const struct job *job, const struct block *b, char *dst, int c0, int width)
-{
-    size_t line = (size_t)job->slab_w * (size_t)width * dtype_size(job->g->dtype);
-    int count = (b->length - 1) * job->step + job->kw;
-    int lines = (b->segments - 1) * job->step + job->taps / job->kw;
-    for (int i = 0; i < lines; i++)
-        slab_line(job, dst + (size_t)i * line, b->n, b->y * job->step - job->pad_y + i,
-                  b->x * job->step - job->pad_x, 1, count, c0, width);
-}
-
-/* One chunk of a FLAT slab: [tap][block_rows][width]. */
-static void fill_flat(const struct job *job, const struct block *b, char *dst, int c0, int width)
-{
-    size_t bytes = (size_t)width * dtype_size(job->g->dtype);
-    for (int t = 0; t < job->taps; t++) {
-        char *d = dst + (size_t)t * (size_t)job->block_rows * bytes;
-        for (int done = 0; done < b->length;) {
-            size_t at = b->first + (size_t)done;
-            int ox = (int)(at % (size_t)job->ow), line = (int)(at / (size_t)job->ow);
-            int run = min_int(job->ow - ox, b->length - done);
-            slab_line(job, d + (size_t)done * bytes, line / job->oh,
-                      line % job->oh * job->step - job->pad_y + t / job->kw,
-                      ox * job->step - job->pad_x + t % job->kw, job->step, run, c0, width);
-            done += run;
-        }
-    }
-}
+/* COUNT positions of the slab, of input row IY of picture N, from column FIRST on in steps of STEP; channels
+ * C0 to C0 + WIDTH, or WIDTH for each of CHUNKS chunks. */
+struct line {
+    char *dst;
+    int n, iy, first, step, count;
+    int c0, width, chunks;
+};
 
 static size_t slab_chunk_bytes(const struct job *job)
 {
     return (size_t)job->slab_h * (size_t)job->slab_w * (size_t)job->w->chunk * dtype_size(job->g->dtype);
 }
 
+static void zero_line(const struct job *job, const struct line *l, int first, int count)
+{
+    size_t bytes = (size_t)l->width * dtype_size(job->g->dtype);
+    for (int c = 0; c < l->chunks && count > 0; c++)
+        memset(l->dst + (size_t)c * slab_chunk_bytes(job) + (size_t)first * bytes, 0, (size_t)count * bytes);
+}
+
+/* Positions [left, end) of the line lie in the picture; SRC is its column 0. */
+static void copy_line(const struct job *job, const struct line *l, const char *src, int left, int end)
+{
+    tensor x = job->a->x;
+    size_t xs = dtype_size(x.dtype), bytes = (size_t)l->width * dtype_size(job->g->dtype);
+    if (l->chunks > 1) {
+        struct spread s = {
+            .dst = l->dst + (size_t)left * bytes,
+            .dst_chunk = slab_chunk_bytes(job),
+            .src = src,
+            .src_stride = (size_t)x.ld * xs,
+            .first = l->first + left * l->step,
+            .step = l->step,
+            .shift = job->shift,
+            .count = end - left,
+            .chunks = l->chunks,
+        };
+        job->g->spread(&s);
+        return;
+    }
+    struct gather g = {
+        .dst = l->dst + (size_t)left * bytes,
+        .dst_type = job->g->dtype,
+        .width = l->width,
+        .channels = min_int(l->width, x.c - l->c0),
+        .src = src,
+        .src_type = x.dtype,
+        .src_stride = (size_t)x.ld * xs,
+        .first = l->first + left * l->step,
+        .step = l->step,
+        .shift = job->shift,
+        .count = end - left,
+    };
+    job->rows->gather(&g);
+}
+
+/* Zeros outside of the picture. */
+static void fill_line(const struct job *job, const struct line *l)
+{
+    tensor x = job->a->x;
+    if (l->iy < 0 || l->iy >= job->ih) {
+        zero_line(job, l, 0, l->count);
+        return;
+    }
+    int left = l->first < 0 ? min_int(div_up(-l->first, l->step), l->count) : 0;
+    int end = l->first >= job->iw ? 0 : min_int(l->count, (job->iw - 1 - l->first) / l->step + 1);
+    if (end < left)
+        end = left;
+    zero_line(job, l, 0, left);
+    zero_line(job, l, end, l->count - end);
+    size_t row = ((size_t)l->n * (size_t)x.h + (size_t)(l->iy >> job->shift)) * (size_t)x.w;
+    copy_line(job, l, (const char *)x.data + (row * (size_t)x.ld + (size_t)l->c0) * dtype_size(x.dtype), left,
+              end);
+}
+
+/* CHUNKS chunks of a PADDED slab, each [slab_h][slab_w][width]. */
+static void fill_padded(const struct job *job, const struct block *b, char *dst, int c0, int chunks)
+{
+    struct line l = {.dst = dst,
+                     .n = b->n,
+                     .first = b->x * job->step - job->pad_x,
+                     .step = 1,
+                     .count = (b->length - 1) * job->step + job->kw,
+                     .c0 = c0,
+                     .width = job->w->chunk,
+                     .chunks = chunks};
+    int lines = (b->segments - 1) * job->step + job->taps / job->kw;
+    for (int i = 0; i < lines; i++) {
+        l.iy = b->y * job->step - job->pad_y + i;
+        fill_line(job, &l);
+        l.dst += (size_t)job->slab_w * (size_t)job->w->chunk * dtype_size(job->g->dtype);
+    }
+}
+
+/* CHUNKS chunks of a FLAT slab, each [tap][block_rows][width]. */
+static void fill_flat(const struct job *job, const struct block *b, char *dst, int c0, int chunks)
+{
+    size_t bytes = (size_t)job->w->chunk * dtype_size(job->g->dtype);
+    struct line l = {.step = job->step, .c0 = c0, .width = job->w->chunk, .chunks = chunks};
+    for (int t = 0; t < job->taps; t++) {
+        for (int done = 0; done < b->length; done += l.count) {
+            size_t at = b->first + (size_t)done;
+            int ox = (int)(at % (size_t)job->ow), row = (int)(at / (size_t)job->ow);
+            l.n = row / job->oh;
+            l.iy = row % job->oh * job->step - job->pad_y + t / job->kw;
+            l.first = ox * job->step - job->pad_x + t % job->kw;
+            l.count = min_int(job->ow - ox, b->length - done);
+            l.dst = dst + ((size_t)t * (size_t)job->block_rows + (size_t)done) * bytes;
+            fill_line(job, &l);
+        }
+    }
+}
+
+/* Whether all chunks of the slice are filled line by line, at once. */
+static bool spreads(const struct job *job)
+{
+    tensor x = job->a->x;
+    return job->g->spread && x.dtype == job->g->dtype && (size_t)job->w->chunk * dtype_size(x.dtype) == 64 &&
+           x.c == job->w->channels;
+}
+
 static void fill_slab(const struct job *job, const struct block *b, struct worker_memory *m, int slice)
 {
     int first = slice * job->slice_chunks * job->w->chunk;
     int end = min_int(job->w->channels, first + job->slice_chunks * job->w->chunk);
+    int chunks = spreads(job) ? div_up(end - first, job->w->chunk) : 1;
     char *dst = m->slab;
-    for (int c = first; c < end; c += job->w->chunk, dst += slab_chunk_bytes(job))
+    for (int c = first; c < end; c += chunks * job->w->chunk, dst += slab_chunk_bytes(job))
         if (job->mode == PADDED)
-            fill_padded(job, b, dst, c, job->w->chunk);
+            fill_padded(job, b, dst, c, chunks);
         else
-            fill_flat(job, b, dst, c, job->w->chunk);
+            fill_flat(job, b, dst, c, chunks);
 }
 
 static void set_taps(const struct job *job, struct worker_memory *m)
@@ -175,16 +230,28 @@ static void set_taps(const struct job *job, struct worker_memory *m)
 
 /* ---- The product ---- */
 
-/* Asks for the lines of y that FIRST .. FIRST + ROWS of panel P will be written to: they arrive during the
- * last chunk. */
-static void prefetch_output(const struct gemm_args *a, int p, size_t first, int rows)
+/* ROWS rows of panel P from FIRST on: the lines of them. */
+static void prefetch_rows(tensor x, int p, int cols, size_t first, int rows, bool write)
 {
-    const struct cpu_weight *w = a->w->packed;
-    size_t ys = dtype_size(a->y.dtype), bytes = (size_t)w->panel_cols * ys;
-    const char *y = (const char *)a->y.data + (first * (size_t)a->y.ld + (size_t)(p * w->panel_cols)) * ys;
-    for (int i = 0; i < rows; i++, y += (size_t)a->y.ld * ys)
-        for (size_t at = 0; at < bytes; at += 64)
-            __asm__ volatile("prefetchw %0" : : "m"(y[at])); /* no operation where the CPU lacks it */
+    size_t size = dtype_size(x.dtype), bytes = (size_t)cols * size;
+    const char *at = (const char *)x.data + (first * (size_t)x.ld + (size_t)(p * cols)) * size;
+    for (int i = 0; i < rows; i++, at += (size_t)x.ld * size)
+        for (size_t b = 0; b < bytes; b += 64)
+            if (write)
+                __asm__ volatile("prefetchw %0" : : "m"(at[b])); /* no operation where the CPU lacks it */
+            else
+                __builtin_prefetch(at + b);
+}
+
+/* Asks for the lines of y that FIRST .. FIRST + ROWS of panel P will be written to, unless they are written
+ * past the caches, and for those of the residual: they arrive during the last chunk. */
+static void prefetch_output(const struct job *job, int p, size_t first, int rows)
+{
+    const struct gemm_args *a = job->a;
+    if (!tensor_streams(a->y))
+        prefetch_rows(a->y, p, job->w->panel_cols, first, rows, true);
+    if (a->residual.data && job->g->defers)
+        prefetch_rows(a->residual, p, job->w->panel_cols, first, rows, false);
 }
 
 /* Positions of the output that share a row of add_bc. */
@@ -193,8 +260,8 @@ static size_t add_positions(const struct gemm_args *a)
     return a->add_positions ? a->add_positions : (size_t)a->y.h * (size_t)a->y.w;
 }
 
-void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
-                 size_t first, int count)
+static struct finish make_finish(const struct gemm_args *a, int nr, int p, const float *c, size_t first,
+                                 int count)
 {
     const struct cpu_weight *w = a->w->packed;
     int col = p * w->panel_cols;
@@ -224,50 +291,86 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
                 (n * (size_t)a->add_bc.ld + (size_t)col) * dtype_size(a->add_bc.dtype);
         f.add_type = a->add_bc.dtype;
     }
+    return f;
+}
+
+void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
+                 size_t first, int count)
+{
+    struct finish f = make_finish(a, nr, p, c, first, count);
     rows->finish(&f);
 }
 
-/* Rows FIRST .. FIRST + ROWS of panel P, which may belong to several pictures. */
-static void finish_rows(const struct job *job, int p, const float *c, size_t first, int rows)
+/* Finishes what waits, now. */
+static void finish_pending(const struct job *job, struct worker_memory *m)
 {
-    size_t picture = add_positions(job->a);
+    if (m->waits)
+        job->rows->finish(&m->pending);
+    m->waits = false;
+}
+
+/* Rows FIRST .. FIRST + ROWS of panel P, which may belong to several pictures: at once, or left for the next
+ * call of the micro-kernel to do along the way. */
+static void finish_rows(const struct job *job, struct worker_memory *m, int p, const float *c, size_t first,
+                        int rows)
+{
+    const size_t picture = add_positions(job->a);
+    const int nr = job->g->nr;
     for (int done = 0; done < rows;) {
         size_t at = first + (size_t)done;
         int run = rows - done;
         if (job->a->add_bc.data && picture - at % picture < (size_t)run)
             run = (int)(picture - at % picture);
-        gemm_finish(job->a, job->rows, job->g->nr, p, c + (size_t)done * (size_t)job->g->nr, at, run);
+        m->pending = make_finish(job->a, nr, p, c + (size_t)done * (size_t)nr, at, run);
+        m->waits = true;
+        if (run < rows || !job->g->defers || !job->g->defers(&m->pending))
+            finish_pending(job, m);
         done += run;
     }
 }
 
-/* The B that is needed after this chunk: its lines are asked for a few at a time, by the first row tiles. */
+/* The B that is needed after this one: its lines are asked for a few at a time. */
 struct next_b {
     const char *at;
     size_t bytes, done;
+    int lines; /* for each k_unit products; whole_slices only */
 };
 
+/* What the micro-kernel asks for while it runs a tile. */
+static void set_prefetch(const struct gemm_kernel *g, struct gemm_tile *t, struct next_b *next)
+{
+    bool left = next->done < next->bytes;
+    t->prefetch = left ? next->at + next->done : t->b;
+    if (!g->whole_slices) {
+        next->done += (size_t)t->taps * (size_t)t->k * 64 / (g->dtype == DTYPE_BF16 ? 2 : 1);
+        return;
+    }
+    t->prefetch_lines = left ? next->lines : 0;
+    next->done += (size_t)t->taps * (size_t)(t->channels / g->k_unit * next->lines) * 64;
+}
+
 /* Runs the tiles of one segment, whose outputs start at row FIRST of y; after the LAST chunk they are
- * finished. */
-static void run_segment(const struct job *job, struct gemm_tile *t, int length, struct next_b *next, int p,
-                        size_t first, bool last)
+ * finished. Where that is after the first call, too (ONE), c has only places for two tiles, by turns. */
+static void run_segment(const struct job *job, struct worker_memory *m, struct gemm_tile *t, int length,
+                        struct next_b *next, int p, size_t first, bool last, bool one)
 {
     const struct gemm_kernel *g = job->g;
-    const bool ask = last && !tensor_streams(job->a->y);
-    size_t lines = (size_t)t->taps * (size_t)t->k * 64 / (g->dtype == DTYPE_BF16 ? 2 : 1);
+    float *const c = t->c;
     int tiles = div_up(length, g->mr);
     for (int i = 0, done = 0; i < tiles; i++) {
         int rows = g->m_align > 1 ? min_int(g->mr, length - done) : (length - done) / (tiles - i);
-        t->prefetch = next->done < next->bytes ? next->at + next->done : t->b;
-        next->done += lines;
-        if (ask)
-            prefetch_output(job->a, p, first + (size_t)done, rows);
-        g->run(rows, t);
+        set_prefetch(g, t, next);
         if (last)
-            finish_rows(job, p, t->c, first + (size_t)done, rows);
+            prefetch_output(job, p, first + (size_t)done, rows);
+        t->c = c + (size_t)(one ? (m->other ? g->mr : 0) : done) * (size_t)g->nr;
+        t->pending = m->waits ? &m->pending : NULL;
+        g->run(rows, t);
+        m->waits = m->waits && !g->defers;
+        m->other = !m->other;
+        if (last)
+            finish_rows(job, m, p, t->c, first + (size_t)done, rows);
         done += rows;
         t->a += (size_t)rows * t->lda;
-        t->c += (size_t)rows * (size_t)g->nr;
     }
 }
 
@@ -279,26 +382,43 @@ static size_t segment_row(const struct job *job, const struct block *b, int s)
     return ((size_t)b->n * (size_t)job->oh + (size_t)(b->y + s)) * (size_t)job->ow + (size_t)b->x;
 }
 
-/* c [positions of the block][nr] (+)= one chunk of the panel P. */
-static void run_chunk(const struct job *job, const struct block *b, struct worker_memory *m, int slice,
-                      int chunk, int p, float *c)
+/* What follows B of panel P in this item, or in the next one on this thread, which has the same panels. */
+static struct next_b next_panel(const struct job *job, const struct block *b, const char *raw, size_t bytes,
+                                int p, int p0, int p1)
+{
+    ptrdiff_t ahead = p + 1 < p1 ? 1 : p0 - p;
+    int tiles = b->segments * div_up(b->length, job->g->mr);
+    return (struct next_b){raw + ahead * (ptrdiff_t)job->w->panel_bytes, bytes, 0,
+                           div_up(job->g->k_unit * job->g->nr * 2 / 64, tiles)};
+}
+
+/* c [positions of the block][nr] (+)= COUNT chunks of the panel P, one of P0 to P1. */
+static void run_chunks(const struct job *job, const struct block *b, struct worker_memory *m, int slice,
+                       int chunk, int count, int p, int p0, int p1, float *c)
 {
     const struct gemm_kernel *g = job->g;
     const struct cpu_weight *w = job->w;
-    const size_t es = dtype_size(g->dtype);
-    int c0 = chunk * w->chunk, k = min_int(w->chunk, w->channels - c0);
-    size_t count = (size_t)k * (size_t)job->taps * (size_t)g->nr, bytes = count * dtype_size(w->dtype);
+    const size_t es = dtype_size(g->dtype), position = (size_t)w->chunk * es;
+    int c0 = chunk * w->chunk, channels = min_int(count * w->chunk, w->channels - c0);
+    size_t numbers = (size_t)channels * (size_t)job->taps * (size_t)g->nr,
+           bytes = numbers * dtype_size(w->dtype);
     const char *raw = weight_data(w) + (size_t)p * w->panel_bytes +
                       (size_t)c0 * (size_t)job->taps * (size_t)g->nr * dtype_size(w->dtype);
     const char *data = raw;
     if (w->dtype != g->dtype) {
-        job->rows->convert(m->wide, g->dtype, raw, w->dtype, count);
+        job->rows->convert(m->wide, g->dtype, raw, w->dtype, numbers);
         data = m->wide;
     }
-    size_t position = (size_t)w->chunk * es;
-    struct next_b next = {raw + bytes, bytes, 0};
-    bool last = c0 + k == w->channels;
-    struct gemm_tile t = {.tap = m->tap, .taps = job->taps, .k = k, .b = data, .add = chunk > 0};
+    struct next_b next = g->whole_slices ? next_panel(job, b, raw, bytes, p, p0, p1)
+                                         : (struct next_b){raw + bytes, bytes, 0, 0};
+    bool last = c0 + channels == w->channels, one = last && chunk == 0;
+    struct gemm_tile t = {.tap = m->tap,
+                          .taps = job->taps,
+                          .k = min_int(w->chunk, channels),
+                          .channels = channels,
+                          .a_chunk = job->mode == DIRECT ? position : slab_chunk_bytes(job),
+                          .b = data,
+                          .add = chunk > 0};
     t.half = !job->a->geglu && job->a->y.c - p * g->nr <= g->nr / 2;
     for (int s = 0; s < b->segments; s++) {
         if (job->mode == DIRECT) {
@@ -310,8 +430,8 @@ static void run_chunk(const struct job *job, const struct block *b, struct worke
             t.a = m->slab + (size_t)(chunk - slice * job->slice_chunks) * slab_chunk_bytes(job) +
                   (size_t)(s * job->step * job->slab_w) * position;
         }
-        t.c = c + (size_t)(s * b->length) * (size_t)g->nr;
-        run_segment(job, &t, b->length, &next, p, segment_row(job, b, s), last);
+        t.c = one ? c : c + (size_t)(s * b->length) * (size_t)g->nr;
+        run_segment(job, m, &t, b->length, &next, p, segment_row(job, b, s), last, one);
     }
 }
 
@@ -361,10 +481,12 @@ static void run_item(void *ctx, int item, int worker)
             fill_slab(job, &b, &m, slice);
         for (int p = p0; p < p1; p++) {
             float *c = m.c + (job->slices > 1 ? (size_t)(p - p0) * panel_floats : 0);
-            for (int chunk = first; chunk < end; chunk++)
-                run_chunk(job, &b, &m, slice, chunk, p, c);
+            int step = job->g->whole_slices ? end - first : 1;
+            for (int chunk = first; chunk < end; chunk += step)
+                run_chunks(job, &b, &m, slice, chunk, step, p, p0, p1, c);
         }
     }
+    finish_pending(job, &m);
     job->rows->fence();
     if (job->g->end)
         job->g->end();
@@ -385,11 +507,12 @@ static enum mode choose_mode(const struct job *job)
 
 static void choose_block(struct job *job)
 {
+    int rows = job->g->whole_slices ? 2 * BLOCK_ROWS : BLOCK_ROWS;
     if (job->mode == PADDED) {
         int across = div_up(job->ow, BLOCK_WIDTH);
         job->block_w = round_up(div_up(job->ow, across), job->g->m_align);
         job->blocks_x = div_up(job->ow, job->block_w);
-        int down = div_up(job->oh, BLOCK_ROWS / job->block_w > 0 ? BLOCK_ROWS / job->block_w : 1);
+        int down = div_up(job->oh, rows / job->block_w > 0 ? rows / job->block_w : 1);
         job->block_h = div_up(job->oh, down);
         job->blocks_y = div_up(job->oh, job->block_h);
         job->block_rows = job->block_h * job->block_w;
@@ -398,7 +521,7 @@ static void choose_block(struct job *job)
         job->slab_h = (job->block_h - 1) * job->step + job->taps / job->kw;
         return;
     }
-    size_t blocks = (job->positions + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    size_t blocks = (job->positions + (size_t)rows - 1) / (size_t)rows;
     job->block_rows =
         round_up((int)((job->positions + blocks - 1) / blocks), job->g->m_align > 1 ? job->g->mr : 1);
     job->blocks = (int)((job->positions + (size_t)job->block_rows - 1) / (size_t)job->block_rows);
@@ -419,7 +542,7 @@ static void choose_columns(struct job *job)
 static void choose_slices(struct job *job)
 {
     int chunks = div_up(job->w->channels, job->w->chunk);
-    size_t fit = SLAB_BYTES / slab_chunk_bytes(job);
+    size_t fit = (size_t)SLAB_BYTES * (job->g->whole_slices ? 2 : 1) / slab_chunk_bytes(job);
     int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->w->chunk : fit > 1024 ? 1024 : (int)fit;
     job->slices = div_up(chunks, most > 0 ? most : 1);
     job->slice_chunks = div_up(chunks, job->slices);

@@ -43,36 +43,121 @@ static void end(void)
     tile_done();
 }
 
-/* 32 rows. */
-static void run_two(const struct gemm_tile *t)
+/* The end of an earlier tile, a row of it now and then: while products wait for each other in the tile unit,
+ * the vector units are free. */
+struct ending {
+    const struct finish *f;
+    const float *c;
+    const char *residual;
+    char *y;
+    int left, pace; /* rows to do, rows at a time */
+    vf bias[2];
+};
+
+/* Whole lines of bf16, nothing but sums: what convolutions and linear layers of the networks mostly are. */
+static bool defers(const struct finish *f)
 {
-    const char *b = t->b;
-    const size_t line = NR * 4, half = (size_t)ROWS * t->lda;
-    float *c0 = t->c, *c1 = t->c + ROWS * NR;
+    return f->cols == NR && f->y_type == DTYPE_BF16 && f->act == ACT_NONE && !f->geglu &&
+           (!f->residual || f->residual_type == DTYPE_BF16);
+}
+
+static struct ending begin_ending(const struct gemm_tile *t, int steps)
+{
+    const struct finish *f = t->pending;
+    struct ending e = {.f = f};
+    if (!f)
+        return e;
+    e.c = f->c;
+    e.residual = f->residual;
+    e.y = f->y;
+    e.left = f->rows;
+    e.pace = (f->rows + steps - 1) / steps;
+    for (int i = 0; i < 2; i++) {
+        e.bias[i] = v_load(f->bias + 16 * i);
+        if (f->add && f->add_type == DTYPE_F32)
+            e.bias[i] = v_add(e.bias[i], v_load((const float *)f->add + 16 * i));
+        else if (f->add)
+            e.bias[i] = v_add(e.bias[i], v_load_bf16((const char *)f->add + 32 * i));
+    }
+    return e;
+}
+
+VEC void end_row(struct ending *e, bool stream)
+{
+    vf lo = v_add(v_load(e->c), e->bias[0]), hi = v_add(v_load(e->c + 16), e->bias[1]);
+    if (e->residual) {
+        lo = v_add(lo, v_load_bf16(e->residual));
+        hi = v_add(hi, v_load_bf16(e->residual + 32));
+        e->residual += e->f->residual_stride;
+    }
+    __m512i line = vb_narrow(lo, hi);
+    if (stream)
+        _mm512_stream_si512((__m512i *)(void *)e->y, line);
+    else
+        _mm512_storeu_si512(e->y, line);
+    e->c += NR;
+    e->y += e->f->y_stride;
+}
+
+static void end_rows(struct ending *e, int rows)
+{
+    bool stream = e->f && e->f->stream && (((uintptr_t)e->y | e->f->y_stride) & 63) == 0;
+    rows = rows < e->left ? rows : e->left;
+    e->left -= rows;
+    for (; rows > 0; rows--)
+        end_row(e, stream);
+}
+
+/* Loads sums 0 to TILES - 1 of c, or zeros. */
+static void load_sums(const struct gemm_tile *t, bool two)
+{
+    const size_t line = NR * 4;
+    const float *c0 = t->c, *c1 = t->c + ROWS * NR;
     if (t->add) {
         tile_load(0, c0, line);
         tile_load(1, c0 + ROWS, line);
-        tile_load(2, c1, line);
-        tile_load(3, c1 + ROWS, line);
     } else {
         tile_zero(0);
         tile_zero(1);
+    }
+    if (two && t->add) {
+        tile_load(2, c1, line);
+        tile_load(3, c1 + ROWS, line);
+    } else if (two) {
         tile_zero(2);
         tile_zero(3);
     }
-    for (int tap = 0; tap < t->taps; tap++) {
-        const char *a = t->a + t->tap[tap];
-        for (int k = 0; k < t->k; k += STEP, a += STEP * 2, b += STEP * NR * 2) {
-            tile_load(6, b, line);
-            tile_load(4, a, t->lda);
-            tile_dot(0, 4, 6);
-            tile_load(7, b + 64, line);
-            tile_dot(1, 4, 7);
-            tile_load(5, a + half, t->lda);
-            tile_dot(2, 5, 6);
-            tile_dot(3, 5, 7);
+}
+
+/* 32 rows. Loads go ahead of the products that wait for them. */
+static void run_two(const struct gemm_tile *t)
+{
+    const char *b = t->b, *next = t->prefetch, *slab = t->a;
+    const size_t line = NR * 4, lda = t->lda, half = (size_t)ROWS * lda;
+    float *c0 = t->c, *c1 = t->c + ROWS * NR;
+    struct ending e = begin_ending(t, t->taps * (t->channels ? t->channels : t->k) / STEP);
+    load_sums(t, true);
+    for (int left = t->channels ? t->channels : t->k; left > 0; left -= t->k, slab += t->a_chunk) {
+        const int k = left < t->k ? left : t->k;
+        for (int tap = 0; tap < t->taps; tap++) {
+            const char *a = slab + t->tap[tap];
+            for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
+                tile_load(6, b, line);
+                tile_load(7, b + 64, line);
+                tile_load(4, a, lda);
+                tile_load(5, a + half, lda);
+                for (int l = 0; l < t->prefetch_lines; l++, next += 64)
+                    __builtin_prefetch(next, 0, 2);
+                tile_dot(0, 4, 6);
+                tile_dot(1, 4, 7);
+                tile_dot(2, 5, 6);
+                tile_dot(3, 5, 7);
+                if (e.left > 0)
+                    end_rows(&e, e.pace);
+            }
         }
     }
+    end_rows(&e, e.left);
     tile_store(0, c0, line);
     tile_store(1, c0 + ROWS, line);
     tile_store(2, c1, line);
@@ -82,23 +167,24 @@ static void run_two(const struct gemm_tile *t)
 /* Up to 16 rows, as many as the tiles are configured for. */
 static void run_one(const struct gemm_tile *t)
 {
-    const char *b = t->b;
+    const char *b = t->b, *next = t->prefetch, *slab = t->a;
     const size_t line = NR * 4;
-    if (t->add) {
-        tile_load(0, t->c, line);
-        tile_load(1, t->c + ROWS, line);
-    } else {
-        tile_zero(0);
-        tile_zero(1);
-    }
-    for (int tap = 0; tap < t->taps; tap++) {
-        const char *a = t->a + t->tap[tap];
-        for (int k = 0; k < t->k; k += STEP, a += STEP * 2, b += STEP * NR * 2) {
-            tile_load(4, a, t->lda);
-            tile_load(6, b, line);
-            tile_load(7, b + 64, line);
-            tile_dot(0, 4, 6);
-            tile_dot(1, 4, 7);
+    struct ending e = begin_ending(t, 1);
+    end_rows(&e, e.left);
+    load_sums(t, false);
+    for (int left = t->channels ? t->channels : t->k; left > 0; left -= t->k, slab += t->a_chunk) {
+        const int k = left < t->k ? left : t->k;
+        for (int tap = 0; tap < t->taps; tap++) {
+            const char *a = slab + t->tap[tap];
+            for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
+                tile_load(4, a, t->lda);
+                tile_load(6, b, line);
+                tile_load(7, b + 64, line);
+                for (int l = 0; l < t->prefetch_lines; l++, next += 64)
+                    __builtin_prefetch(next, 0, 2);
+                tile_dot(0, 4, 6);
+                tile_dot(1, 4, 7);
+            }
         }
     }
     tile_store(0, t->c, line);
@@ -109,7 +195,7 @@ static void run(int rows, const struct gemm_tile *tile)
 {
     struct gemm_tile t = *tile;
     if (rows == 2 * ROWS) {
-        run_two(&t);
+        run_two(tile);
         return;
     }
     for (; rows > 0; rows -= ROWS) {
@@ -118,8 +204,25 @@ static void run(int rows, const struct gemm_tile *tile)
         run_one(&t);
         t.a += ROWS * t.lda;
         t.c += ROWS * NR;
+        t.pending = NULL;
         if (rows < ROWS)
             configure(ROWS);
+    }
+}
+
+/* Sixteen chunks at a time: their lines of src are neighbours. */
+static void spread(const struct spread *s)
+{
+    for (int c0 = 0; c0 < s->chunks; c0 += 16) {
+        const int n = s->chunks - c0 < 16 ? s->chunks - c0 : 16;
+        char *dst = s->dst + (size_t)c0 * s->dst_chunk;
+        for (int i = 0; i < s->count; i++, dst += 64) {
+            const char *src =
+                s->src + (size_t)((s->first + i * s->step) >> s->shift) * s->src_stride + (size_t)c0 * 64;
+            char *d = dst;
+            for (int c = 0; c < n; c++, d += s->dst_chunk)
+                _mm512_storeu_si512(d, _mm512_loadu_si512(src + c * 64));
+        }
     }
 }
 
@@ -157,7 +260,10 @@ const struct gemm_kernel KERNEL = {
     .m_align = ROWS,
     .k_unit = STEP,
     .k_block = 288,
+    .whole_slices = true,
     .run = run,
+    .spread = spread,
+    .defers = defers,
     .begin = begin,
     .end = end,
     .peak = peak,

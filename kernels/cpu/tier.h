@@ -7,34 +7,6 @@
 
 #include "backend.h"
 
-/* One call of the micro-kernel: rows x nr outputs over `taps * k` products.
- * c[r][j] (+)= sum over t, i of a[r][tap[t] + i] * b[t][i][j]. */
-struct gemm_tile {
-    const char *a;        /* first row, in the kernel's dtype */
-    size_t lda;           /* bytes from one row to the next */
-    const size_t *tap;    /* [taps] byte offsets added to every row: kernel positions of a convolution */
-    int taps, k;          /* k channels from each tap, a multiple of k_unit */
-    const void *b;        /* F32: [taps][k][nr]; BF16: [taps][k/2][nr][2] */
-    float *c;             /* [rows][nr] */
-    bool add;             /* add to c instead of overwriting it */
-    bool half;            /* only the first nr / 2 columns are wanted; the others may be left as they are */
-    const char *prefetch; /* memory that will be read next; any valid address */
-};
-
-struct gemm_kernel {
-    const char *name;
-    enum dtype dtype; /* of a and b */
-    int mr, nr;       /* most rows, columns of a panel */
-    int m_align;      /* row counts that are multiples of it run at full speed */
-    int k_unit;       /* channels are padded to a multiple of it */
-    int k_block;      /* products a call should sum: B of one call stays in the first-level cache */
-    void (*run)(int rows, const struct gemm_tile *t);
-    void (*begin)(void); /* around the calls of one work item on a thread; may be NULL */
-    void (*end)(void);
-    double (*peak)(
-        void); /* runs multiply-adds for a few milliseconds; returns FLOPs per second of one thread */
-};
-
 /* The end of a matrix product: c [rows][nr] -> y, `cols` outputs a row.
  * y = act(c + bias + add) + residual, or for geglu (c + bias)[j] * gelu((c + bias)[nr/2 + j]) + residual. */
 struct finish {
@@ -52,6 +24,52 @@ struct finish {
     enum act act;
     bool geglu;
     bool stream; /* y is too large for the caches: store past them where that is possible */
+};
+
+/* One call of the micro-kernel: rows x nr outputs over `taps * channels` products.
+ * c[r][j] (+)= sum over t, i of a[r][tap[t] + i] * b[t][i][j], one chunk of k channels after the other. */
+struct gemm_tile {
+    const char *a;     /* first row, in the kernel's dtype */
+    size_t lda;        /* bytes from one row to the next */
+    const size_t *tap; /* [taps] byte offsets added to every row: kernel positions of a convolution */
+    int taps, k;       /* k channels of a chunk from each tap, a multiple of k_unit */
+    int channels;      /* of all chunks, where the kernel takes whole_slices; 0: k, one chunk */
+    size_t a_chunk;    /* bytes from one chunk of a to the next */
+    const void *b;     /* chunks of F32: [taps][k][nr]; BF16: [taps][k/2][nr][2]; the last may be shorter */
+    float *c;          /* [rows][nr] */
+    bool add;          /* add to c instead of overwriting it */
+    bool half;         /* only the first nr / 2 columns are wanted; the others may be left as they are */
+    const char *prefetch;         /* memory that will be read next; any valid address */
+    int prefetch_lines;           /* how much of it: lines for each k_unit products; whole_slices only */
+    const struct finish *pending; /* NULL, or the end of an earlier call that this one does along the way */
+};
+
+struct spread {
+    char *dst;
+    size_t dst_chunk; /* bytes from chunk to chunk */
+    const char *src;  /* column 0 */
+    size_t src_stride;
+    int first, step, shift, count, chunks;
+};
+
+struct gemm_kernel {
+    const char *name;
+    enum dtype dtype;  /* of a and b */
+    int mr, nr;        /* most rows, columns of a panel */
+    int m_align;       /* row counts that are multiples of it run at full speed */
+    int k_unit;        /* channels are padded to a multiple of it */
+    int k_block;       /* products of a chunk: B of a chunk stays in the first-level cache */
+    bool whole_slices; /* a call takes all chunks of a slice: sums stay in registers, B comes from the second
+                          level */
+    void (*run)(int rows, const struct gemm_tile *t);
+    /* Positions of whole chunks of 64 bytes, given apart: dst[chunk][i][64] = src[(first + i * step) >>
+     * shift][chunk][64]. NULL: row_ops.gather does it chunk by chunk. */
+    void (*spread)(const struct spread *s);
+    bool (*defers)(const struct finish *f); /* whether a call can take F along; NULL: never */
+    void (*begin)(void);                    /* around the calls of one work item on a thread; may be NULL */
+    void (*end)(void);
+    double (*peak)(
+        void); /* runs multiply-adds for a few milliseconds; returns FLOPs per second of one thread */
 };
 
 /* A run of positions of one picture row: position i reads column (first + i * step) >> shift. */

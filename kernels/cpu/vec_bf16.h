@@ -32,9 +32,20 @@ VEC vf vb_dot_emulated(vb a, vb b, vf c)
     return v_fma(a0, b0, v_fma(a1, b1, c));
 }
 
+/* 32 numbers, rounded to nearest even: LO, then HI. The instruction also makes denormals 0. */
+VEC vb vb_narrow_emulated(vf lo, vf hi)
+{
+    return _mm512_inserti64x4(_mm512_castsi256_si512(v_narrow_bf16(lo)), v_narrow_bf16(hi), 1);
+}
+
 #ifdef LATENTD_EMULATE
-#define vb_dot vb_dot_emulated
+#define vb_dot    vb_dot_emulated
+#define vb_narrow vb_narrow_emulated
 #else
+VEC vb vb_narrow(vf lo, vf hi)
+{
+    return (vb)_mm512_cvtne2ps_pbh(hi, lo);
+}
 VEC vf vb_dot(vb a, vb b, vf c)
 {
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
