@@ -9,6 +9,7 @@
 struct service {
     const struct config *config;
     struct worker *worker;
+    struct streams *streams; /* NULL: nothing is kept */
 };
 
 struct api_request {

@@ -11,6 +11,7 @@
 /* Packed weights are kept of components of so many bytes: a smaller one is packed before a file is found. */
 enum { CONFIG_PACKED_MIB = 16384, CONFIG_PACKED_LEAST = 64 << 20 };
 enum { CONFIG_QUEUE_DEFAULT = 8, CONFIG_QUEUE_MAX = 1024, CONFIG_PORT_DEFAULT = 8000 };
+enum { CONFIG_STREAM_MIB = 256, CONFIG_STREAM_SECONDS = 600 };
 #define CONFIG_MODEL_DEFAULT    "latentd/emoji"
 #define CONFIG_PIPELINE_DEFAULT "text-to-image"
 #define CONFIG_IMAGE_TO_IMAGE   "image-to-image"
@@ -33,6 +34,9 @@ struct config {
     size_t memory;            /* LATENTD_MEMORY in bytes; 0: what is free */
     size_t store_most;        /* LATENTD_PACKED_MIB in bytes; 0: packed weights are not kept */
     char store[PATH_MAX];     /* where they are */
+    size_t stream_bytes;      /* LATENTD_STREAM_MIB in bytes; 0: nothing is kept */
+    int stream_seconds;       /* LATENTD_STREAM_SECONDS */
+    bool response_url;        /* LATENTD_RESPONSE_FORMAT is "url" */
 };
 
 /* Reads the environment. Strings are borrowed from it. A value that cannot be used is ERR_INVALID and names

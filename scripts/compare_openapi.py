@@ -34,6 +34,8 @@ def closure(document, paths):
 
 # What latentd adds on purpose (docs/http.md).
 ADDITIONS = {
+    "schemas/TextToImageParams/properties/response_format: not in the reference",
+    "schemas/Body_genImageToImage/properties/response_format: not in the reference",
     "schemas/Body_genImageToVideo/properties/response_format: not in the reference",
     "schemas/VideoResponse/properties/video: not in the reference",
 }

@@ -15,6 +15,7 @@
 #include "http/server.h"
 #include "job.h"
 #include "log.h"
+#include "streams.h"
 #include "video.h"
 
 /* Without a job for so long, the memory that jobs ran in is given back. */
@@ -57,6 +58,10 @@ static const char usage[] =
     "  LATENTD_QUEUE        requests that may wait (8)\n"
     "  LATENTD_MEMORY       MiB of main memory that one job may take (what is free)\n"
     "  LATENTD_NOISE_GPU    whose noise a seed gives, as multiprocessors x threads of each (132x2048: H100)\n"
+    "  LATENTD_STREAM_MIB, LATENTD_STREAM_SECONDS\n"
+    "                       how much of what replies name by URL is kept, and how long (256, 600)\n"
+    "  LATENTD_RESPONSE_FORMAT\n"
+    "                       data or url: what replies hold that do not ask for either (data)\n"
     "  LATENTD_H264         encoder of MP4s: libx264, libopenh264, h264_nvenc, none (the first there is)\n"
     "  LATENTD_CACHE        where packed weights and the choice of GPU kernels are kept\n"
     "                       (~/.cache/latentd; empty: nowhere)\n"
@@ -187,6 +192,10 @@ static int start(struct daemon *d, struct error *err)
     if (rc)
         return rc;
     d->service.worker = d->worker;
+    if (c->stream_bytes)
+        rc = streams_open(&d->service.streams, c->stream_bytes, c->stream_seconds, err);
+    if (rc)
+        return rc;
     rc = server_start(&d->server, &d->service, err);
     if (rc == 0)
         log_info(strchr(c->host, ':') ? "listening on http://[%s]:%d" : "listening on http://%s:%d", c->host,
@@ -253,6 +262,7 @@ static int serve(void)
     if (worker_ended(d.worker)) {
         server_stop(&d.server);
         worker_stop(&d.worker);
+        streams_close(&d.service.streams);
     } else {
         _exit(status);
     }

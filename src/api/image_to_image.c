@@ -12,7 +12,7 @@
 #include "pictures.h"
 
 struct params {
-    struct param_string prompt, model_id, loras, negative_prompt;
+    struct param_string prompt, model_id, loras, negative_prompt, response_format;
     struct param_file image;
     double strength, guidance_scale, image_guidance_scale;
     struct param_integer seed, steps, images;
@@ -49,6 +49,8 @@ static const struct param rows[] = {
         "Modulated by strength."),
     ROW("num_images_per_prompt", "Num Images Per Prompt", PARAM_INTEGER, false, "1", images,
         "Number of images to generate per prompt."),
+    ROW("response_format", "Response Format", PARAM_STRING, false, "\"\"", response_format,
+        "\"url\": the images as URLs of this server, kept for a while, not as data URLs."),
 };
 
 const struct param_table image_to_image_table = {"Body_genImageToImage", rows, sizeof(rows) / sizeof(*rows),
@@ -179,7 +181,8 @@ static bool check_run(struct service *s, struct work *w, struct reply *reply)
     w->p.width = w->image.width; /* at most; what the VAE's scale cuts off is known when a picture is made */
     w->p.height = w->image.height;
     w->p.steps = w->run.steps;
-    return pictures_count(&w->p, &g->images, reply) && pictures_seed(&w->p, &g->seed, reply) &&
+    return pictures_format(&w->p, s, &g->response_format, reply) &&
+           pictures_count(&w->p, &g->images, reply) && pictures_seed(&w->p, &g->seed, reply) &&
            admit(w, m, reply);
 }
 

@@ -192,18 +192,10 @@ static bool check_image(struct work *w, struct reply *reply)
 /* What the reply is to be, and whether it can be had here. */
 static bool check_form(const struct api_request *request, struct work *w, struct reply *reply)
 {
-    const struct param_string *format = &w->given.response_format;
-    bool url = strcmp(format->data, "url") == 0;
+    bool url;
 
-    if (!url && format->len && strcmp(format->data, "data") != 0) {
-        reply_error(reply, 400, "response_format is \"%.100s\", accepted are \"url\" and \"data\".",
-                    format->data);
+    if (!stream_url_format(w->service, &w->given.response_format, &url, reply))
         return false;
-    }
-    if (url && !stream_url_ready(w->service)) {
-        reply_error(reply, 400, "This server keeps no files, so response_format cannot be \"url\".");
-        return false;
-    }
     w->form = request->wants_mp4 ? FRAMES_MP4 : url ? FRAMES_URL : FRAMES_DATA;
     if (w->form != FRAMES_MP4 || mp4_encoder())
         return true;

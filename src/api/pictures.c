@@ -8,6 +8,7 @@
 
 #include "log.h"
 #include "loras.h"
+#include "stream_url.h"
 
 /* All pictures of one reply together, uncompressed and as base64. */
 #define REPLY_BYTES_MAX ((wide)256 << 20)
@@ -96,6 +97,13 @@ bool pictures_seed(struct pictures *p, const struct param_integer *seed, struct 
     return false;
 }
 
+bool pictures_format(struct pictures *p, struct service *s, const struct param_string *given,
+                     struct reply *reply)
+{
+    p->service = s;
+    return stream_url_format(s, given, &p->url, reply);
+}
+
 void pictures_failed(const struct pictures *p, const struct error *err, struct reply *reply)
 {
     if (err->code == ERR_LORA || (err->code == ERR_INVALID && p->own_words))
@@ -143,14 +151,16 @@ char *prompt_text(const char *at, size_t len)
 static void add_image(struct pictures *p, int i, const struct image *image, struct job_result *result)
 {
     struct buffer png = {0};
-    char seed[44];
+    char seed[44], url[STREAM_URL_MAX];
 
     if (png_encode(image, p->png ? &result->body : &png, &result->err) || p->png)
         goto out;
+    if (p->url && stream_url(p->service, "image/png", &png, url, &result->err))
+        goto out;
     wide_format(seed, p->seed + i);
-    buffer_puts(&result->body,
-                i ? ",{\"url\":\"data:image/png;base64," : "{\"url\":\"data:image/png;base64,");
-    buffer_base64(&result->body, png.data, png.len);
+    buffer_puts(&result->body, i ? ",{\"url\":\"" : "{\"url\":\"");
+    buffer_puts(&result->body, p->url ? url : "data:image/png;base64,");
+    buffer_base64(&result->body, png.data, png.len); /* nothing is left of one that is kept */
     buffer_printf(&result->body, "\",\"seed\":%s,\"nsfw\":%s}", seed, image->nsfw ? "true" : "false");
 out:
     buffer_free(&png);

@@ -28,7 +28,9 @@ struct pictures {
     int images;
     int width, height; /* of each */
     int64_t steps;
-    bool png;       /* the reply is the one picture itself */
+    bool png; /* the reply is the one picture itself */
+    bool url; /* …or names each by its URL */
+    struct service *service;
     bool own_words; /* the job's error says all by itself */
     int cut;        /* tokens of the prompts that the text encoder had no room for */
     struct loras loras;
@@ -50,6 +52,9 @@ bool pictures_count(struct pictures *p, const struct param_integer *count, struc
 /* The first seed: the given one, or a random one of 32 bits. All seeds of the request must be 64-bit numbers
  * for torch. */
 bool pictures_seed(struct pictures *p, const struct param_integer *seed, struct reply *reply);
+/* How the reply holds its pictures, by response_format; sets p->url and p->service. */
+bool pictures_format(struct pictures *p, struct service *s, const struct param_string *given,
+                     struct reply *reply);
 /* What a failed run, or one that cannot begin, is called on the wire. Details that could tell about the
  * machine stay in the log. */
 void pictures_failed(const struct pictures *p, const struct error *err, struct reply *reply);

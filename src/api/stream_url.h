@@ -2,7 +2,7 @@
 #ifndef LATENTD_API_STREAM_URL_H
 #define LATENTD_API_STREAM_URL_H
 
-#include "api.h"
+#include "params.h"
 
 enum { STREAM_URL_MAX = 64 };
 
@@ -12,5 +12,9 @@ bool stream_url_ready(const struct service *s);
  * a constant: "image/png" or "video/mp4". ERR_UNSUPPORTED: nothing is kept here. */
 int stream_url(struct service *s, const char *type, struct buffer *body, char url[STREAM_URL_MAX],
                struct error *err);
+/* Whether a reply names what it made by URL: as GIVEN (the parameter response_format) asks, else as the
+ * daemon is set. True, or false and a filled REPLY. */
+bool stream_url_format(const struct service *s, const struct param_string *given, bool *url,
+                       struct reply *reply);
 
 #endif

@@ -13,7 +13,7 @@
 enum { PROMPT_PARTS_MAX = 4, PROMPTS_USED = 2 };
 
 struct params {
-    struct param_string model_id, loras, prompt, negative_prompt;
+    struct param_string model_id, loras, prompt, negative_prompt, response_format;
     struct param_integer height, width, seed, steps, images;
     double guidance_scale;
     bool safety_check;
@@ -51,6 +51,8 @@ static const struct param rows[] = {
         "by strength."),
     ROW("num_images_per_prompt", "Num Images Per Prompt", PARAM_INTEGER, false, "1", images,
         "Number of images to generate per prompt."),
+    ROW("response_format", "Response Format", PARAM_STRING, false, "\"\"", response_format,
+        "\"url\": the images as URLs of this server, kept for a while, not as data URLs."),
 };
 
 const struct param_table text_to_image_table = {"TextToImageParams", rows, sizeof(rows) / sizeof(*rows),
@@ -227,7 +229,8 @@ static bool check_run(struct service *s, struct work *w, struct reply *reply)
     w->p.width = w->run.width;
     w->p.height = w->run.height;
     w->p.steps = w->run.steps;
-    return pictures_count(&w->p, &g->images, reply) && pictures_seed(&w->p, &g->seed, reply) &&
+    return pictures_format(&w->p, s, &g->response_format, reply) &&
+           pictures_count(&w->p, &g->images, reply) && pictures_seed(&w->p, &g->seed, reply) &&
            admit(w, m, reply);
 }
 

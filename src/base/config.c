@@ -49,6 +49,19 @@ static size_t env_wave(const char *name, struct error *err)
     return 0;
 }
 
+/* What replies name by URL. */
+static void read_streams(struct config *c, struct error *err)
+{
+    const char *v = env("LATENTD_RESPONSE_FORMAT");
+    c->stream_bytes = (size_t)env_int("LATENTD_STREAM_MIB", CONFIG_STREAM_MIB, 0, INT_MAX, err) << 20;
+    c->stream_seconds = env_int("LATENTD_STREAM_SECONDS", CONFIG_STREAM_SECONDS, 1, INT_MAX, err);
+    c->response_url = v && strcmp(v, "url") == 0;
+    if (v && !c->response_url && strcmp(v, "data") != 0)
+        error_set(err, ERR_INVALID, "LATENTD_RESPONSE_FORMAT is \"%s\", accepted are url and data", v);
+    else if (c->response_url && !c->stream_bytes)
+        error_set(err, ERR_INVALID, "LATENTD_RESPONSE_FORMAT cannot be url where LATENTD_STREAM_MIB is 0");
+}
+
 /* media/mp4.c reads the variable when it looks for an encoder; a name that it does not know is told here. */
 static void check_h264(struct error *err)
 {
@@ -150,6 +163,7 @@ int config_read(struct config *c, struct error *err)
     c->noise_wave = env_wave("LATENTD_NOISE_GPU", err);
     c->memory = (size_t)env_int("LATENTD_MEMORY", 0, 0, INT_MAX, err) << 20;
     read_store(c, err);
+    read_streams(c, err);
     check_h264(err);
     return err->code ? err->code : config_find_models(c, err);
 }

@@ -105,10 +105,17 @@ void request_wake(struct request *r);
 /* Sends RESPONSE, which it takes over, with the headers that every reply has. */
 enum MHD_Result request_respond(struct request *r, struct MHD_Response *response);
 
+/* Sends r->reply. */
+enum MHD_Result request_send(struct request *r);
+
 /* ---- piped.c ---- */
 
 /* Answers with what the job writes into its pipe, piece by piece. */
 enum MHD_Result send_piped(struct request *r);
+
+/* ---- stream.c ---- */
+
+enum MHD_Result stream_serve(struct request *r);
 
 /* ---- audit.c ---- */
 
@@ -129,6 +136,7 @@ struct route {
     void (*end)(struct job *job, struct reply *reply);
     void (*describe)(const struct job *job, char *out, size_t size);
     size_t body_max;
+    enum MHD_Result (*serve)(struct request *r); /* of every path below it: answers by itself, HEAD too */
 };
 
 extern const struct route routes[];

@@ -8,8 +8,9 @@
 #include <unistd.h>
 
 #include "internal.h"
+#include "streams.h"
 
-static const int codes[CODES_MAX] = {200, 204, 206, 307,         400, 401, 404,
+static const int codes[CODES_MAX] = {200, 204, 206, 304,         307, 400, 401, 404,
                                      405, 416, 422, CLIENT_LEFT, 500, 503, 0};
 static const char *const methods[METHODS_MAX] = {"GET", "POST", "other"};
 
@@ -178,6 +179,16 @@ static void put_label(struct buffer *b, const char *s)
     }
 }
 
+static void put_streams(struct buffer *b, struct streams *s)
+{
+    size_t blobs = 0, bytes = 0;
+
+    if (s)
+        streams_count(s, &blobs, &bytes);
+    gauge(b, "latentd_streams", "Pictures and videos kept under /stream/.", (double)blobs);
+    gauge(b, "latentd_stream_bytes", "Their size.", (double)bytes);
+}
+
 static void put_identity(struct buffer *b, struct server *srv, const struct worker_stats *w)
 {
     const struct config *c = srv->service->config;
@@ -268,6 +279,7 @@ void metrics_reply(struct server *srv, struct reply *reply)
     put_queue(b, &stats, srv->service->config);
     put_rejections(b, &srv->stats, &stats);
     put_jobs(b, &stats, srv->service->config->pipeline);
+    put_streams(b, srv->service->streams);
     put_http(b, srv);
     put_process(b, srv);
     reply->status = 200;

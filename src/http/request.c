@@ -90,7 +90,7 @@ enum MHD_Result request_respond(struct request *r, struct MHD_Response *response
     return queued;
 }
 
-static enum MHD_Result send_reply(struct request *r)
+enum MHD_Result request_send(struct request *r)
 {
     struct reply *reply = &r->reply;
     struct MHD_Response *response;
@@ -215,7 +215,7 @@ static enum MHD_Result finish_job(struct request *r)
         connection_unwatch(r->connection);
         r->route->end(r->job, &r->reply);
     }
-    return send_reply(r);
+    return request_send(r);
 }
 
 /* The job has ended, or has written the beginning of its reply. One that failed before any of it was sent is
@@ -255,7 +255,7 @@ static enum MHD_Result dispatch(struct request *r)
     const char *token = srv->service->config->auth_token;
 
     if (r->reply.status)
-        return send_reply(r);
+        return request_send(r);
     if (r->too_large) {
         too_large(r);
     } else if (r->bodies_full) {
@@ -264,6 +264,9 @@ static enum MHD_Result dispatch(struct request *r)
         http_reject(&r->server->stats, REJECTED_UPLOADS);
     } else if (r->body.failed) {
         r->reply.body.failed = true;
+    } else if (r->route->serve) {
+        release_body(r);
+        return r->route->serve(r);
     } else if (r->route->answer) {
         r->route->answer(srv, &r->reply);
     } else {
@@ -281,7 +284,7 @@ static enum MHD_Result dispatch(struct request *r)
     }
     if (!r->job || r->body.data)
         release_body(r); /* a job that took the body over keeps it counted until its reply */
-    return r->job ? start_job(r) : send_reply(r);
+    return r->job ? start_job(r) : request_send(r);
 }
 
 static struct request *receive(struct server *srv, struct MHD_Connection *mhd, const char *url,
@@ -322,14 +325,14 @@ enum MHD_Result request_handle(void *ctx, struct MHD_Connection *mhd, const char
     if (fault) {
         r->close = true;
         reply_error(&r->reply, 400, "Bad request: %s.", fault);
-        return send_reply(r);
+        return request_send(r);
     }
     r->route = route_find(r->server->service->config->pipeline, method, url, &r->reply);
     if (expects_refusal(r)) {
         r->close = true;
         if (!r->reply.status)
             too_large(r);
-        return send_reply(r);
+        return request_send(r);
     }
     return MHD_YES;
 }

@@ -52,17 +52,18 @@ static void openapi(struct server *srv, struct reply *reply)
 
 #define ANSWERS(path, slash, function)                                                                       \
     {                                                                                                        \
-        path, "GET", slash, function, NULL, NULL, NULL, 0                                                    \
+        path, "GET", slash, function, NULL, NULL, NULL, 0, NULL                                              \
     }
 #define MAKES(path, job, end, describe, body_max)                                                            \
     {                                                                                                        \
-        path, "POST", true, NULL, job, end, describe, body_max                                               \
+        path, "POST", true, NULL, job, end, describe, body_max, NULL                                         \
     }
 
 const struct route routes[] = {
     MAKES("/text-to-image", text_to_image_job, pictures_reply, pictures_describe, BODY_MAX),
     MAKES("/image-to-image", image_to_image_job, pictures_reply, pictures_describe, UPLOAD_MAX),
     MAKES("/image-to-video", image_to_video_job, video_reply, video_describe, UPLOAD_MAX),
+    {"/stream/", "GET", false, NULL, NULL, NULL, NULL, 0, stream_serve},
     ANSWERS("/health", true, health),
     ANSWERS("/health/live", true, live),
     ANSWERS("/health/ready", true, ready),
@@ -132,8 +133,12 @@ const struct route *route_find(const char *pipeline, const char *method, const c
         plain[len - 1] = '\0';
     for (int i = 0; i < route_count; i++) {
         const struct route *r = &routes[i];
-        if (strcmp(plain, r->path) != 0 || !route_served(r, pipeline))
+        size_t own = strlen(r->path);
+        bool below = r->serve && len > own && strncmp(plain, r->path, own) == 0;
+        if ((strcmp(plain, r->path) != 0 && !below) || !route_served(r, pipeline))
             continue;
+        if (below && (strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0))
+            return r;
         if (slash && !r->slash) {
             reply->status = 307;
             reply_header(reply, "Location", "%s", r->path);
@@ -142,7 +147,7 @@ const struct route *route_find(const char *pipeline, const char *method, const c
         if (strcmp(method, r->method) == 0)
             return r;
         plain_detail(reply, 405, "Method Not Allowed");
-        reply_header(reply, "Allow", "%s", r->method);
+        reply_header(reply, "Allow", below ? "%s, HEAD" : "%s", r->method);
         return NULL;
     }
     plain_detail(reply, 404, "Not Found");
