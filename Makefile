@@ -4,6 +4,7 @@
 #   make check    style, import direction and every test
 #   make bench    checkkernels --bench  make SAN=1 … with ASan and UBSan, under build-san/
 #   make CUDA=0   leaves CUDA out
+#   make soak     a daemon under mixed clients for MINUTES=10
 #   make fuzz     libFuzzer targets of the parsers of what clients send, under build/fuzz; needs clang
 
 CC      ?= gcc
@@ -171,6 +172,14 @@ $(BUILD)/$(1)test_%: $(BUILD)/$(1)test_%.o $(call TEST_HELP,$(patsubst %/,%,$(1)
 	$$(CC) $$(ALL_CFLAGS) $$(LDFLAGS) $$^ -o $$@ $$(LDLIBS)
 endef
 $(foreach d,tests/unit/ tests/golden/ tests/api/ tests/fault/ tests/pull/,$(eval $(call TEST_RULE,$(d))))
+
+# A daemon under mixed clients for MINUTES; not part of `make tests`.
+MINUTES ?= 10
+$(BUILD)/tests/soak/soak: $(BUILD)/tests/soak/soak.o $(BUILD)/tests/api/client.o
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS)
+.PHONY: soak
+soak: $(BUILD)/latentd $(BUILD)/tests/soak/soak
+	LATENTD_BIN=$(BUILD)/latentd $(BUILD)/tests/soak/soak $(MINUTES)
 
 # The fake hub computes digests.
 $(BUILD)/tests/pull/%: LDLIBS += $(shell pkg-config --libs libcrypto 2>/dev/null)
