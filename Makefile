@@ -238,6 +238,8 @@ $(BUILD)/%.o: %.c Makefile
 FUZZ_CC ?= clang
 FUZZ    := $(patsubst tests/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 $(BUILD)/fuzz/fuzz_form: $(addprefix src/api/,form.c form_header.c json_scan.c json_value.c)
+$(BUILD)/fuzz/fuzz_request: $(addprefix src/api/,params.c form_params.c form.c form_header.c values.c text.c reply.c json_scan.c json_value.c)
+$(BUILD)/fuzz/fuzz_safetensors: $(addprefix src/weights/,safetensors.c)
 $(BUILD)/fuzz/fuzz_image: $(filter-out src/media/mp4%,$(wildcard src/media/*.c))
 $(BUILD)/fuzz/%: tests/fuzz/%.c src/base/buffer.c src/base/error.c Makefile
 	@mkdir -p $(@D)

@@ -41,8 +41,34 @@ TEST(base64_of_every_remainder)
     }
 }
 
+TEST(long_errors_are_cut)
+{
+    struct error err = {0};
+    char long_text[2 * sizeof err.msg];
+    memset(long_text, 'x', sizeof long_text - 1);
+    long_text[sizeof long_text - 1] = '\0';
+    error_set(&err, ERR_IO, "%s", long_text);
+    CHECK(strlen(err.msg) == sizeof err.msg - 1);
+    error_prefix(&err, "%s", long_text);
+    CHECK(strlen(err.msg) == sizeof err.msg - 1 && strstr(err.msg, ": x"), "%zu", strlen(err.msg));
+}
+
+TEST(buffers_append_and_fail_for_good)
+{
+    struct buffer b = {0};
+    CHECK(buffer_puts(&b, "ab") == 0 && buffer_printf(&b, "%d", 7) == 0 && strcmp(b.data, "ab7") == 0);
+    CHECK(buffer_add(&b, "x", SIZE_MAX - 2) == ERR_NOMEM && b.failed);
+    CHECK(buffer_puts(&b, "more") == ERR_NOMEM && b.len == 3 && strcmp(b.data, "ab7") == 0);
+    buffer_free(&b);
+    CHECK(!b.data && !b.failed);
+}
+
 TEST(json_string_escapes)
 {
+    struct buffer all = {0};
+    buffer_json_string(&all, "\t\r\b\f\x1f/", 6);
+    CHECK(strcmp(all.data, "\"\\t\\r\\b\\f\\u001f/\"") == 0, "%s", all.data);
+    buffer_free(&all);
     struct buffer b = {0};
     buffer_json_string(&b, "a\"b\\c\n\x01\xc3\xa4", 9);
     CHECK(strcmp(b.data, "\"a\\\"b\\\\c\\n\\u0001\xc3\xa4\"") == 0, "%s", b.data);
@@ -59,6 +85,8 @@ TEST(region_gives_back_and_reuses)
          *c = region_alloc(&r, 1000, &err);
     CHECK(a == memory && b == a + 1024 && c == b + 1024);
     CHECK(region_free(&r, b, &err) == 0);
+    CHECK(region_alloc(&r, 1024, &err) == b, "a gap of the very size");
+    CHECK(region_free(&r, b, &err) == 0);
     CHECK(region_alloc(&r, 300, &err) == b, "first fit");
     CHECK(r.peak == 3072, "peak %zu", r.peak);
     CHECK(region_free(&r, b + 256, &err) == ERR_INTERNAL, "a view is not a block");
@@ -68,6 +96,16 @@ TEST(region_gives_back_and_reuses)
     CHECK(region_alloc(&r, 8192, &err) == NULL && err.code == ERR_NOMEM);
     err.code = 0;
     CHECK(region_alloc(&r, SIZE_MAX - 10, &err) == NULL && err.code == ERR_NOMEM, "no overflow");
+}
+
+TEST(region_counts_its_blocks)
+{
+    static struct region r;
+    struct error err = {0};
+    region_init(&r, NULL, 0);
+    for (int i = 0; i < REGION_BLOCKS_MAX; i++)
+        CHECK(region_alloc(&r, 1, &err) != NULL, "%s", err.msg);
+    CHECK(region_alloc(&r, 1, &err) == NULL && err.code == ERR_INTERNAL, "one more than there may be");
 }
 
 /* Planning and running must give the same offsets: the arena is as large as the plan says, and not a byte
@@ -131,6 +169,27 @@ TEST(pool_runs_every_item_once)
     CHECK(pool_open(&pool, -1, &err) == ERR_INVALID);
 }
 
+static void slow_item(void *ctx, int item, int worker)
+{
+    (void)item;
+    (void)worker;
+    usleep(300);
+    atomic_fetch_add((_Atomic int *)ctx, 1);
+}
+
+TEST(a_run_ends_when_its_last_item_has)
+{
+    struct error err = {0};
+    struct pool *pool = NULL;
+    CHECK(pool_open(&pool, 4, &err) == 0, "%s", err.msg);
+    for (int round = 0; round < 50; round++) {
+        _Atomic int seen = 0;
+        pool_run(pool, 8, slow_item, (void *)&seen);
+        CHECK(seen == 8, "%d of 8 items", seen);
+    }
+    pool_close(&pool);
+}
+
 static void write_text(const char *path, const char *text)
 {
     FILE *f = fopen(path, "w");
@@ -144,7 +203,8 @@ TEST(json_reader_checks_types_and_bounds)
     int fd = mkstemp(path);
     CHECK(fd >= 0);
     close(fd);
-    write_text(path, "{\"a\": 5, \"b\": [1, 2], \"c\": \"x\", \"d\": true, \"e\": null, \"f\": 1.5}");
+    write_text(path,
+               "{\"a\": 5, \"b\": [1, 2], \"c\": \"x\", \"d\": true, \"e\": null, \"f\": 1.5, \"g\": 3e9}");
     struct error err = {0};
     struct cJSON *tree = json_read_file(path, 1000, &err);
     struct json_reader r = {tree, path, &err};
@@ -164,7 +224,34 @@ TEST(json_reader_checks_types_and_bounds)
     err = (struct error){0};
     json_ints(&r, "b", list, 1, 0, 9);
     CHECK(err.code == ERR_FORMAT, "a list that is too long");
+    json_int(&r, "a", 1, 0, 10);
+    CHECK(strcmp(json_string(&r, "c", "nothing"), "nothing") == 0, "nothing is read behind an error");
+    CHECK(strstr(err.msg, "\"b\""), "the first error stays: %s", err.msg);
+#define REFUSES(read, words)                                                                                 \
+    do {                                                                                                     \
+        err = (struct error){0};                                                                             \
+        read;                                                                                                \
+        CHECK(err.code == ERR_FORMAT && strstr(err.msg, words), "\"%s\" lacks \"%s\"", err.msg, words);      \
+    } while (0)
+    REFUSES(json_ints(&r, "b", list, 4, 2, 9), "integers from 2 to 9");
+    REFUSES(json_ints(&r, "b", list, 4, 0, 1), "integers from 0 to 1");
+    REFUSES(json_number(&r, "c", 0), "should be a number");
+    REFUSES(json_bool(&r, "a", false), "should be true or false");
+    REFUSES(json_string(&r, "a", ""), "should be a string");
+    REFUSES(json_int(&r, "g", 0, -5, 5), "should be an integer");
     cJSON_Delete(tree);
+    char *large = malloc(200000);
+    if (!CHECK(large != NULL))
+        return;
+    memset(large, ' ', 199999);
+    large[199999] = '\0';
+    large[0] = '[';
+    large[199998] = ']';
+    err = (struct error){0};
+    write_text(path, large);
+    CHECK(json_read_file(path, 1000, &err) == NULL && err.code == ERR_FORMAT && strstr(err.msg, "larger"),
+          "%s", err.msg);
+    free(large);
     err = (struct error){0};
     write_text(path, "{\"a\": 5} trailing");
     CHECK(json_read_file(path, 1000, &err) == NULL && err.code == ERR_FORMAT, "trailing text");
@@ -187,6 +274,10 @@ TEST(settings_name_the_bad_variable)
         unsetenv(bad[i][0]);
     }
     struct error err = {0};
+    setenv("PORT", "", 1);
+    CHECK(config_read(&c, &err) == 0 && c.port == 8000, "an empty variable is one that is not set: %s",
+          err.msg);
+    unsetenv("PORT");
     setenv("PIPELINE", "text-to-image", 1);
     CHECK(config_read(&c, &err) == ERR_INVALID && strstr(err.msg, "MODEL_ID"), "%s", err.msg);
     unsetenv("PIPELINE");
