@@ -17,6 +17,11 @@ enum { CONFIG_STREAM_MIB = 256, CONFIG_STREAM_SECONDS = 600 };
 #define CONFIG_IMAGE_TO_IMAGE   "image-to-image"
 #define CONFIG_IMAGE_TO_VIDEO   "image-to-video"
 
+enum { CONFIG_STUCK_DEFAULT = 600 };
+/* The shipped models of an installed program, from the folder above its own: /usr/bin/latentd has
+ * /usr/share/latentd/models. */
+#define CONFIG_INSTALLED_MODELS "share/latentd/models"
+
 struct config {
     const char *pipeline;     /* PIPELINE */
     const char *model_id;     /* MODEL_ID */
@@ -30,6 +35,7 @@ struct config {
     const char *isa;          /* LATENTD_ISA; NULL: the best */
     int threads;              /* LATENTD_THREADS; 0: all cores */
     int queue;                /* LATENTD_QUEUE */
+    int stuck;                /* LATENTD_STUCK: seconds without a step until a job counts as hung; 0: never */
     size_t noise_wave;        /* LATENTD_NOISE_GPU, as backend_options.noise_wave */
     size_t memory;            /* LATENTD_MEMORY in bytes; 0: what is free */
     size_t store_most;        /* LATENTD_PACKED_MIB in bytes; 0: packed weights are not kept */
@@ -43,9 +49,10 @@ struct config {
  * the variable, the value and what is accepted. PIPELINE without MODEL_ID, or the other way round, is refused
  * as the ai-runner does; neither: the shipped model. */
 int config_read(struct config *c, struct error *err);
-/* Fills c->model_dir where MODEL_DIR is unset: ./models, then <folder of the program>/../models, then
- * ~/.lpData/models, whichever holds c->model_id first (the last one when none does). config_read calls it; a
- * command that changes model_id calls it again. */
+/* Fills c->model_dir: MODEL_DIR, unless only the installed shelf (CONFIG_INSTALLED_MODELS) holds c->model_id;
+ * where it is unset ./models, then <folder of the program>/../models, the installed shelf, ~/.lpData/models,
+ * whichever holds c->model_id first (the last one when none does). config_read calls it; a command that
+ * changes model_id calls it again. */
 int config_find_models(struct config *c, struct error *err);
 
 #endif

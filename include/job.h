@@ -75,6 +75,7 @@ struct worker_options {
     struct model_options model;
     int queue;                  /* jobs that may wait */
     double rest;                /* seconds without a job until job memory is given back */
+    double stuck;               /* seconds without a step until the running job counts as hung; 0: never */
     void (*changed)(void *ctx); /* called when the state changes or a job ends */
     void *ctx;
 };
@@ -103,6 +104,8 @@ void worker_error(struct worker *w, struct error *err);
 struct model *worker_model(struct worker *w);
 void worker_stats(struct worker *w, struct worker_stats *out);
 bool worker_idle(struct worker *w);
+/* The running job has not entered a phase or a step for longer than options.stuck: the device hangs. */
+bool worker_stuck(struct worker *w);
 /* The GPU that the worker runs on: 1, or 0 when there is none (yet). */
 int worker_device(struct worker *w, struct device_info *out);
 

@@ -15,6 +15,7 @@
 #include "http/server.h"
 #include "job.h"
 #include "log.h"
+#include "notify.h"
 #include "streams.h"
 #include "video.h"
 
@@ -62,6 +63,7 @@ static const char usage[] =
     "                       how much of what replies name by URL is kept, and how long (256, 600)\n"
     "  LATENTD_RESPONSE_FORMAT\n"
     "                       data or url: what replies hold that do not ask for either (data)\n"
+    "  LATENTD_STUCK        seconds without a step until a job counts as hung (600; 0: never)\n"
     "  LATENTD_H264         encoder of MP4s: libx264, libopenh264, h264_nvenc, none (the first there is)\n"
     "  LATENTD_CACHE        where packed weights and the choice of GPU kernels are kept\n"
     "                       (~/.cache/latentd; empty: nowhere)\n"
@@ -74,7 +76,8 @@ struct daemon {
     struct service service;
     struct worker *worker;
     struct server *server;
-    int signals, events; /* signalfd; eventfd that the worker writes to */
+    struct watchdog *watchdog; /* NULL unless the service manager watches */
+    int signals, events;       /* signalfd; eventfd that the worker writes to */
 };
 
 static void worker_changed(void *ctx)
@@ -178,6 +181,7 @@ static int start(struct daemon *d, struct error *err)
         .model = {.pipeline = d->kind, .dir = c->model_dir, .id = c->model_id},
         .queue = c->queue,
         .rest = REST_SECONDS,
+        .stuck = c->stuck,
         .changed = worker_changed,
         .ctx = d,
     };
@@ -187,6 +191,7 @@ static int start(struct daemon *d, struct error *err)
         log_info(mp4_encoder() ? "videos are encoded by %s"
                                : "no H.264 encoder (%s): replies hold frames, but no video",
                  mp4_encoder() ? mp4_encoder() : "libavcodec");
+    notify("STATUS=loading %s", c->model_id);
     d->service.config = c;
     int rc = worker_start(&d->worker, &options, err);
     if (rc)
@@ -203,21 +208,40 @@ static int start(struct daemon *d, struct error *err)
     return rc;
 }
 
+/* The model is loaded: systemd starts what waits for this service, and watches from now on. */
+static void tell_ready(struct daemon *d)
+{
+    struct error err = {0};
+    double limit = notify_watchdog();
+
+    notify("READY=1\nSTATUS=%s with %s on port %d", d->config.pipeline, d->config.model_id,
+           server_port(d->server));
+    if (limit > 0 && watchdog_start(&d->watchdog, d->server, limit, &err))
+        log_error("%s", err.msg);
+}
+
 /* Until a signal comes or the worker fails. Returns the exit status. */
 static int serve_until_told(struct daemon *d)
 {
     struct error err = {0};
+    bool told = false;
 
-    while (!wait_event(d, -1))
-        if (worker_state(d->worker) == WORKER_FAILED) {
+    for (enum worker_state state; !wait_event(d, -1);) {
+        state = worker_state(d->worker);
+        if (state == WORKER_READY && !told)
+            tell_ready(d);
+        told = told || state == WORKER_READY;
+        if (state == WORKER_FAILED) {
             worker_error(d->worker, &err);
             log_error("%s", err.msg);
+            notify("STATUS=%s", err.msg);
             wait_event(d, 0);
             for (double end = clock_now() + ERROR_SECONDS; clock_now() < end;)
                 if (wait_event(d, end - clock_now()))
                     break;
             return 1;
         }
+    }
     log_info("stopping: %d requests are being answered", server_active(d->server));
     return 0;
 }
@@ -225,6 +249,8 @@ static int serve_until_told(struct daemon *d)
 /* No new connections, no new jobs; then as patient as there is time for. */
 static void drain(struct daemon *d)
 {
+    notify("STOPPING=1");
+    watchdog_stop(&d->watchdog);
     server_quiesce(d->server);
     worker_drain(d->worker);
     bool calm = wait_answered(d, DRAIN_SECONDS, answered);

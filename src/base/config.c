@@ -94,8 +94,8 @@ static bool shelf_holds(const char *root, const char *id)
     return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
 }
 
-/* "<folder of the running program>/../models" */
-static bool beside_program(char *path, size_t size)
+/* "<folder of the running program>/../FOLDER" */
+static bool beside_program(char *path, size_t size, const char *folder)
 {
     char exe[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
@@ -106,8 +106,15 @@ static bool beside_program(char *path, size_t size)
     if (!slash)
         return false;
     *slash = '\0';
-    n = snprintf(path, size, "%s/../models", exe);
+    n = snprintf(path, size, "%s/../%s", exe, folder);
     return n > 0 && (size_t)n < size;
+}
+
+/* Takes the models that were installed with the program, when the wanted one is among them. */
+static bool installed_shelf(struct config *c)
+{
+    return beside_program(c->model_dir, sizeof c->model_dir, CONFIG_INSTALLED_MODELS) &&
+           shelf_holds(c->model_dir, c->model_id);
 }
 
 int config_find_models(struct config *c, struct error *err)
@@ -116,13 +123,16 @@ int config_find_models(struct config *c, struct error *err)
     if (dir) {
         if (strlen(dir) >= sizeof c->model_dir)
             return error_set(err, ERR_INVALID, "MODEL_DIR is longer than %d bytes", PATH_MAX);
-        snprintf(c->model_dir, sizeof c->model_dir, "%s", dir);
+        if (shelf_holds(dir, c->model_id) || !installed_shelf(c))
+            snprintf(c->model_dir, sizeof c->model_dir, "%s", dir);
         return 0;
     }
     snprintf(c->model_dir, sizeof c->model_dir, "models");
     if (shelf_holds(c->model_dir, c->model_id))
         return 0;
-    if (beside_program(c->model_dir, sizeof c->model_dir) && shelf_holds(c->model_dir, c->model_id))
+    if (beside_program(c->model_dir, sizeof c->model_dir, "models") && shelf_holds(c->model_dir, c->model_id))
+        return 0;
+    if (installed_shelf(c))
         return 0;
     int n = snprintf(c->model_dir, sizeof c->model_dir, "%s/.lpData/models", home ? home : "");
     return n < 0 || n >= (int)sizeof c->model_dir ? error_set(err, ERR_INVALID, "HOME is too long") : 0;
@@ -160,6 +170,7 @@ int config_read(struct config *c, struct error *err)
     c->isa = env("LATENTD_ISA");
     c->threads = env_int("LATENTD_THREADS", 0, 0, 256, err);
     c->queue = env_int("LATENTD_QUEUE", CONFIG_QUEUE_DEFAULT, 1, CONFIG_QUEUE_MAX, err);
+    c->stuck = env_int("LATENTD_STUCK", CONFIG_STUCK_DEFAULT, 0, INT_MAX, err);
     c->noise_wave = env_wave("LATENTD_NOISE_GPU", err);
     c->memory = (size_t)env_int("LATENTD_MEMORY", 0, 0, INT_MAX, err) << 20;
     read_store(c, err);

@@ -17,6 +17,13 @@ int server_port(const struct server *srv);
 void server_quiesce(struct server *srv);
 /* Requests that have not been answered in full. */
 int server_active(const struct server *srv);
+/* A thread that sends WATCHDOG=1 (notify.h) three times in LIMIT seconds, as long as the server answers
+ * /health/live with 200. */
+struct watchdog;
+int watchdog_start(struct watchdog **w, struct server *srv, double limit, struct error *err);
+/* Before server_stop; *W may be NULL. */
+void watchdog_stop(struct watchdog **w);
+
 /* Closes every connection and frees everything. All jobs must have ended. */
 void server_stop(struct server **srv);
 

@@ -143,11 +143,14 @@ static int name_model(struct model *m, const char *asked, const struct options *
     return hub_check_names(m->r.id, m->r.revision, err);
 }
 
-/* --dir, else where the daemon would find the model. */
+/* --dir, else MODEL_DIR, else where the daemon would find the model. */
 static int find_root(struct model *m, const char *dir, struct error *err)
 {
     static struct config c;
+    const char *shelf = getenv("MODEL_DIR");
 
+    if (!dir && shelf && *shelf)
+        dir = shelf;
     if (!dir) {
         c.model_id = m->r.id;
         int rc = config_find_models(&c, err);

@@ -30,6 +30,7 @@ struct worker {
     struct backend *backend;
     struct model *model;
     struct worker_stats stats;
+    double moved; /* when the running job was taken, or entered a phase or a step */
     /* of the running job, touched by the worker thread alone */
     enum phase phase;
     double phase_since;
@@ -49,6 +50,7 @@ static void phase_next(struct worker *w, double now, enum phase phase, int step,
     pthread_mutex_lock(&w->lock);
     if (w->phase > PHASE_STARTED)
         histogram_observe(&w->stats.phase[w->phase], now - w->phase_since);
+    w->moved = now;
     w->stats.at = phase;
     w->stats.step = step;
     w->stats.steps = steps;
@@ -189,7 +191,7 @@ static struct job *take(struct worker *w)
         w->stats.running = 1;
         w->running = job;
         job->state = JOB_RUNNING;
-        job->started_at = clock_now();
+        job->started_at = w->moved = clock_now();
         histogram_observe(&w->stats.wait, job->started_at - job->queued_at);
         job_get(job); /* the thread's own, since an abandoned job may lose its owner while it runs */
     }
@@ -268,6 +270,7 @@ static void *work(void *arg)
     struct error err = {0};
     struct job *job;
 
+    pthread_setname_np(pthread_self(), "worker"); /* for top -H; threads that it starts inherit the name */
     if (load(w, &err) == 0) {
         log_info("model %s is ready after %.1f s on %s %s", model_id(w->model), w->stats.load_seconds,
                  w->stats.backend, w->stats.tier);
@@ -358,6 +361,14 @@ bool worker_idle(struct worker *w)
     bool idle = !w->first && (!w->running || w->running->state == JOB_DONE);
     pthread_mutex_unlock(&w->lock);
     return idle;
+}
+
+bool worker_stuck(struct worker *w)
+{
+    pthread_mutex_lock(&w->lock);
+    bool stuck = w->running && w->opt.stuck > 0 && clock_now() - w->moved > w->opt.stuck;
+    pthread_mutex_unlock(&w->lock);
+    return stuck;
 }
 
 static enum refusal refuse(const struct worker *w)

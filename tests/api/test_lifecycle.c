@@ -134,6 +134,46 @@ TEST(broken_models)
     }
 }
 
+/* Starts DIR/bin/latentd with MODEL_DIR: the log must say that the model comes FROM there. */
+static void installed_starts(const char *dir, const char *model_dir, const char *from)
+{
+    char env[100], want[200];
+    struct daemon d;
+
+    snprintf(env, sizeof(env), "MODEL_DIR=%s", model_dir);
+    snprintf(want, sizeof(want), "with model latentd/tiny from %s", from);
+    if (CHECK(daemon_ready(&d, (const char *[]){env, NULL}), "%s: %s", dir, env))
+        CHECK(daemon_logged(&d, want, 1), "%s", want);
+    daemon_end(&d, SIGTERM, 8);
+}
+
+/* An installed program has the shipped models in ../share/latentd/models: they are there besides MODEL_DIR,
+ * which is a mounted folder in a container, and MODEL_DIR goes first. */
+TEST(installed_models)
+{
+    const char *bin = getenv("LATENTD_BIN");
+    char *before = strdup(bin ? bin : "build/latentd"), dir[] = "/tmp/latentd-prefix-XXXXXX";
+    char text[600], empty[100], full[100], installed[100];
+
+    CHECK(mkdtemp(dir) != NULL);
+    snprintf(text, sizeof(text),
+             "cd %s && mkdir -p bin share/latentd/models empty full && cp %s/%s bin/latentd && "
+             "cp -r %s/latentd share/latentd/models/ && cp -r %s/latentd full/",
+             dir, *before == '/' ? "" : "$OLDPWD", before, "$OLDPWD/" TINY_DIR, "$OLDPWD/" TINY_DIR);
+    CHECK(system(text) == 0, "%s", text);
+    snprintf(text, sizeof(text), "%s/bin/latentd", dir);
+    setenv("LATENTD_BIN", text, 1);
+    snprintf(empty, sizeof(empty), "%s/empty", dir);
+    snprintf(full, sizeof(full), "%s/full", dir);
+    snprintf(installed, sizeof(installed), "%s/bin/../share/latentd/models", dir);
+    installed_starts(dir, empty, installed);
+    installed_starts(dir, full, full);
+    setenv("LATENTD_BIN", before, 1);
+    free(before);
+    snprintf(text, sizeof(text), "rm -rf %s", dir);
+    CHECK(system(text) == 0);
+}
+
 /* A model on a pipe that nobody writes to: loading never ends. */
 static void start_loading(struct daemon *d)
 {
