@@ -258,6 +258,8 @@ int cpu_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v, co
         return ref_attention(be, y, q, k, v, a, err);
     /* [N, H, W, C] is as good as [N, 1, T, C]. */
     q = tensor_as_tokens(q), k = tensor_as_tokens(k), v = tensor_as_tokens(v), y = tensor_as_tokens(y);
+    if (flash_suits(be, y, q, k, v, a))
+        return flash_attention(be, y, q, k, v, a);
     struct job job = {
         .g = g,
         .rows = tier->rows,

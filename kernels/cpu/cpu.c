@@ -58,12 +58,16 @@ static const struct entry {
     enum needs needs;
     bool automatic; /* may be chosen when no tier is named */
 } tiers[] = {
-    {{"avx2", &gemm_avx2, &rows_avx2, NULL}, NEEDS_AVX2, true},
-    {{"avx512bf16-emulated", &gemm_avx512bf16_emulated, &rows_avx512, pack_avx512}, NEEDS_AVX512, false},
-    {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512}, NEEDS_AVX512, false},
-    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512}, NEEDS_AVX512, true},
-    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512, pack_avx512}, NEEDS_AVX512BF16, true},
-    {{"amx", &gemm_amx, &rows_avx512, pack_avx512}, NEEDS_AMX, true},
+    {{"avx2", &gemm_avx2, &rows_avx2, NULL, NULL}, NEEDS_AVX2, true},
+    {{"avx512bf16-emulated", &gemm_avx512bf16_emulated, &rows_avx512, pack_avx512, NULL},
+     NEEDS_AVX512,
+     false},
+    {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512, &flash_amx_emulated},
+     NEEDS_AVX512,
+     false},
+    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL}, NEEDS_AVX512, true},
+    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512, pack_avx512, NULL}, NEEDS_AVX512BF16, true},
+    {{"amx", &gemm_amx, &rows_avx512, pack_avx512, &flash_amx}, NEEDS_AMX, true},
 };
 
 enum { TIERS = sizeof tiers / sizeof *tiers };
@@ -123,6 +127,7 @@ static void close_cpu(struct backend *be)
     if (st) {
         free(st->partial);
         free(st->winograd);
+        free(st->heads);
     }
     free(st);
     be->state = NULL;
@@ -161,9 +166,10 @@ int ops_cpu(struct backend *be, const char *isa, struct error *err)
     st->partial = aligned_alloc(64, PARTIAL_DOUBLES * sizeof(double));
     /* Address space; pages are taken when a layer first uses them. */
     st->winograd = aligned_alloc(64, ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float));
+    st->heads = aligned_alloc(64, HEADS_BYTES);
     be->state = st;
     be->close = close_cpu;
-    if (!st->partial || !st->winograd)
+    if (!st->partial || !st->winograd || !st->heads)
         return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
     be->tier = e->tier.name;
     be->dtype = e->tier.gemm->dtype;

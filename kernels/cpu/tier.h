@@ -148,6 +148,8 @@ struct pack_block {
     int columns, channels, taps; /* channels is even where pairs are packed */
 };
 
+struct flash_kernel;
+
 struct tier {
     const char *name;
     const struct gemm_kernel *gemm;
@@ -155,6 +157,7 @@ struct tier {
     /* A block of PACK_COLUMNS columns, numbers of SIZE bytes, in pairs of channels or alone; NULL: plain C
      * does it. */
     void (*pack)(const struct pack_block *b, bool pairs, size_t size);
+    const struct flash_kernel *flash; /* NULL: attention runs on the matrix micro-kernel */
 };
 
 void pack_avx512(const struct pack_block *b, bool pairs, size_t size);
@@ -165,9 +168,10 @@ struct cpu_state {
     double *partial; /* [PARTIAL_DOUBLES] group norm's sums by row chunk */
     float *winograd; /* [U_FLOATS + STRIP_FLOATS] transformed weights of one layer; transformed tiles of a
                         strip */
+    char *heads;     /* [HEADS_BYTES] packed keys and values of attention */
 };
 
-enum { PARTIAL_DOUBLES = 1 << 20, U_FLOATS = 16 << 20, STRIP_FLOATS = 8 << 20 };
+enum { PARTIAL_DOUBLES = 1 << 20, U_FLOATS = 16 << 20, STRIP_FLOATS = 8 << 20, HEADS_BYTES = 64 << 20 };
 
 /* Outputs of this size are written past the caches: what is written would push out what is still to be read,
  * and each line would be fetched before it is overwritten. Smaller ones wait in the last-level cache for the
@@ -212,6 +216,7 @@ static inline char *weight_data(const struct cpu_weight *w)
 extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_avx512bf16_emulated, gemm_amx,
     gemm_amx_emulated;
 extern const struct row_ops rows_avx2, rows_avx512;
+extern const struct flash_kernel flash_amx, flash_amx_emulated;
 
 /* The slots, in the files named after them. */
 int cpu_conv2d(struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a,
@@ -222,6 +227,11 @@ int cpu_linear(struct backend *, tensor y, tensor x, const weight *w, const stru
                struct error *);
 int cpu_attention(struct backend *, tensor y, tensor q, tensor k, tensor v, const struct attention_args *a,
                   struct error *);
+/* The same by the tier's flash kernel, where it has one that suits: see flash.c. */
+bool flash_suits(const struct backend *be, tensor y, tensor q, tensor k, tensor v,
+                 const struct attention_args *a);
+int flash_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v,
+                    const struct attention_args *a);
 int cpu_group_norm(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps,
                    struct error *);
 int cpu_group_norm_silu(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps,

@@ -193,6 +193,10 @@ static void cases(struct check *ck)
         {2, 65, 31, 100, 128, false, true, false, 1},
         {1, 64, 64, 2, 64, false, false, true, 8}, /* sharp: one weight near 1 */
         {1, 64, 64, 2, 40, false, false, false, 0.001f},
+        {1, 70, 700, 2, 64, false, false, false,
+         40}, /* far higher scores in later blocks than in the first */
+        {1, 300, 300, 1, 200, true, false, true, 40},
+        {2, 33, 520, 2, 16, false, true, false, 60},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         run_case(ck, list[i]);
