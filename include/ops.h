@@ -56,6 +56,8 @@ struct weight_source {
     int parts; /* 1, or up to WEIGHT_PARTS_MAX for WEIGHT_LINEAR */
     struct host_array w[WEIGHT_PARTS_MAX];
     struct host_array bias[WEIGHT_PARTS_MAX]; /* beta for WEIGHT_NORM */
+    bool upsample; /* a 3x3 convolution that will mostly be called with .upsample: a backend may prepare for
+                      it */
 };
 
 typedef struct weight {

@@ -58,6 +58,9 @@ struct loader {
  * query/key/value/proj_attn for to_q/to_k/to_v/to_out.0, with their [C, C, 1, 1] or [C, C] shapes. */
 void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
     __attribute__((format(printf, 6, 7)));
+/* The same, 3x3, for a convolution that is called with .upsample (Upsample2D). */
+void load_conv2d_up(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
 /* torch.nn.Conv3d with a kernel of (3, 1, 1), for conv_temporal: NAME.weight [out_c, in_c, 3, 1, 1]. SCALE
  * multiplies weight and bias. */
 void load_conv_temporal(struct loader *l, weight *w, int out_c, int in_c, float scale, const char *fmt, ...)

@@ -37,13 +37,17 @@ enum mode { DIRECT, PADDED, FLAT };
 struct job {
     const struct gemm_kernel *g;
     const struct row_ops *rows;
-    const struct cpu_weight *w;
+    const struct cpu_weight *w; /* of the first of places */
     struct pool *pool;
     const struct gemm_args *a;
     enum mode mode;
     int kw, taps, pad_y, pad_x, step, shift, ih,
         iw; /* ih, iw: input as the kernel sees it, after upsampling */
     int oh, ow;
+    /* 1, or 4 for an upsampled convolution that is computed as four of 2x2 at the size of x, one for each
+     * place of 2x2 outputs: then oh and ow are x's, and all read one slab, that of a 3x3 kernel. */
+    int places;
+    int reach_y, reach_x;    /* the kernel's sides, as the slab sees them */
     size_t positions;        /* n * oh * ow */
     int block_h, block_w;    /* PADDED: output rows and columns of a block */
     int blocks_y, blocks_x;  /* PADDED: blocks of a picture */
@@ -61,8 +65,8 @@ struct block {
 };
 
 struct worker_memory {
-    size_t tap[TAPS_MAX];
-    char *wide; /* one chunk of B, widened */
+    size_t tap[4][TAPS_MAX]; /* by place */
+    char *wide;              /* one chunk of B, widened */
     char *slab;
     float *c;
     struct finish pending; /* the end of the last tile, where it waits */
@@ -168,11 +172,11 @@ static void fill_padded(const struct job *job, const struct block *b, char *dst,
                      .n = b->n,
                      .first = b->x * job->step - job->pad_x,
                      .step = 1,
-                     .count = (b->length - 1) * job->step + job->kw,
+                     .count = (b->length - 1) * job->step + job->reach_x,
                      .c0 = c0,
                      .width = job->w->chunk,
                      .chunks = chunks};
-    int lines = (b->segments - 1) * job->step + job->taps / job->kw;
+    int lines = (b->segments - 1) * job->step + job->reach_y;
     for (int i = 0; i < lines; i++) {
         l.iy = b->y * job->step - job->pad_y + i;
         fill_line(job, &l);
@@ -185,13 +189,13 @@ static void fill_flat(const struct job *job, const struct block *b, char *dst, i
 {
     size_t bytes = (size_t)job->w->chunk * dtype_size(job->g->dtype);
     struct line l = {.step = job->step, .c0 = c0, .width = job->w->chunk, .chunks = chunks};
-    for (int t = 0; t < job->taps; t++) {
+    for (int t = 0; t < job->reach_y * job->reach_x; t++) {
         for (int done = 0; done < b->length; done += l.count) {
             size_t at = b->first + (size_t)done;
             int ox = (int)(at % (size_t)job->ow), row = (int)(at / (size_t)job->ow);
             l.n = row / job->oh;
-            l.iy = row % job->oh * job->step - job->pad_y + t / job->kw;
-            l.first = ox * job->step - job->pad_x + t % job->kw;
+            l.iy = row % job->oh * job->step - job->pad_y + t / job->reach_x;
+            l.first = ox * job->step - job->pad_x + t % job->reach_x;
             l.count = min_int(job->ow - ox, b->length - done);
             l.dst = dst + ((size_t)t * (size_t)job->block_rows + (size_t)done) * bytes;
             fill_line(job, &l);
@@ -223,19 +227,40 @@ static void fill_slab(const struct job *job, const struct block *b, struct worke
 static void set_taps(const struct job *job, struct worker_memory *m)
 {
     size_t bytes = (size_t)job->w->chunk * dtype_size(job->g->dtype);
-    for (int t = 0; t < job->taps; t++)
-        m->tap[t] = job->mode == PADDED ? (size_t)(t / job->kw * job->slab_w + t % job->kw) * bytes
-                                        : (size_t)t * (size_t)job->block_rows * bytes;
+    for (int place = 0; place < job->places; place++)
+        for (int t = 0; t < job->taps; t++) {
+            int y = place / 2 + t / job->kw, x = place % 2 + t % job->kw;
+            m->tap[place][t] = job->mode == PADDED
+                                   ? (size_t)(y * job->slab_w + x) * bytes
+                                   : (size_t)(y * job->reach_x + x) * (size_t)job->block_rows * bytes;
+        }
 }
 
 /* ---- The product ---- */
 
-/* ROWS rows of panel P from FIRST on: the lines of them. */
-static void prefetch_rows(tensor x, int p, int cols, size_t first, int rows, bool write)
+/* COUNT outputs of panel P: rows of y from FIRST on, every STEPth. */
+struct run {
+    int p;
+    size_t first;
+    int step, count;
+};
+
+/* Outputs FIRST to FIRST + COUNT of the job's positions, at PLACE, all in one row of the picture where there
+ * are several places. */
+static struct run output_run(const struct job *job, int place, int p, size_t first, int count)
+{
+    if (job->places == 1)
+        return (struct run){p, first, 1, count};
+    size_t row = first / (size_t)job->ow, x = first % (size_t)job->ow;
+    return (struct run){p, (2 * row + (size_t)place / 2) * 2 * (size_t)job->ow + 2 * x + (size_t)place % 2, 2,
+                        count};
+}
+
+static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
 {
     size_t size = dtype_size(x.dtype), bytes = (size_t)cols * size;
-    const char *at = (const char *)x.data + (first * (size_t)x.ld + (size_t)(p * cols)) * size;
-    for (int i = 0; i < rows; i++, at += (size_t)x.ld * size)
+    const char *at = (const char *)x.data + (r->first * (size_t)x.ld + (size_t)(r->p * cols)) * size;
+    for (int i = 0; i < r->count; i++, at += (size_t)r->step * (size_t)x.ld * size)
         for (size_t b = 0; b < bytes; b += 64)
             if (write)
                 __asm__ volatile("prefetchw %0" : : "m"(at[b])); /* no operation where the CPU lacks it */
@@ -243,15 +268,15 @@ static void prefetch_rows(tensor x, int p, int cols, size_t first, int rows, boo
                 __builtin_prefetch(at + b);
 }
 
-/* Asks for the lines of y that FIRST .. FIRST + ROWS of panel P will be written to, unless they are written
- * past the caches, and for those of the residual: they arrive during the last chunk. */
-static void prefetch_output(const struct job *job, int p, size_t first, int rows)
+/* Asks for the lines of y that R will be written to, unless they are written past the caches, and for those
+ * of the residual: they arrive during the last chunk. */
+static void prefetch_output(const struct job *job, struct run r)
 {
     const struct gemm_args *a = job->a;
     if (!tensor_streams(a->y))
-        prefetch_rows(a->y, p, job->w->panel_cols, first, rows, true);
+        prefetch_run(a->y, job->w->panel_cols, &r, true);
     if (a->residual.data && job->g->defers)
-        prefetch_rows(a->residual, p, job->w->panel_cols, first, rows, false);
+        prefetch_run(a->residual, job->w->panel_cols, &r, false);
 }
 
 /* Positions of the output that share a row of add_bc. */
@@ -260,20 +285,19 @@ static size_t add_positions(const struct gemm_args *a)
     return a->add_positions ? a->add_positions : (size_t)a->y.h * (size_t)a->y.w;
 }
 
-static struct finish make_finish(const struct gemm_args *a, int nr, int p, const float *c, size_t first,
-                                 int count)
+static struct finish make_finish(const struct gemm_args *a, int nr, const float *c, const struct run *r)
 {
     const struct cpu_weight *w = a->w->packed;
-    int col = p * w->panel_cols;
+    int col = r->p * w->panel_cols;
     size_t ys = dtype_size(a->y.dtype);
     struct finish f = {
         .c = c,
         .nr = nr,
-        .rows = count,
+        .rows = r->count,
         .cols = min_int(w->panel_cols, a->y.c - col),
-        .bias = weight_bias(w) + (size_t)p * (size_t)nr,
-        .y = (char *)a->y.data + (first * (size_t)a->y.ld + (size_t)col) * ys,
-        .y_stride = (size_t)a->y.ld * ys,
+        .bias = weight_bias(w) + (size_t)r->p * (size_t)nr,
+        .y = (char *)a->y.data + (r->first * (size_t)a->y.ld + (size_t)col) * ys,
+        .y_stride = (size_t)r->step * (size_t)a->y.ld * ys,
         .y_type = a->y.dtype,
         .act = a->act,
         .geglu = a->geglu,
@@ -281,12 +305,12 @@ static struct finish make_finish(const struct gemm_args *a, int nr, int p, const
     };
     if (a->residual.data) {
         size_t rs = dtype_size(a->residual.dtype);
-        f.residual = (const char *)a->residual.data + (first * (size_t)a->residual.ld + (size_t)col) * rs;
-        f.residual_stride = (size_t)a->residual.ld * rs;
+        f.residual = (const char *)a->residual.data + (r->first * (size_t)a->residual.ld + (size_t)col) * rs;
+        f.residual_stride = (size_t)r->step * (size_t)a->residual.ld * rs;
         f.residual_type = a->residual.dtype;
     }
     if (a->add_bc.data) {
-        size_t n = a->add_bc.n == 1 ? 0 : first / add_positions(a);
+        size_t n = a->add_bc.n == 1 ? 0 : r->first / add_positions(a);
         f.add = (const char *)a->add_bc.data +
                 (n * (size_t)a->add_bc.ld + (size_t)col) * dtype_size(a->add_bc.dtype);
         f.add_type = a->add_bc.dtype;
@@ -297,7 +321,8 @@ static struct finish make_finish(const struct gemm_args *a, int nr, int p, const
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
                  size_t first, int count)
 {
-    struct finish f = make_finish(a, nr, p, c, first, count);
+    struct run r = {p, first, 1, count};
+    struct finish f = make_finish(a, nr, c, &r);
     rows->finish(&f);
 }
 
@@ -309,23 +334,28 @@ static void finish_pending(const struct job *job, struct worker_memory *m)
     m->waits = false;
 }
 
-/* Rows FIRST .. FIRST + ROWS of panel P, which may belong to several pictures: at once, or left for the next
- * call of the micro-kernel to do along the way. */
-static void finish_rows(const struct job *job, struct worker_memory *m, int p, const float *c, size_t first,
-                        int rows)
+/* Positions from FIRST on whose outputs can be ended together: those of a picture where add_bc differs, those
+ * of a picture's row where there are several places; at most ROWS. */
+static int together(const struct job *job, size_t first, int rows)
 {
-    const size_t picture = add_positions(job->a);
+    size_t unit = job->places > 1 ? (size_t)job->ow : job->a->add_bc.data ? add_positions(job->a) : 0;
+    size_t left = unit ? unit - first % unit : (size_t)rows;
+    return left < (size_t)rows ? (int)left : rows;
+}
+
+/* ROWS positions from FIRST on, of panel P: at once, or left for the next call of the micro-kernel to do
+ * along the way. */
+static void finish_rows(const struct job *job, struct worker_memory *m, int place, int p, const float *c,
+                        size_t first, int rows)
+{
     const int nr = job->g->nr;
-    for (int done = 0; done < rows;) {
-        size_t at = first + (size_t)done;
-        int run = rows - done;
-        if (job->a->add_bc.data && picture - at % picture < (size_t)run)
-            run = (int)(picture - at % picture);
-        m->pending = make_finish(job->a, nr, p, c + (size_t)done * (size_t)nr, at, run);
+    for (int done = 0, count; done < rows; done += count) {
+        count = together(job, first + (size_t)done, rows - done);
+        struct run r = output_run(job, place, p, first + (size_t)done, count);
+        m->pending = make_finish(job->a, nr, c + (size_t)done * (size_t)nr, &r);
         m->waits = true;
-        if (run < rows || !job->g->defers || !job->g->defers(&m->pending))
+        if (count < rows || !job->g->defers || !job->g->defers(&m->pending))
             finish_pending(job, m);
-        done += run;
     }
 }
 
@@ -352,7 +382,7 @@ static void set_prefetch(const struct gemm_kernel *g, struct gemm_tile *t, struc
 /* Runs the tiles of one segment, whose outputs start at row FIRST of y; after the LAST chunk they are
  * finished. Where that is after the first call, too (ONE), c has only places for two tiles, by turns. */
 static void run_segment(const struct job *job, struct worker_memory *m, struct gemm_tile *t, int length,
-                        struct next_b *next, int p, size_t first, bool last, bool one)
+                        struct next_b *next, int place, int p, size_t first, bool last, bool one)
 {
     const struct gemm_kernel *g = job->g;
     float *const c = t->c;
@@ -360,15 +390,15 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
     for (int i = 0, done = 0; i < tiles; i++) {
         int rows = g->m_align > 1 ? min_int(g->mr, length - done) : (length - done) / (tiles - i);
         set_prefetch(g, t, next);
-        if (last)
-            prefetch_output(job, p, first + (size_t)done, rows);
+        if (last && together(job, first + (size_t)done, rows) == rows)
+            prefetch_output(job, output_run(job, place, p, first + (size_t)done, rows));
         t->c = c + (size_t)(one ? (m->other ? g->mr : 0) : done) * (size_t)g->nr;
         t->pending = m->waits ? &m->pending : NULL;
         g->run(rows, t);
         m->waits = m->waits && !g->defers;
         m->other = !m->other;
         if (last)
-            finish_rows(job, m, p, t->c, first + (size_t)done, rows);
+            finish_rows(job, m, place, p, t->c, first + (size_t)done, rows);
         done += rows;
         t->a += (size_t)rows * t->lda;
     }
@@ -382,22 +412,32 @@ static size_t segment_row(const struct job *job, const struct block *b, int s)
     return ((size_t)b->n * (size_t)job->oh + (size_t)(b->y + s)) * (size_t)job->ow + (size_t)b->x;
 }
 
+/* The panels of a work item: place by place, P0 to P1. */
+struct panels {
+    int p0, p1;
+};
+
+static const struct cpu_weight *weight_at(const struct job *job, int place)
+{
+    return job->places == 1 ? job->w : weight_up(job->a->w->packed, place);
+}
+
 /* What follows B of panel P in this item, or in the next one on this thread, which has the same panels. */
 static struct next_b next_panel(const struct job *job, const struct block *b, const char *raw, size_t bytes,
-                                int p, int p0, int p1)
+                                int p, struct panels all)
 {
-    ptrdiff_t ahead = p + 1 < p1 ? 1 : p0 - p;
+    ptrdiff_t ahead = p + 1 < all.p1 ? 1 : all.p0 - p;
     int tiles = b->segments * div_up(b->length, job->g->mr);
     return (struct next_b){raw + ahead * (ptrdiff_t)job->w->panel_bytes, bytes, 0,
                            div_up(job->g->k_unit * job->g->nr * 2 / 64, tiles)};
 }
 
-/* c [positions of the block][nr] (+)= COUNT chunks of the panel P, one of P0 to P1. */
+/* c [positions of the block][nr] (+)= COUNT chunks of panel P, one of ALL. */
 static void run_chunks(const struct job *job, const struct block *b, struct worker_memory *m, int slice,
-                       int chunk, int count, int p, int p0, int p1, float *c)
+                       int chunk, int count, int place, int p, struct panels all, float *c)
 {
     const struct gemm_kernel *g = job->g;
-    const struct cpu_weight *w = job->w;
+    const struct cpu_weight *w = weight_at(job, place);
     const size_t es = dtype_size(g->dtype), position = (size_t)w->chunk * es;
     int c0 = chunk * w->chunk, channels = min_int(count * w->chunk, w->channels - c0);
     size_t numbers = (size_t)channels * (size_t)job->taps * (size_t)g->nr,
@@ -409,10 +449,10 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
         job->rows->convert(m->wide, g->dtype, raw, w->dtype, numbers);
         data = m->wide;
     }
-    struct next_b next = g->whole_slices ? next_panel(job, b, raw, bytes, p, p0, p1)
-                                         : (struct next_b){raw + bytes, bytes, 0, 0};
+    struct next_b next =
+        g->whole_slices ? next_panel(job, b, raw, bytes, p, all) : (struct next_b){raw + bytes, bytes, 0, 0};
     bool last = c0 + channels == w->channels, one = last && chunk == 0;
-    struct gemm_tile t = {.tap = m->tap,
+    struct gemm_tile t = {.tap = m->tap[place],
                           .taps = job->taps,
                           .k = min_int(w->chunk, channels),
                           .channels = channels,
@@ -431,7 +471,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
                   (size_t)(s * job->step * job->slab_w) * position;
         }
         t.c = one ? c : c + (size_t)(s * b->length) * (size_t)g->nr;
-        run_segment(job, m, &t, b->length, &next, p, segment_row(job, b, s), last, one);
+        run_segment(job, m, &t, b->length, &next, place, p, segment_row(job, b, s), last, one);
     }
 }
 
@@ -465,26 +505,32 @@ static struct worker_memory worker_memory(const struct job *job, int worker)
     return m;
 }
 
+/* All panels of one slice, whose slab is filled. */
+static void run_slice(const struct job *job, const struct block *b, struct worker_memory *m, int slice,
+                      struct panels all)
+{
+    int chunks = div_up(job->w->channels, job->w->chunk), first = slice * job->slice_chunks;
+    int end = min_int(chunks, first + job->slice_chunks), step = job->g->whole_slices ? end - first : 1;
+    size_t panel_floats = job->slices > 1 ? (size_t)job->block_rows * (size_t)job->g->nr : 0;
+    float *c = m->c;
+    for (int place = 0; place < job->places; place++)
+        for (int p = all.p0; p < all.p1; p++, c += panel_floats)
+            for (int chunk = first; chunk < end; chunk += step)
+                run_chunks(job, b, m, slice, chunk, step, place, p, all, c);
+}
+
 static void run_item(void *ctx, int item, int worker)
 {
     const struct job *job = ctx;
     struct block b = block_at(job, item % job->blocks);
     int p0 = item / job->blocks * job->cols_panels, p1 = min_int(job->w->panels, p0 + job->cols_panels);
-    int chunks = div_up(job->w->channels, job->w->chunk);
     struct worker_memory m = worker_memory(job, worker);
-    size_t panel_floats = (size_t)job->block_rows * (size_t)job->g->nr;
     if (job->g->begin)
         job->g->begin();
     for (int slice = 0; slice < job->slices; slice++) {
-        int first = slice * job->slice_chunks, end = min_int(chunks, first + job->slice_chunks);
         if (job->mode != DIRECT)
             fill_slab(job, &b, &m, slice);
-        for (int p = p0; p < p1; p++) {
-            float *c = m.c + (job->slices > 1 ? (size_t)(p - p0) * panel_floats : 0);
-            int step = job->g->whole_slices ? end - first : 1;
-            for (int chunk = first; chunk < end; chunk += step)
-                run_chunks(job, &b, &m, slice, chunk, step, p, p0, p1, c);
-        }
+        run_slice(job, &b, &m, slice, (struct panels){p0, p1});
     }
     finish_pending(job, &m);
     job->rows->fence();
@@ -517,8 +563,8 @@ static void choose_block(struct job *job)
         job->blocks_y = div_up(job->oh, job->block_h);
         job->block_rows = job->block_h * job->block_w;
         job->blocks = job->a->x.n * job->blocks_x * job->blocks_y;
-        job->slab_w = (job->block_w - 1) * job->step + job->kw;
-        job->slab_h = (job->block_h - 1) * job->step + job->taps / job->kw;
+        job->slab_w = (job->block_w - 1) * job->step + job->reach_x;
+        job->slab_h = (job->block_h - 1) * job->step + job->reach_y;
         return;
     }
     size_t blocks = (job->positions + (size_t)rows - 1) / (size_t)rows;
@@ -526,7 +572,7 @@ static void choose_block(struct job *job)
         round_up((int)((job->positions + blocks - 1) / blocks), job->g->m_align > 1 ? job->g->mr : 1);
     job->blocks = (int)((job->positions + (size_t)job->block_rows - 1) / (size_t)job->block_rows);
     job->slab_w = job->block_rows;
-    job->slab_h = job->taps;
+    job->slab_h = job->reach_y * job->reach_x;
 }
 
 /* Panels of an item: up to BLOCK_COLS outputs, fewer where there would be too few items for the threads. */
@@ -548,32 +594,49 @@ static void choose_slices(struct job *job)
     job->slice_chunks = div_up(chunks, job->slices);
 }
 
+/* The kernel as it was given, and the outputs as they are. */
+static void set_geometry(struct job *job, const struct gemm_args *a)
+{
+    int up = a->upsample ? 1 : 0;
+    job->places = 1;
+    job->kw = a->w->kw;
+    job->taps = a->w->kh * a->w->kw;
+    job->reach_y = a->w->kh;
+    job->reach_x = a->w->kw;
+    job->pad_y = a->pad_end ? 0 : (a->w->kh - 1) / 2;
+    job->pad_x = a->pad_end ? 0 : (a->w->kw - 1) / 2;
+    job->step = a->stride > 0 ? a->stride : 1;
+    job->shift = up;
+    job->ih = a->x.h << up;
+    job->iw = a->x.w << up;
+    job->oh = a->y.h;
+    job->ow = a->y.w;
+}
+
+/* An upsampled convolution as four of 2x2. */
+static void set_places(struct job *job, const struct gemm_args *a)
+{
+    job->places = 4;
+    job->w = weight_up(job->w, 0);
+    job->kw = 2;
+    job->taps = 4;
+    job->shift = 0;
+    job->ih = job->oh = a->x.h;
+    job->iw = job->ow = a->x.w;
+}
+
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
 {
     const struct tier *tier = cpu_tier(be);
     const struct cpu_weight *w = a->w->packed;
-    int taps = a->w->kh * a->w->kw, step = a->stride > 0 ? a->stride : 1;
-    struct job job = {
-        .g = tier->gemm,
-        .rows = tier->rows,
-        .w = w,
-        .pool = be->pool,
-        .a = a,
-        .kw = a->w->kw,
-        .taps = taps,
-        .pad_y = a->pad_end ? 0 : (a->w->kh - 1) / 2,
-        .pad_x = a->pad_end ? 0 : (a->w->kw - 1) / 2,
-        .step = step,
-        .shift = a->upsample ? 1 : 0,
-        .ih = a->x.h << (a->upsample ? 1 : 0),
-        .iw = a->x.w << (a->upsample ? 1 : 0),
-        .oh = a->y.h,
-        .ow = a->y.w,
-        .positions = tensor_rows(a->y),
-    };
-    if (taps > TAPS_MAX)
+    struct job job = {.g = tier->gemm, .rows = tier->rows, .w = w, .pool = be->pool, .a = a};
+    if (a->w->kh * a->w->kw > TAPS_MAX)
         return error_set(err, ERR_UNSUPPORTED, "a %dx%d kernel has more than %d positions", a->w->kh,
                          a->w->kw, TAPS_MAX);
+    set_geometry(&job, a);
+    if (a->upsample && w->up)
+        set_places(&job, a);
+    job.positions = (size_t)a->x.n * (size_t)job.oh * (size_t)job.ow;
     if (job.positions == 0)
         return 0;
     job.mode = choose_mode(&job);

@@ -1,5 +1,6 @@
 /* Weights into the layout of struct cpu_weight, once at load, on all threads. The source is as the file has
  * it: fp32, fp16 or bf16, possibly unaligned, [O][I][taps] for convolutions and [O][I] for linear layers. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "thread_pool.h"
@@ -49,7 +50,8 @@ static void lay_out(struct cpu_weight *w, const struct tier *t, const struct wei
     const struct gemm_kernel *g = t->gemm;
     int taps = src->kh * src->kw, unit = g->k_unit;
     w->channels = (src->in_c + unit - 1) / unit * unit;
-    w->chunk = chunk_channels(w->channels, g->k_block / taps, unit);
+    int slab_taps = src->kh == 2 ? 9 : taps; /* the four of an upsampled convolution share a slab of 3x3 */
+    w->chunk = chunk_channels(w->channels, g->k_block / slab_taps, unit);
     w->dtype = storage_dtype(t, src);
     w->taps = taps;
     w->panel_cols = src->kind == WEIGHT_GEGLU ? g->nr / 2 : g->nr;
@@ -199,12 +201,98 @@ static void pack_panel(void *ctx, int p, int worker)
     }
 }
 
+/* ---- Upsampled convolutions ---- */
+
+/* A 3x3 convolution of a picture that was doubled sees only 2x2 different inputs at each output: the kernel's
+ * rows 0 | 1 + 2 where the output row is even, 0 + 1 | 2 where it is odd, columns likewise. Nine products
+ * become four, with sums of weights that are made here in fp32 and rounded once, as the weights themselves
+ * are. */
+struct up_job {
+    const struct pack_job *pack;
+    float *numbers; /* [out_c][in_c][2][2] */
+    int place;      /* 2 * (odd row) + (odd column) */
+};
+
+static void up_kernel(const float k[9], int place, float out[4])
+{
+    const int py = place / 2, px = place % 2;
+    for (int i = 0; i < 4; i++) {
+        int a = i / 2, b = i % 2;
+        int y0 = a ? 1 + py : 0, y1 = a ? 2 : py, x0 = b ? 1 + px : 0, x1 = b ? 2 : px;
+        out[i] = 0;
+        for (int y = y0; y <= y1; y++)
+            for (int x = x0; x <= x1; x++)
+                out[i] += k[3 * y + x];
+    }
+}
+
+static void up_output(void *ctx, int o, int worker)
+{
+    const struct up_job *job = ctx;
+    const struct weight_source *src = job->pack->src;
+    const struct host_array *a = &src->w[0];
+    float *row = pool_scratch(job->pack->pool, worker); /* UP_CHANNELS_MAX holds it */
+    size_t count = (size_t)src->in_c * 9, at = (size_t)o * count;
+    job->pack->tier->rows->convert(row, DTYPE_F32, (const char *)a->data + at * dtype_size(a->dtype),
+                                   a->dtype, count);
+    for (int i = 0; i < src->in_c; i++)
+        up_kernel(row + 9 * i, job->place, job->numbers + ((size_t)o * (size_t)src->in_c + (size_t)i) * 4);
+}
+
+enum { UP_CHANNELS_MAX = POOL_SCRATCH / 9 / (int)sizeof(float) };
+
+/* Whether the four convolutions are packed, too: not where fp32 takes Winograd's method instead. */
+static bool packs_up(const struct tier *t, const struct weight_source *src)
+{
+    return src->upsample && t->gemm->dtype == DTYPE_BF16 && src->kh == 3 && src->kw == 3 &&
+           src->in_c <= UP_CHANNELS_MAX;
+}
+
+static struct weight_source up_source(const struct weight_source *src, const float *numbers)
+{
+    struct weight_source up = *src;
+    up.kh = up.kw = 2;
+    up.upsample = false;
+    up.w[0] = (struct host_array){numbers, DTYPE_F32, (size_t)src->out_c * (size_t)src->in_c * 4};
+    return up;
+}
+
+static int pack_up(struct backend *be, struct cpu_weight *w, const struct cpu_weight *layout,
+                   const struct weight_source *src, struct error *err)
+{
+    struct pack_job whole = {.tier = cpu_tier(be), .pool = be->pool, .src = src};
+    struct up_job job = {.pack = &whole,
+                         .numbers = malloc((size_t)src->out_c * (size_t)src->in_c * 4 * sizeof(float))};
+    if (!job.numbers)
+        return error_set(err, ERR_NOMEM, "out of memory packing a convolution");
+    struct weight_source up = up_source(src, job.numbers);
+    for (job.place = 0; job.place < 4; job.place++) {
+        pool_run(be->pool, src->out_c, up_output, &job);
+        struct cpu_weight *to =
+            (struct cpu_weight *)(void *)((char *)w + w->up + (size_t)job.place * w->up_bytes);
+        memset(to, 0, layout->data);
+        *to = *layout;
+        struct pack_job part = {.tier = whole.tier, .pool = be->pool, .src = &up, .w = to};
+        pool_run(be->pool, to->panels, pack_panel, &part);
+    }
+    free(job.numbers);
+    return 0;
+}
+
 int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
 {
-    struct cpu_weight layout;
+    struct cpu_weight layout, up;
     memset(&layout, 0, sizeof layout);
+    memset(&up, 0, sizeof up);
     lay_out(&layout, cpu_tier(be), src);
     size_t bytes = layout.data + (size_t)layout.panels * layout.panel_bytes;
+    if (packs_up(cpu_tier(be), src)) {
+        struct weight_source part = up_source(src, NULL);
+        lay_out(&up, cpu_tier(be), &part);
+        layout.up = align_up(bytes);
+        layout.up_bytes = align_up(up.data + (size_t)up.panels * up.panel_bytes);
+        bytes = layout.up + 4 * layout.up_bytes;
+    }
     int rc = be->mem_alloc(be, bytes, &w->packed, err);
     if (rc)
         return rc;
@@ -214,7 +302,12 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     *packed = layout;
     struct pack_job job = {.tier = cpu_tier(be), .pool = be->pool, .src = src, .w = packed};
     pool_run(be->pool, packed->panels, pack_panel, &job);
-    return 0;
+    rc = layout.up ? pack_up(be, packed, &up, src, err) : 0;
+    if (rc) {
+        be->mem_free(be, w->packed, bytes);
+        w->packed = NULL;
+    }
+    return rc;
 }
 
 static void pack_rows(void *ctx, int row, int worker)

@@ -200,7 +200,10 @@ struct cpu_weight {
     int chunk;              /* channels in a chunk; the last may be shorter */
     int panels, panel_cols; /* outputs written per panel: nr, or nr / 2 for GEGLU */
     size_t panel_bytes;
-    size_t bias, data; /* byte offsets from the header: float [panels * nr], and the panels */
+    size_t up, up_bytes; /* bytes from this header to the first of four others and from one to the next; 0:
+                            none. They are 2x2 convolutions that give the places (0, 0), (0, 1), (1, 0),
+                            (1, 1) of each 2x2 outputs of an upsampled 3x3 convolution */
+    size_t bias, data;   /* byte offsets from the header: float [panels * nr], and the panels */
 };
 
 static inline const float *weight_bias(const struct cpu_weight *w)
@@ -211,6 +214,12 @@ static inline const float *weight_bias(const struct cpu_weight *w)
 static inline char *weight_data(const struct cpu_weight *w)
 {
     return (char *)w + w->data;
+}
+
+/* The Ith of the convolutions at w->up. */
+static inline const struct cpu_weight *weight_up(const struct cpu_weight *w, int i)
+{
+    return (const struct cpu_weight *)(const void *)((const char *)w + w->up + (size_t)i * w->up_bytes);
 }
 
 extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_avx512bf16_emulated, gemm_amx,

@@ -229,15 +229,32 @@ static void pack(struct loader *l, weight *w, const struct weight_source *src, c
     pack_named(l, w, src, name, NULL);
 }
 
-void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
+static void load_named_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, bool upsample,
+                              const char *name)
 {
-    NAME_OR_RETURN(l, name, fmt);
     uint64_t shape[4] = {(uint64_t)out_c, (uint64_t)in_c, (uint64_t)k, (uint64_t)k};
-    struct weight_source src = {
-        .kind = WEIGHT_CONV2D, .out_c = out_c, .in_c = in_c, .kh = k, .kw = k, .parts = 1};
+    struct weight_source src = {.kind = WEIGHT_CONV2D,
+                                .out_c = out_c,
+                                .in_c = in_c,
+                                .kh = k,
+                                .kw = k,
+                                .parts = 1,
+                                .upsample = upsample};
     src.w[0] = find_array(l, name, "weight", shape, 4, false);
     src.bias[0] = find_array(l, name, "bias", shape, 1, false);
     pack(l, w, &src, name);
+}
+
+void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
+{
+    NAME_OR_RETURN(l, name, fmt);
+    load_named_conv2d(l, w, out_c, in_c, k, false, name);
+}
+
+void load_conv2d_up(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
+{
+    NAME_OR_RETURN(l, name, fmt);
+    load_named_conv2d(l, w, out_c, in_c, 3, true, name);
 }
 
 /* Packs SRC with all numbers multiplied by SCALE. */

@@ -38,6 +38,7 @@ struct check {
     const struct op_check *op;
     enum dtype type;   /* activation type of the tiers that are running */
     enum dtype source; /* how weights are handed over in this case */
+    bool upsample;     /* and whether they are said to be of an upsampled convolution */
     uint64_t seed, state;
     const char *only_op, *only_isa, *candidate;
     int rounds;

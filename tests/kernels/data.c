@@ -245,7 +245,9 @@ static struct host_array piece(struct host_array a, int part, int parts)
 weight pack_weight(struct check *ck, struct backend *be, enum weight_kind kind, struct array w,
                    struct array bias, int parts)
 {
-    struct weight_source src = {kind, w.n, w.h, w.w, w.c, parts, {{0}}, {{0}}};
+    struct weight_source src = {
+        .kind = kind, .out_c = w.n, .in_c = w.h, .kh = w.w, .kw = w.c, .parts = parts};
+    src.upsample = ck->upsample;
     struct host_array all = stored(ck, w, ck->source), all_bias = stored(ck, bias, ck->source);
     for (int p = 0; p < parts; p++) {
         src.w[p] = piece(all, p, parts);
