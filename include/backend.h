@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#include "config.h"
 #include "ops.h"
 
 struct pool;
@@ -22,6 +23,9 @@ struct backend_options {
     /* Packed weights from start to start (weights.h), on backends that have a layout for them. */
     const char *store;              /* the folder; NULL: they are not kept. Borrowed for the backend's life */
     size_t store_most, store_least; /* bytes of all files together; of a component that is worth a file */
+    /* BF16_NO: no tier that computes in bf16. BF16_YES: bf16 on a GPU; a CPU without it says so. An ISA that
+     * says otherwise is ERR_INVALID. */
+    enum bf16_wish bf16;
 };
 
 /* A GPU, as /hardware/info and /hardware/stats show it. */

@@ -21,6 +21,8 @@ enum { CONFIG_STUCK_DEFAULT = 600 };
 /* The shipped models of an installed program, from the folder above its own: /usr/bin/latentd has
  * /usr/share/latentd/models. */
 #define CONFIG_INSTALLED_MODELS "share/latentd/models"
+/* Whether activations are to be bf16. */
+enum bf16_wish { BF16_ANY, BF16_YES, BF16_NO };
 
 struct config {
     const char *pipeline;     /* PIPELINE */
@@ -43,6 +45,11 @@ struct config {
     size_t stream_bytes;      /* LATENTD_STREAM_MIB in bytes; 0: nothing is kept */
     int stream_seconds;       /* LATENTD_STREAM_SECONDS */
     bool response_url;        /* LATENTD_RESPONSE_FORMAT is "url" */
+    /* The ai-runner's optimisation flags: docs/settings.md. */
+    bool deepcache;      /* DEEPCACHE */
+    bool warm_up;        /* SFAST, unless SFAST_WARMUP is false; TORCH_COMPILE */
+    bool safety_on_cpu;  /* SAFETY_CHECKER_DEVICE is cpu */
+    enum bf16_wish bf16; /* BFLOAT16 */
 };
 
 /* Reads the environment. Strings are borrowed from it. A value that cannot be used is ERR_INVALID and names

@@ -76,6 +76,7 @@ struct worker_options {
     int queue;                  /* jobs that may wait */
     double rest;                /* seconds without a job until job memory is given back */
     double stuck;               /* seconds without a step until the running job counts as hung; 0: never */
+    bool warm_up;               /* see pipeline_warm_up() */
     void (*changed)(void *ctx); /* called when the state changes or a job ends */
     void *ctx;
 };

@@ -109,6 +109,12 @@ void unet_end(pass *p, struct unet_request **req);
 /* One call: x [N, H, W, Cin], F32 or the pass's type -> model output [N, H, W, Cout] in F32, for
  * timesteps[k]. */
 tensor unet_forward(pass *p, const struct unet *net, const struct unet_request *req, tensor x, int k);
+/* The same, keeping what is below the outermost skip (DeepCache with branch 0). *DEEP empty: all is computed,
+ * and *DEEP becomes what the last up layer reads from below, the caller's to free. Else that is read from
+ * *DEEP, of an earlier call of the same request, and only conv_in, the last up layer and conv_out are
+ * computed. */
+tensor unet_forward_cached(pass *p, const struct unet *net, const struct unet_request *req, tensor x, int k,
+                           tensor *deep);
 
 /* ---- UNetSpatioTemporalConditionModel: Stable Video Diffusion. The F frames of B videos lie one behind the
  * other. ---- */
@@ -147,6 +153,9 @@ void unet_video_end(pass *p, struct unet_video_request **req);
  * timesteps[k]. */
 tensor unet_video_forward(pass *p, const struct unet_video *net, const struct unet_video_request *req,
                           tensor x, int k);
+/* With *DEEP as unet_forward_cached. */
+tensor unet_video_forward_cached(pass *p, const struct unet_video *net, const struct unet_video_request *req,
+                                 tensor x, int k, tensor *deep);
 
 /* ---- AutoencoderKL ---- */
 

@@ -25,6 +25,8 @@ struct model_options {
     enum pipeline_kind pipeline; /* PIPELINE: image-to-image also loads the VAE's encoder */
     const char *dir;             /* MODEL_DIR: root that holds models */
     const char *id;              /* MODEL_ID */
+    bool safety_on_cpu;          /* SAFETY_CHECKER_DEVICE: checkers leave the model's device alone */
+    bool deepcache;              /* DEEPCACHE: left off, with a warning, for turbo and lightning ids */
 };
 
 /* Finds the model's folder and loads tokenizers, text encoders, UNet, VAE and scheduler config from it
@@ -33,6 +35,10 @@ struct model_options {
  * that is missing is named. The backend must outlive the model. */
 int model_load(struct model **m, struct backend *be, const struct model_options *opt, struct error *err);
 void model_close(struct model **m);
+/* Runs what requests of KIND, the pipeline of the model, will run, at its default size, so that the first of
+ * them finds memory taken, kernels chosen and steps captured. Errors as those of a request. */
+int pipeline_warm_up(struct model *m, enum pipeline_kind kind, const struct watcher *watch,
+                     struct error *err);
 const char *model_id(const struct model *m);
 /* Native side in pixels: unet.sample_size x vae scale. */
 int model_native_size(const struct model *m);

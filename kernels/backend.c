@@ -19,7 +19,7 @@ static int open_cpu(struct backend *be, const struct backend_options *opt, struc
     be->tier = "ref";
     if (opt->isa && strcmp(opt->isa, "ref") == 0)
         return 0;
-    return ops_cpu(be, opt->isa, err);
+    return ops_cpu(be, opt->isa, opt->bf16, err);
 }
 
 #ifdef LATENTD_CUDA

@@ -117,6 +117,8 @@ emulated() {
         GOLDEN_TIER=cuda GOLDEN_PICTURE=$program begin "${label}cuda: test_image_to_image $program" \
             "$build/emulated/tests/golden/test_image_to_image" every_family
     done
+    GOLDEN_TIER=cuda GOLDEN_PICTURE=heun begin "${label}cuda: test_image_to_image deepcache" \
+        "$build/emulated/tests/golden/test_image_to_image" deepcache_gives
     begin "${label}cuda: test_emulator" "$build/emulated/test_emulator"
     begin "${label}cuda: test_library" "$build/emulated/test_library"
 }

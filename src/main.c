@@ -68,7 +68,11 @@ static const char usage[] =
     "  LATENTD_CACHE        where packed weights and the choice of GPU kernels are kept\n"
     "                       (~/.cache/latentd; empty: nowhere)\n"
     "  LATENTD_PACKED_MIB   MiB of packed weights that are kept for the next start (16384; 0: none)\n"
-    "  LATENTD_TUNE         0: GPU kernels are chosen by rule, not by timing them\n";
+    "  LATENTD_TUNE         0: GPU kernels are chosen by rule, not by timing them\n"
+    "  DEEPCACHE            true: most steps reuse what an earlier one computed (false)\n"
+    "  SFAST, TORCH_COMPILE true: a run before the daemon is ready (false)\n"
+    "  BFLOAT16             true or false: compute in bf16, or not (as fast as it goes)\n"
+    "  SAFETY_CHECKER_DEVICE  cpu: safety checkers stay off the GPU (cuda)\n";
 
 struct daemon {
     struct config config;
@@ -177,11 +181,17 @@ static int start(struct daemon *d, struct error *err)
                     .memory_max = c->memory,
                     .store = c->store_most ? c->store : NULL,
                     .store_most = c->store_most,
-                    .store_least = CONFIG_PACKED_LEAST},
-        .model = {.pipeline = d->kind, .dir = c->model_dir, .id = c->model_id},
+                    .store_least = CONFIG_PACKED_LEAST,
+                    .bf16 = c->bf16},
+        .model = {.pipeline = d->kind,
+                  .dir = c->model_dir,
+                  .id = c->model_id,
+                  .deepcache = c->deepcache,
+                  .safety_on_cpu = c->safety_on_cpu},
         .queue = c->queue,
         .rest = REST_SECONDS,
         .stuck = c->stuck,
+        .warm_up = c->warm_up,
         .changed = worker_changed,
         .ctx = d,
     };

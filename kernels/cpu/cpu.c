@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "thread_pool.h"
 #include "tier.h"
 
@@ -98,17 +99,22 @@ bool cpu_tier_usable(const char *name)
     return e && usable(e);
 }
 
-static const struct entry *best(void)
+static bool computes_bf16(const struct entry *e)
+{
+    return e && e->tier.gemm->dtype == DTYPE_BF16;
+}
+
+static const struct entry *best(enum bf16_wish bf16)
 {
     for (int i = TIERS - 1; i >= 0; i--)
-        if (tiers[i].automatic && usable(&tiers[i]))
+        if (tiers[i].automatic && usable(&tiers[i]) && !(bf16 == BF16_NO && computes_bf16(&tiers[i])))
             return &tiers[i];
     return NULL;
 }
 
-static int choose(const char *isa, const struct entry **e, struct error *err)
+static int choose(const char *isa, enum bf16_wish bf16, const struct entry **e, struct error *err)
 {
-    *e = isa ? find(isa) : best();
+    *e = isa ? find(isa) : best(bf16);
     if (isa && !*e)
         return error_set(err, ERR_UNSUPPORTED,
                          "CPU tier \"%s\" is unknown; accepted are ref, avx2, avx512, avx512bf16 and amx",
@@ -117,7 +123,15 @@ static int choose(const char *isa, const struct entry **e, struct error *err)
         return error_set(
             err, ERR_UNSUPPORTED,
             "CPU tier %s cannot run here: the processor or the operating system lacks it; the best is %s",
-            isa, best() ? best()->tier.name : "ref");
+            isa, best(bf16) ? best(bf16)->tier.name : "ref");
+    if (bf16 == BF16_NO && computes_bf16(*e))
+        return error_set(err, ERR_INVALID, "CPU tier %s computes in bf16, which BFLOAT16=false rules out",
+                         isa);
+    if (bf16 == BF16_NO && computes_bf16(best(BF16_ANY)))
+        log_warning("BFLOAT16=false: %s computes in fp32; %s would be faster", *e ? (*e)->tier.name : "ref",
+                    best(BF16_ANY)->tier.name);
+    if (bf16 == BF16_YES && !computes_bf16(*e))
+        log_warning("BFLOAT16: %s has no bf16 and computes in fp32", *e ? (*e)->tier.name : "this processor");
     return 0;
 }
 
@@ -153,10 +167,10 @@ static void serve(struct backend *be, const struct tier *t)
     SERVE(be, pack_embedding, cpu_pack_embedding, t->name);
 }
 
-int ops_cpu(struct backend *be, const char *isa, struct error *err)
+int ops_cpu(struct backend *be, const char *isa, enum bf16_wish bf16, struct error *err)
 {
     const struct entry *e;
-    int rc = choose(isa, &e, err);
+    int rc = choose(isa, bf16, &e, err);
     if (rc || !e)
         return rc; /* a processor without AVX2: ref serves all, and the log says so */
     struct cpu_state *st = calloc(1, sizeof *st);

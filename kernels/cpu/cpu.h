@@ -13,7 +13,7 @@
  * ERR_UNSUPPORTED. Returns 0 or a negative code. Names: cpu_tier_name(). The "-emulated" tiers run the bf16
  * kernels with their instructions computed in AVX-512F; they are slow, exist for tests, and are never chosen
  * unless named. */
-int ops_cpu(struct backend *be, const char *isa, struct error *err);
+int ops_cpu(struct backend *be, const char *isa, enum bf16_wish bf16, struct error *err);
 
 /* Names of the tiers from lowest to highest; NULL past the end. */
 const char *cpu_tier_name(int i);

@@ -241,9 +241,13 @@ int backend_open_cuda(struct backend *be, const struct backend_options *opt, str
     be->close = cuda_close;
     be->name = be->tier = "cuda";
     be->dtype = DTYPE_F16;
-    if (opt->isa && strncmp(opt->isa, "bf16", 4) == 0)
+    bool fp16 = opt->isa && strncmp(opt->isa, "fp16", 4) == 0,
+         bf16 = opt->isa && strncmp(opt->isa, "bf16", 4) == 0;
+    if ((fp16 && opt->bf16 == BF16_YES) || (bf16 && opt->bf16 == BF16_NO))
+        return error_set(err, ERR_INVALID, "LATENTD_ISA=%s and BFLOAT16 contradict each other", opt->isa);
+    if (bf16 || opt->bf16 == BF16_YES)
         be->dtype = DTYPE_BF16;
-    if (opt->isa && strncmp(opt->isa, "fp16", 4) != 0 && strncmp(opt->isa, "bf16", 4) != 0)
+    if (opt->isa && !fp16 && !bf16)
         log_warning("LATENTD_ISA=%s is for the CPU; on the GPU activations are fp16 or bf16", opt->isa);
     be->mem_alloc = cuda_mem_alloc;
     be->mem_free = cuda_mem_free;

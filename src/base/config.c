@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -30,6 +31,45 @@ static int env_int(const char *name, int fallback, int lo, int hi, struct error 
         return fallback;
     }
     return (int)n;
+}
+
+/* A flag of the ai-runner, in any case and with blanks around it. */
+static bool env_flag(const char *name, bool fallback, struct error *err)
+{
+    static const char *const yes[] = {"true", "1", "yes", "on"}, *const no[] = {"false", "0", "no", "off"};
+    const char *v = env(name);
+    v = v ? v + strspn(v, " \t") : "";
+    size_t n = strcspn(v, " \t");
+    if (n == 0)
+        return fallback;
+    for (size_t i = 0; i < sizeof yes / sizeof *yes && !v[n + strspn(v + n, " \t")]; i++) {
+        if (n == strlen(yes[i]) && strncasecmp(v, yes[i], n) == 0)
+            return true;
+        if (n == strlen(no[i]) && strncasecmp(v, no[i], n) == 0)
+            return false;
+    }
+    error_set(err, ERR_INVALID, "%s is \"%s\", accepted are true and false", name, v);
+    return fallback;
+}
+
+/* "cuda", the default, means the device of the model, which is the CPU where there is no GPU. */
+static bool env_safety_on_cpu(struct error *err)
+{
+    const char *v = env("SAFETY_CHECKER_DEVICE");
+    if (!v || strcmp(v, "cuda") == 0 || strncmp(v, "cuda:", 5) == 0)
+        return false;
+    if (strcmp(v, "cpu") != 0)
+        error_set(err, ERR_INVALID, "SAFETY_CHECKER_DEVICE is \"%s\", accepted are cuda and cpu", v);
+    return true;
+}
+
+static void read_flags(struct config *c, struct error *err)
+{
+    bool sfast = env_flag("SFAST", false, err), warm = env_flag("SFAST_WARMUP", true, err);
+    c->warm_up = env_flag("TORCH_COMPILE", false, err) || (sfast && warm);
+    c->deepcache = env_flag("DEEPCACHE", false, err);
+    c->safety_on_cpu = env_safety_on_cpu(err);
+    c->bf16 = !env("BFLOAT16") ? BF16_ANY : env_flag("BFLOAT16", false, err) ? BF16_YES : BF16_NO;
 }
 
 /* "132x2048", multiprocessors and threads in each -> threads in one wave of torch's blocks of 256; 0: unset.
@@ -176,5 +216,6 @@ int config_read(struct config *c, struct error *err)
     read_store(c, err);
     read_streams(c, err);
     check_h264(err);
+    read_flags(c, err);
     return err->code ? err->code : config_find_models(c, err);
 }

@@ -49,7 +49,8 @@ int session_open(struct session *s, const char *model_id, const char *isa, enum 
                                   .memory_max = s->config.memory,
                                   .store = s->config.store_most ? s->config.store : NULL,
                                   .store_most = s->config.store_most,
-                                  .store_least = CONFIG_PACKED_LEAST};
+                                  .store_least = CONFIG_PACKED_LEAST,
+                                  .bf16 = s->config.bf16};
     if (backend_open(&s->be, &opt, &s->err))
         return session_fail(s);
     if (kind == SESSION_BACKEND)
@@ -58,8 +59,11 @@ int session_open(struct session *s, const char *model_id, const char *isa, enum 
     static const enum pipeline_kind pipelines[] = {[SESSION_TEXT_TO_IMAGE] = PIPELINE_TEXT_TO_IMAGE,
                                                    [SESSION_IMAGE_TO_IMAGE] = PIPELINE_IMAGE_TO_IMAGE,
                                                    [SESSION_IMAGE_TO_VIDEO] = PIPELINE_IMAGE_TO_VIDEO};
-    struct model_options from = {
-        .pipeline = pipelines[kind], .dir = s->config.model_dir, .id = s->config.model_id};
+    struct model_options from = {.pipeline = pipelines[kind],
+                                 .dir = s->config.model_dir,
+                                 .id = s->config.model_id,
+                                 .deepcache = s->config.deepcache,
+                                 .safety_on_cpu = s->config.safety_on_cpu};
     if (model_load(&s->model, s->be, &from, &s->err))
         return session_fail(s);
     s->load_seconds = clock_seconds() - start;

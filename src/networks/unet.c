@@ -209,26 +209,58 @@ static tensor middle_block(struct unet_call *c, tensor x)
     return h;
 }
 
-/* UpBlock2D, CrossAttnUpBlock2D: *x [N, H, W, in_c] becomes [N, 2H, 2W, C]; the last block does not double.
- */
+/* X beside the next skip, which goes last and is freed: N H W (in_c + skip_c). */
+static tensor join_skip(struct unet_call *c, tensor x)
+{
+    tensor *skip = &c->skip[--c->skips];
+    tensor both = concat_channels(c->p, x, *skip);
+    tensor_free(c->p, skip);
+    return both;
+}
+
+/* Layer I of B behind its skip. */
+static void up_layer(struct unet_call *c, const struct unet_up *b, int i, tensor *x)
+{
+    replace(c->p, x, resnet_at(c, &b->resnet[i], *x)); /* N H W C */
+    if (b->cross)
+        replace(c->p, x, transformer_forward(c->p, &b->attn[i], *x, c->req->text));
+}
+
+/* UpBlock2D, CrossAttnUpBlock2D: *x [N, H, W, in_c] becomes [N, 2H, 2W, C]; the
+ * last block does not double, and leaves its last layer to the caller. */
 static void up_block(struct unet_call *c, const struct unet_up *b, tensor *x)
 {
-    pass *p = c->p;
-    for (int i = 0; i < b->layers; i++) {
-        tensor *skip = &c->skip[--c->skips];
-        replace(p, x, concat_channels(p, *x, *skip)); /* N H W (in_c + skip_c): the skip goes last */
-        tensor_free(p, skip);
-        replace(p, x, resnet_at(c, &b->resnet[i], *x)); /* N H W C */
-        if (b->cross)
-            replace(p, x, transformer_forward(p, &b->attn[i], *x, c->req->text));
+    for (int i = 0; i < b->layers - !b->up; i++) {
+        replace(c->p, x, join_skip(c, *x));
+        up_layer(c, b, i, x);
     }
     if (b->up)
-        replace(p, x, upsample_to(p, &b->upsample, *x, c->skip[c->skips - 1]));
+        replace(c->p, x, upsample_to(c->p, &b->upsample, *x, c->skip[c->skips - 1]));
+}
+
+/* The whole U below its outermost pair of layers: N H W C0 -> N H W C, what the last up layer reads beside
+ * the outermost skip. */
+static tensor deep_layers(struct unet_call *c, tensor h)
+{
+    int levels = c->net->cfg.levels;
+    for (int i = 0; i < levels; i++)
+        h = down_block(c, &c->net->down[i], h);
+    h = middle_block(c, h);
+    for (int i = 0; i < levels; i++)
+        up_block(c, &c->net->up[i], &h);
+    return h;
 }
 
 tensor unet_forward(pass *p, const struct unet *net, const struct unet_request *req, tensor x, int k)
 {
+    return unet_forward_cached(p, net, req, x, k, NULL);
+}
+
+tensor unet_forward_cached(pass *p, const struct unet *net, const struct unet_request *req, tensor x, int k,
+                           tensor *deep)
+{
     const struct unet_config *u = &net->cfg;
+    const struct unet_up *last = &net->up[u->levels - 1];
     struct unet_call c = {.p = p, .net = net, .req = req, .k = k};
     if (!req || k < 0 || k >= req->calls || x.n != req->n) {
         error_set(p->err, ERR_INTERNAL, "unet_forward: call %d with %d pictures was not begun", k, x.n);
@@ -237,11 +269,13 @@ tensor unet_forward(pass *p, const struct unet *net, const struct unet_request *
     tensor h = convert(p, x, pass_dtype(p));                              /* N H W in_c */
     replace(p, &h, conv2d(p, &net->conv_in, h, (struct conv2d_args){0})); /* N H W C0 */
     push(&c, h);
-    for (int i = 0; i < u->levels; i++)
-        h = down_block(&c, &net->down[i], h);
-    h = middle_block(&c, h);
-    for (int i = 0; i < u->levels; i++)
-        up_block(&c, &net->up[i], &h);
+    tensor below = deep && deep->n ? *deep : deep_layers(&c, h); /* N H W C */
+    h = join_skip(&c, below);
+    if (deep)
+        *deep = below;
+    else
+        tensor_free(p, &below);
+    up_layer(&c, last, last->layers - 1, &h);                                            /* N H W C0 */
     replace(p, &h, group_norm_silu(p, &net->norm_out, h, u->groups, u->eps));            /* N H W C0 */
     replace(p, &h, conv2d(p, &net->conv_out, h, (struct conv2d_args){.f32_out = true})); /* N H W out_c */
     return h;

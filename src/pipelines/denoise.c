@@ -4,7 +4,7 @@
 
 #include "run.h"
 
-enum { TIME_COND_MAX = 4096 };
+enum { TIME_COND_MAX = 4096, DEEPCACHE_INTERVAL = 3 };
 
 tensor draw_latents(struct run *r)
 {
@@ -84,6 +84,27 @@ static tensor guide_by_image(struct run *r, tensor e)
     return lincomb(&r->p, 3, coef, parts);
 }
 
+/* Calls are numbered as the Python package does, by the first one with the same timestep: some schedulers ask
+ * twice for one. */
+tensor *run_deep(struct run *r, int i)
+{
+    const float *timesteps = scheduler_timesteps(r->sched);
+    int first = 0;
+    if (!r->m->deepcache)
+        return NULL;
+    while (timesteps[first] != timesteps[i])
+        first++;
+    if (first % DEEPCACHE_INTERVAL == 0)
+        run_deep_end(r);
+    return &r->deep;
+}
+
+void run_deep_end(struct run *r)
+{
+    tensor_free(&r->p, &r->deep);
+    r->deep = (tensor){0};
+}
+
 /* One model call: latents x [1, h, w, C] at call i → prediction [1, h, w, C], or of two parts [2, h, w, C],
  * which the scheduler guides. */
 static tensor predict(struct run *r, const struct unet_request *req, tensor x, tensor image, int i)
@@ -91,7 +112,7 @@ static tensor predict(struct run *r, const struct unet_request *req, tensor x, t
     pass *p = &r->p;
     tensor input = model_input(r, x, image, i);
     pass_step_begin(p);
-    tensor e = unet_forward(p, r->m->unet, req, input, i);
+    tensor e = unet_forward_cached(p, r->m->unet, req, input, i, run_deep(r, i));
     if (r->parts == 3) {
         tensor all = e;
         e = guide_by_image(r, all);
@@ -135,6 +156,7 @@ tensor denoise(struct run *r, const struct conditioning *c, tensor x, tensor ima
         x = next;
         r->times.calls++;
     }
+    run_deep_end(r);
     unet_end(p, &req);
     scheduler_end(p, &r->sched);
     run_phase_end(r, &r->times.steps);

@@ -146,7 +146,7 @@ static tensor predict(struct run *r, const struct unet_video_request *req, tenso
     tensor input = concat_channels(p, narrow, image);
     tensor_free(p, &narrow);
     pass_step_begin(p);
-    tensor all = unet_video_forward(p, r->m->unet_video, req, input, i);
+    tensor all = unet_video_forward_cached(p, r->m->unet_video, req, input, i, run_deep(r, i));
     pass_step_end(p);
     tensor_free(p, &input);
     tensor e = p->err->code ? (tensor){0} : guide_frames(r, all);
@@ -180,6 +180,7 @@ static tensor denoise_frames(struct run *r, const struct unet_video_request *req
         x = next;
         r->times.calls++;
     }
+    run_deep_end(r);
     return x;
 }
 

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "json.h"
+#include "log.h"
 #include "model_files.h"
 #include "safety.h"
 #include "weights.h"
@@ -255,7 +256,9 @@ static int load_safety(struct model *m, const struct source *s, struct error *er
 {
     char path[PATH_MAX];
     int rc = s->own_checker ? component(path, s, "safety_checker", err) : 0;
-    return rc ? rc : safety_open(&m->safety, m->be, m->root, s->own_checker ? path : NULL, s->variant, err);
+    return rc ? rc
+              : safety_open(&m->safety, m->be, s->opt->safety_on_cpu, m->root, s->own_checker ? path : NULL,
+                            s->variant, err);
 }
 
 /* Whether the model's kind and the pipeline that is asked for go together. */
@@ -272,6 +275,14 @@ static int check_pipeline(const struct model *m, enum pipeline_kind pipeline, st
     return 0;
 }
 
+static bool deepcache_serves(const struct model *m)
+{
+    if (m->family == FAMILY_VIDEO || !rules_few_steps(m->id))
+        return true;
+    log_warning("DEEPCACHE is left off: %s has too few steps to leave something out", m->id);
+    return false;
+}
+
 static int load_parts(struct model *m, const struct model_options *opt, struct error *err)
 {
     struct source s = {0};
@@ -285,6 +296,7 @@ static int load_parts(struct model *m, const struct model_options *opt, struct e
         (rc = m->family == FAMILY_VIDEO ? load_vision(m, &s, err) : load_text(m, &s, err)) ||
         (rc = load_vae(m, &s, err)) || (rc = load_unet(m, &s, err)))
         return rc;
+    m->deepcache = opt->deepcache && deepcache_serves(m);
     return load_safety(m, &s, err);
 }
 

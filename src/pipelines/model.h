@@ -34,6 +34,7 @@ struct model {
     struct clip_vision *vision;
     struct safety_processor processor; /* of the picture that VISION reads; mean and std alone */
     struct scheduler_config *scheduler;
+    bool deepcache;              /* UNet calls in between read what an earlier one computed; see run_deep() */
     bool zeros_for_empty_prompt; /* SDXL's force_zeros_for_empty_prompt */
     bool aesthetics_score;       /* SDXL refiner's requires_aesthetics_score */
     enum dtype noise_dtype;      /* type in which the original draws its latents */
@@ -63,6 +64,7 @@ void model_trim(struct model *m, size_t bytes);
 int rules_lightning_steps(const char *id);
 bool rules_turbo(const char *id);     /* sd-turbo and sdxl-turbo: guidance 0 */
 bool rules_pix2pix(const char *id);   /* instruct-pix2pix by name */
+bool rules_few_steps(const char *id); /* turbo and lightning models, which DeepCache would only spoil */
 bool rules_extra_vae(const char *id); /* Realistic Vision, which is published without a VAE */
 
 #endif

@@ -21,6 +21,15 @@ bool rules_pix2pix(const char *id)
     return strstr(id, "timbrooks/instruct-pix2pix") != NULL;
 }
 
+bool rules_few_steps(const char *id)
+{
+    static const char *const parts[] = {"-turbo", "_turbo", "-lightning", "_lightning"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (strcasestr(id, parts[i]))
+            return true;
+    return false;
+}
+
 bool rules_extra_vae(const char *id)
 {
     return strstr(id, "SG161222/Realistic_Vision_V6.0_B1_noVAE") != NULL;

@@ -45,6 +45,7 @@ struct run {
     int parts;
     struct scheduler *sched;
     struct noise noise;
+    tensor deep; /* DeepCache: what the last whole UNet call left for those after it */
     struct phase_times times;
     double phase_start;
 };
@@ -97,6 +98,11 @@ tensor initial_latents(struct run *r);
 /* STEP k/n: latents X, which it takes over, → latents. IMAGE [parts, h, w, C]: concatenated to the latents of
  * every step (InstructPix2Pix); n = 0: none. */
 tensor denoise(struct run *r, const struct conditioning *c, tensor x, tensor image);
+/* DeepCache: where UNet call I reads or leaves what is below the outermost skip, made empty where the call is
+ * to compute it: every third, beginning with the first. NULL: the model is run without. */
+tensor *run_deep(struct run *r, int i);
+/* After the last call. */
+void run_deep_end(struct run *r);
 /* DECODE: latents X, which it takes over, → picture [1, H, W, 3] in about -1..1. */
 tensor decode_latents(struct run *r, tensor x);
 /* [1, H, W, C] each, n = 0: zeros → [COUNT, H, W, C] in the type of the first that has numbers. Waits for the

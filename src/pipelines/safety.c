@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend.h"
 #include "log.h"
+#include "region.h"
 #include "safety_processor.h"
 #include "weights.h"
 
@@ -19,6 +21,11 @@ struct checker {
 
 struct safety {
     struct checker own, asked;
+    /* Where checkers run on the CPU beside a model on a GPU; NULL: on the model's own backend. */
+    struct backend *host;
+    struct region region;
+    void *mem;
+    size_t mem_size;
 };
 
 /* DIR/NAME into PATH[PATH_MAX]. */
@@ -71,7 +78,42 @@ static int open_asked(struct safety *s, struct backend *be, const char *models, 
     return 0;
 }
 
-int safety_open(struct safety **out, struct backend *be, const char *models, const char *own,
+static int run_checker(pass *p, const struct checker *c, const struct image *im, bool *nsfw);
+
+/* Bytes that C needs to run, once they are planned. */
+static int plan_checker(const struct checker *c, size_t *bytes, struct error *err)
+{
+    struct backend *be = NULL;
+    struct region *region = c->net ? malloc(sizeof *region) : NULL;
+    bool nsfw;
+    if (!c->net)
+        return 0;
+    int rc = region ? backend_open(&be, &(struct backend_options){.kind = "plan"}, err)
+                    : error_set(err, ERR_NOMEM, "no memory to plan");
+    if (!rc) {
+        region_init(region, NULL, 0);
+        rc = run_checker(&(pass){.be = be, .mem = region, .err = err}, c, &(struct image){0}, &nsfw);
+        *bytes = region->peak > *bytes ? region->peak : *bytes;
+    }
+    backend_close(&be);
+    free(region);
+    return rc;
+}
+
+/* Memory on the host for the checkers that were loaded there; the plan's sizes are those of fp32, the widest.
+ */
+static int take_memory(struct safety *s, struct error *err)
+{
+    int rc = plan_checker(&s->own, &s->mem_size, err);
+    if (rc || (rc = plan_checker(&s->asked, &s->mem_size, err)) || s->mem_size == 0 ||
+        (rc = s->host->mem_alloc(s->host, s->mem_size, &s->mem, err)))
+        return rc;
+    region_init(&s->region, s->mem, s->mem_size);
+    log_info("the safety checker runs on the CPU (%s)", s->host->tier);
+    return 0;
+}
+
+int safety_open(struct safety **out, struct backend *be, bool on_cpu, const char *models, const char *own,
                 const char *variant, struct error *err)
 {
     struct safety *s = calloc(1, sizeof *s);
@@ -79,10 +121,16 @@ int safety_open(struct safety **out, struct backend *be, const char *models, con
     if (!s)
         return error_set(err, ERR_NOMEM, "no memory for the safety checker");
     int rc = 0;
-    if (own)
+    if (on_cpu && be->upload)
+        rc = backend_open(&s->host, &(struct backend_options){.kind = "cpu"}, err);
+    if (s->host)
+        be = s->host;
+    if (!rc && own)
         rc = open_checker(&s->own, be, own, "../feature_extractor/preprocessor_config.json", variant, err);
     if (!rc)
         rc = open_asked(s, be, models, err);
+    if (!rc && s->host)
+        rc = take_memory(s, err);
     if (rc)
         safety_close(&s);
     *out = s;
@@ -95,6 +143,9 @@ void safety_close(struct safety **s)
         return;
     safety_checker_close(&(*s)->own.net);
     safety_checker_close(&(*s)->asked.net);
+    if ((*s)->mem)
+        (*s)->host->mem_free((*s)->host, (*s)->mem, (*s)->mem_size);
+    backend_close(&(*s)->host);
     free(*s);
     *s = NULL;
 }
@@ -112,10 +163,14 @@ static int run_checker(pass *p, const struct checker *c, const struct image *im,
     return rc;
 }
 
-int safety_apply(pass *p, const struct safety *s, bool asked, struct image *im)
+int safety_apply(pass *of_model, struct safety *s, bool asked, struct image *im)
 {
+    pass on_host = {.be = s->host, .mem = &s->region, .err = of_model->err},
+         *p = s->host ? &on_host : of_model;
     int rc = p->err->code;
     im->nsfw = false;
+    if (s->host && !im->rgb)
+        return rc; /* a plan of the model's device */
     if (!rc && s->own.net)
         rc = run_checker(p, &s->own, im, &im->nsfw);
     if (!rc && im->nsfw && im->rgb) {

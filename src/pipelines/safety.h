@@ -12,13 +12,14 @@ struct safety;
 
 #define SAFETY_MODEL "CompVis/stable-diffusion-safety-checker"
 
-/* OWN: the folder of the model's own checker, or NULL. MODELS: MODEL_DIR. A checker of MODEL_DIR that is not
- * there, or only as a pickle, is a warning, not an error. Where both are the same network it is kept once. */
-int safety_open(struct safety **s, struct backend *be, const char *models, const char *own,
+/* ON_CPU: checkers are loaded and run on the CPU where BE is a device of its own. OWN: the folder of the
+ * model's own checker, or NULL. MODELS: MODEL_DIR. A checker of MODEL_DIR that is not there, or only as a
+ * pickle, is a warning, not an error. Where both are the same network it is kept once. */
+int safety_open(struct safety **s, struct backend *be, bool on_cpu, const char *models, const char *own,
                 const char *variant, struct error *err);
 void safety_close(struct safety **s);
 /* Runs the checkers that are due on the finished picture IM (pixels set), sets IM->nsfw, and blackens what
  * the model's own checker finds. IM->rgb NULL: planning on a backend that computes nothing. */
-int safety_apply(pass *p, const struct safety *s, bool asked, struct image *im);
+int safety_apply(pass *p, struct safety *s, bool asked, struct image *im);
 
 #endif

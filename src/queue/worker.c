@@ -225,6 +225,28 @@ static void run_job(struct worker *w, struct job *job)
     job_put(job);
 }
 
+static bool load_cancelled(void *ctx)
+{
+    struct worker *w = ctx;
+
+    pthread_mutex_lock(&w->lock);
+    bool draining = w->draining;
+    pthread_mutex_unlock(&w->lock);
+    return draining;
+}
+
+static int warm_up(struct worker *w, struct error *err)
+{
+    struct watcher watch = {.cancelled = load_cancelled, .ctx = w};
+    double start = clock_now();
+    int rc = pipeline_warm_up(w->model, w->opt.model.pipeline, &watch, err);
+
+    if (rc)
+        return error_prefix(err, "warm-up (SFAST, TORCH_COMPILE)");
+    log_info("warmed up in %.1f s", clock_now() - start);
+    return 0;
+}
+
 static int load(struct worker *w, struct error *err)
 {
     double start = clock_now();
@@ -232,6 +254,8 @@ static int load(struct worker *w, struct error *err)
 
     if (rc == 0)
         rc = model_load(&w->model, w->backend, &w->opt.model, err);
+    if (rc == 0 && w->opt.warm_up)
+        rc = warm_up(w, err);
     pthread_mutex_lock(&w->lock);
     if (rc) {
         w->state = WORKER_FAILED;

@@ -37,12 +37,12 @@ static const char *text_of(const char *field)
     return field[0] == '=' ? field + 1 : NULL;
 }
 
-/* COUNT bytes of FOLDER/NAME.rgb; NULL when the file is not so long. */
-static uint8_t *read_rgb(const char *name, size_t count)
+/* COUNT bytes of DIR/NAME.rgb; NULL when the file is not so long. */
+static uint8_t *read_rgb(const char *dir, const char *name, size_t count)
 {
     char path[200];
     uint8_t *rgb = malloc(count);
-    snprintf(path, sizeof path, FOLDER "%s.rgb", name);
+    snprintf(path, sizeof path, "%s%s.rgb", dir, name);
     FILE *f = fopen(path, "rb");
     bool ok = rgb && f && fread(rgb, 1, count, f) == count && fgetc(f) == EOF;
     if (f)
@@ -89,13 +89,13 @@ static int make_picture(struct model *m, const struct picture *c, const struct i
     return c->image ? image_to_image(m, &p, NULL, im, err) : text_to_image(m, &q, NULL, im, err);
 }
 
-static void check_picture(struct model *m, const char *tier, double least, const struct picture *c,
-                          const struct image *input)
+static void check_picture(struct model *m, const char *tier, double least, const char *dir,
+                          const struct picture *c, const struct image *input)
 {
     struct error err = {0};
     struct image im = {0};
     size_t bytes = 3 * WIDTH * HEIGHT;
-    uint8_t *want = read_rgb(c->name, bytes);
+    uint8_t *want = read_rgb(dir, c->name, bytes);
     if (want && CHECK(make_picture(m, c, input, &im, &err) == 0, "%s, %s: %s", tier, c->name, err.msg) &&
         CHECK(im.width == WIDTH && im.height == HEIGHT, "%d x %d", im.width, im.height)) {
         double got = psnr(im.rgb, want, bytes);
@@ -106,12 +106,19 @@ static void check_picture(struct model *m, const char *tier, double least, const
     image_free(&im);
 }
 
-static bool open_model(struct model **m, struct backend *be, const char *dir, const char *id)
+static bool open_model_with(struct model **m, struct backend *be, const char *dir, const char *id,
+                            bool deepcache)
 {
     struct error err = {0};
-    struct model_options from = {.pipeline = PIPELINE_IMAGE_TO_IMAGE, .dir = dir, .id = id};
+    struct model_options from = {
+        .pipeline = PIPELINE_IMAGE_TO_IMAGE, .dir = dir, .id = id, .deepcache = deepcache};
     model_close(m);
     return CHECK(model_load(m, be, &from, &err) == 0, "%s: %s", id, err.msg);
+}
+
+static bool open_model(struct model **m, struct backend *be, const char *dir, const char *id)
+{
+    return open_model_with(m, be, dir, id, false);
 }
 
 /* False when this machine lacks the tier. */
@@ -130,11 +137,12 @@ static bool open_tier(const char *tier, struct backend **be)
 static bool read_input(struct image *im)
 {
     *im = (struct image){.width = INPUT_WIDTH, .height = INPUT_HEIGHT};
-    im->rgb = read_rgb("input", 3 * INPUT_WIDTH * INPUT_HEIGHT);
+    im->rgb = read_rgb(FOLDER, "input", 3 * INPUT_WIDTH * INPUT_HEIGHT);
     return im->rgb != NULL;
 }
 
-static void check_tier(const char *tier)
+/* The requests of DIR/pictures.txt, COUNT of them. DIR is a MODEL_DIR too. */
+static void check_tier(const char *tier, const char *dir, int count, bool deepcache)
 {
     struct backend *be;
     struct model *m = NULL;
@@ -145,18 +153,20 @@ static void check_tier(const char *tier)
     if (!open_tier(tier, &be))
         return;
     double least = be->dtype == DTYPE_F32 ? 75 : 35;
-    FILE *f = fopen(FOLDER "pictures.txt", "r");
+    char path[200];
+    snprintf(path, sizeof path, "%spictures.txt", dir);
+    FILE *f = fopen(path, "r");
     bool ready = CHECK(f != NULL) && read_input(&input);
     while (ready && read_picture(f, &c)) {
         if (only && strcmp(only, c.name) != 0)
             continue;
         if (!m || strcmp(model_id(m), c.model) != 0)
-            ready = open_model(&m, be, "tests/golden/data/families", c.model);
+            ready = open_model_with(&m, be, dir, c.model, deepcache);
         if (ready)
-            check_picture(m, tier, least, &c, &input);
+            check_picture(m, tier, least, dir, &c, &input);
         pictures++;
     }
-    CHECK(pictures == (only ? 1 : 19), "%d pictures", pictures);
+    CHECK(pictures == (only ? 1 : count), "%d pictures", pictures);
     if (f)
         fclose(f);
     image_free(&input);
@@ -167,7 +177,14 @@ static void check_tier(const char *tier)
 TEST(every_family_gives_the_picture_of_diffusers)
 {
     for (int i = 0; i < TIER_NAMES; i++)
-        check_tier(tier_names[i]);
+        check_tier(tier_names[i], FOLDER, 19, false);
+}
+
+/* Golden: scripts/export_deepcache_goldens.py. */
+TEST(deepcache_gives_the_picture_of_the_python_package)
+{
+    for (int i = 0; i < TIER_NAMES; i++)
+        check_tier(tier_names[i], "tests/golden/data/deepcache/", 5, true);
 }
 
 /* ---- On one backend ---- */
@@ -209,7 +226,7 @@ static void check_refused(struct bench *b, const struct image_to_image_params *q
 TEST(bad_requests_are_refused_with_the_words_of_diffusers)
 {
     struct bench b;
-    if (bench_open(&b, "tests/golden/data/families", xl)) {
+    if (bench_open(&b, FOLDER, xl)) {
         struct image_to_image_params q = plain(&b.input);
         q.strength = 1.5;
         check_refused(&b, &q, "The value of strength should in [0.0, 1.0] but is 1.5");
@@ -295,6 +312,38 @@ TEST(rules_go_by_the_id)
         CHECK(t.guidance_scale == 0 && t.steps == 2);
     }
     bench_close(&b);
+}
+
+/* Whether DeepCache changes what a model of this id does. */
+static bool skips(struct backend *be, const char *dir, const char *id)
+{
+    struct plan_report plan[2] = {{.region_bytes = 0}};
+    struct model *m = NULL;
+    struct error err = {0};
+    struct text_to_image_params q = {
+        .prompt = "a", .width = WIDTH, .height = HEIGHT, .steps = 6, .guidance_scale = 7.5};
+    for (int i = 0; i < 2 && open_model_with(&m, be, dir, id, i == 1); i++)
+        CHECK(text_to_image_plan(m, &q, &plan[i], &err) == 0, "%s", err.msg);
+    model_close(&m);
+    return plan[1].total.flops < plan[0].total.flops;
+}
+
+TEST(deepcache_is_not_for_turbo_and_lightning)
+{
+    static const struct {
+        const char *id;
+        bool skips;
+    } ids[] = {{"o/plain", true}, {"o/xl-Turbo", false}, {"o/a_LIGHTNING-4", false}, {"o/turboprop", true}};
+    struct backend *be;
+    char shelf[] = "/tmp/latentd-shelf-XXXXXX";
+    if (!open_tier(getenv("GOLDEN_TIER") ? getenv("GOLDEN_TIER") : "avx2", &be) ||
+        !CHECK(mkdtemp(shelf) != NULL))
+        return;
+    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+        if (make_shelf(shelf, ids[i].id, "latentd/sd1"))
+            CHECK(skips(be, shelf, ids[i].id) == ids[i].skips, "%s", ids[i].id);
+    remove_shelf(shelf);
+    backend_close(&be);
 }
 
 static bool stop_at_second_step(void *ctx)

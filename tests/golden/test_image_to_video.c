@@ -51,11 +51,12 @@ static void make_shelf(void)
 }
 
 /* False when this machine lacks the tier. */
-static bool open_model(const char *tier, struct backend **be, struct model **m)
+static bool open_model_with(const char *tier, struct backend **be, struct model **m, bool deepcache)
 {
     struct error err = {0};
     struct backend_options opt = tier_options(tier);
-    struct model_options from = {.pipeline = PIPELINE_IMAGE_TO_VIDEO, .dir = shelf, .id = "latentd/svd"};
+    struct model_options from = {
+        .pipeline = PIPELINE_IMAGE_TO_VIDEO, .dir = shelf, .id = "latentd/svd", .deepcache = deepcache};
     *be = NULL;
     *m = NULL;
     if (!tier_wanted(tier) || backend_open(be, &opt, &err) != 0)
@@ -64,6 +65,11 @@ static bool open_model(const char *tier, struct backend **be, struct model **m)
         return true;
     backend_close(be);
     return false;
+}
+
+static bool open_model(const char *tier, struct backend **be, struct model **m)
+{
+    return open_model_with(tier, be, m, false);
 }
 
 /* ---- Sinks ---- */
@@ -172,6 +178,22 @@ TEST(frames_are_those_of_diffusers)
     make_shelf(); /* for the tests below too, which run in this order */
     for (int i = 0; i < TIER_NAMES; i++)
         check_tier(tier_names[i]);
+}
+
+/* Golden: scripts/export_deepcache_goldens.py. */
+TEST(deepcache_gives_the_frames_of_the_python_package)
+{
+    for (int i = 0; i < TIER_NAMES; i++) {
+        struct backend *be;
+        struct model *m;
+        struct image_to_video_params q = plain();
+        q.steps = 5;
+        if (!open_model_with(tier_names[i], &be, &m, true))
+            continue;
+        check_video(m, tier_names[i], be->dtype == DTYPE_F32 ? 65 : 38, "../deepcache/video", &q);
+        model_close(&m);
+        backend_close(&be);
+    }
 }
 
 TEST(bad_requests_are_refused)

@@ -154,6 +154,40 @@ TEST(who_runs_and_what_becomes_of_the_picture)
     }
 }
 
+/* SAFETY_CHECKER_DEVICE=cpu: the same answers, and on a GPU none of the checker's weights. */
+TEST(checkers_on_the_cpu)
+{
+    for (int i = 0; i < TIER_NAMES; i++) {
+        struct backend_options opt = tier_options(tier_names[i]);
+        struct backend *be = NULL;
+        struct error err = {0};
+        if (!tier_wanted(tier_names[i]) || backend_open(&be, &opt, &err) < 0)
+            continue;
+        struct image plain = {0};
+        plain_picture(be, &plain);
+        make_root(NONE, NONE);
+        struct model *m = open_model(be);
+        size_t without = be->weight_bytes;
+        model_close(&m);
+        SHELL("rm -r %s", root);
+        for (int found = 0; found < 2 && plain.rgb; found++) {
+            make_root(FINDS_NOTHING, found ? FINDS_ALL : NONE);
+            struct model_options from = {.dir = root, .id = "latentd/tiny", .safety_on_cpu = true};
+            if (CHECK(model_load(&m, be, &from, &err) == 0, "%s", err.msg)) {
+                check(m, tier_names[i], true, found, false, &plain);
+                check(m, tier_names[i], true, found, false, &plain);
+                CHECK((be->weight_bytes == without) == (be->upload != NULL), "%zu bytes of weights on %s",
+                      be->weight_bytes, tier_names[i]);
+            }
+            model_close(&m);
+            SHELL("rm -r %s", root);
+        }
+        CHECK(be->weight_bytes == 0, "%zu bytes of weights are left", be->weight_bytes);
+        image_free(&plain);
+        backend_close(&be);
+    }
+}
+
 static size_t planned(struct model *m, bool ask)
 {
     struct plan_report report;

@@ -287,4 +287,42 @@ TEST(settings_name_the_bad_variable)
           c.port == 8000 && c.queue == 8);
 }
 
+/* The settings with NAME=VALUE set; false when they are refused. */
+static bool read_with(struct config *c, const char *name, const char *value)
+{
+    struct error err = {0};
+    setenv(name, value, 1);
+    int rc = config_read(c, &err);
+    unsetenv(name);
+    CHECK(rc == 0 || (rc == ERR_INVALID && strstr(err.msg, name)), "%s=%s: %s", name, value, err.msg);
+    return rc == 0;
+}
+
+TEST(flags_of_the_ai_runner)
+{
+    static const char *const yes[] = {"true", "TRUE", " True ", "1", "yes", "on"},
+                             *const no[] = {"", " ", "false", "FALSE ", "0", "no", "off"},
+                             *const neither[] = {"maybe", "true false", "tru", "2"};
+    struct config c;
+    for (size_t i = 0; i < sizeof yes / sizeof *yes; i++)
+        CHECK(read_with(&c, "DEEPCACHE", yes[i]) && c.deepcache, "\"%s\"", yes[i]);
+    for (size_t i = 0; i < sizeof no / sizeof *no; i++)
+        CHECK(read_with(&c, "DEEPCACHE", no[i]) && !c.deepcache, "\"%s\"", no[i]);
+    for (size_t i = 0; i < sizeof neither / sizeof *neither; i++)
+        CHECK(!read_with(&c, "DEEPCACHE", neither[i]), "\"%s\"", neither[i]);
+    CHECK(read_with(&c, "SFAST", "true") && c.warm_up);
+    CHECK(read_with(&c, "TORCH_COMPILE", "true") && c.warm_up);
+    CHECK(read_with(&c, "SFAST_WARMUP", "true") && !c.warm_up, "SFAST_WARMUP alone asks for nothing");
+    setenv("SFAST", "true", 1);
+    CHECK(read_with(&c, "SFAST_WARMUP", "false") && !c.warm_up);
+    unsetenv("SFAST");
+    CHECK(read_with(&c, "BFLOAT16", "true") && c.bf16 == BF16_YES);
+    CHECK(read_with(&c, "BFLOAT16", "false") && c.bf16 == BF16_NO);
+    CHECK(read_with(&c, "BFLOAT16", "") && c.bf16 == BF16_ANY && !c.deepcache && !c.warm_up);
+    CHECK(read_with(&c, "SAFETY_CHECKER_DEVICE", "cpu") && c.safety_on_cpu);
+    CHECK(read_with(&c, "SAFETY_CHECKER_DEVICE", "cuda") && !c.safety_on_cpu);
+    CHECK(read_with(&c, "SAFETY_CHECKER_DEVICE", "cuda:1") && !c.safety_on_cpu);
+    CHECK(!read_with(&c, "SAFETY_CHECKER_DEVICE", "tpu"));
+}
+
 TEST_MAIN()

@@ -155,6 +155,25 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
         }
 }
 
+TEST(bfloat16_can_be_ruled_out)
+{
+    struct backend *be = NULL;
+    struct error err = {0};
+    struct backend_options opt = {.kind = "cpu", .threads = 1, .bf16 = BF16_NO};
+    if (CHECK(backend_open(&be, &opt, &err) == 0, "%s", err.msg))
+        CHECK(be->dtype == DTYPE_F32, "%s", be->tier);
+    backend_close(&be);
+    opt.isa = "avx512bf16-emulated";
+    if (cpu_tier_usable(opt.isa))
+        CHECK(backend_open(&be, &opt, &err) == ERR_INVALID && !be && strstr(err.msg, "BFLOAT16"), "%s",
+              err.msg);
+    opt = (struct backend_options){.kind = "cpu", .isa = "avx2", .threads = 1, .bf16 = BF16_YES};
+    err = (struct error){0};
+    if (cpu_tier_usable(opt.isa)) /* said, but no reason not to serve */
+        CHECK(backend_open(&be, &opt, &err) == 0 && be->dtype == DTYPE_F32, "%s", err.msg);
+    backend_close(&be);
+}
+
 TEST(a_tier_is_refused_by_name_and_never_emulated_unasked)
 {
     struct error err = {0};
