@@ -89,6 +89,32 @@ static void send_list(int fd, bool head)
     free(text);
 }
 
+static void count_holding(int n)
+{
+    pthread_mutex_lock(&lock);
+    hub.holding += n;
+    pthread_mutex_unlock(&lock);
+}
+
+/* Stands still at byte AT while the scene says so. False when the client is gone, by a reset where it left
+ * bytes unread. */
+static bool hold(int fd, int64_t at)
+{
+    bool here = true;
+    if (!hub.hold_at || at < hub.hold_at)
+        return true;
+    count_holding(1);
+    while (here && hub.hold_at && at >= hub.hold_at) {
+        hub.held = 1;
+        char byte;
+        ssize_t got = recv(fd, &byte, 1, MSG_DONTWAIT);
+        here = got > 0 || (got < 0 && (errno == EAGAIN || errno == EINTR));
+        pause_shortly();
+    }
+    count_holding(-1);
+    return here;
+}
+
 /* The body from FROM on, with what the scene does to it. */
 static void send_body(int fd, const struct hub_file *f, int64_t from)
 {
@@ -98,14 +124,8 @@ static void send_body(int fd, const struct hub_file *f, int64_t from)
     for (int64_t at = from; at < end;) {
         int64_t n = end - at < 65536 ? end - at : 65536;
         unsigned char block[65536];
-        while (f->lfs && hub.hold_at && at >= hub.hold_at) {
-            hub.held = 1;
-            char byte;
-            ssize_t got = recv(fd, &byte, 1, MSG_DONTWAIT);
-            if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
-                return; /* the client is gone, by a reset where it left bytes unread */
-            pause_shortly();
-        }
+        if (f->lfs && !hold(fd, at))
+            return;
         memcpy(block, f->data + at, (size_t)n);
         block[0] = (unsigned char)(block[0] ^ (bad && at == from));
         if (!send_all(fd, block, (size_t)n))

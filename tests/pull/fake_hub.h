@@ -35,6 +35,7 @@ struct hub_scene {
     bool redirect;   /* large files come from http://localhost instead of 127.0.0.1 */
     /* seen */
     int lists, heads, bodies, ranges, tokens_at_hub, tokens_at_storage, held;
+    int holding; /* bodies that stand still now */
     int64_t sent;
 };
 

@@ -5,6 +5,8 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <glob.h>
+#include <pty.h>
+#include <regex.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/mount.h>
@@ -64,13 +66,16 @@ static const char *program(const char *name, char path[512])
     return path;
 }
 
+static bool terminal_below; /* stderr is one, and stays */
+
 static void become(char *const *args)
 {
     char path[512], text[128];
 
     int err = open(log_path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     int out = open(out_path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    dup2(err, STDERR_FILENO);
+    if (!terminal_below)
+        dup2(err, STDERR_FILENO);
     dup2(out, STDOUT_FILENO);
     unsetenv("HF_TOKEN");
     unsetenv("HF_HUB_OFFLINE");
@@ -505,8 +510,7 @@ TEST(a_full_disk)
     scene_lora(3000000);
     mkdir(root, 0700);
     if (mount("none", root, "tmpfs", 0, "size=1m") != 0) {
-        fprintf(stderr, "no tmpfs here: the full disk is left out\n");
-        return;
+        SKIP("no tmpfs can be mounted here, so no disk can be full");
     }
     CHECK(pull("org/name") == 1 && says("has room for") && nothing_shown() && hub.bodies == 0);
     hub.no_blobs = true; /* the sizes come too late to count them beforehand */
@@ -555,6 +559,63 @@ TEST(killed_in_the_middle)
     int64_t before = hub.sent;
     CHECK(pull("org/name") == 0 && same(lora) && same("adapter_config.json"), "%s", said);
     CHECK(hub.ranges == 1 && hub.sent - before < 3000000, "%lld", (long long)(hub.sent - before));
+}
+
+TEST(four_files_at_the_same_time)
+{
+    begin();
+    hub_add("config.json", "{}", 2, false);
+    for (int i = 1; i <= 6; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "model-0000%d-of-00006.safetensors", i);
+        hub_add_noise(name, 100000);
+    }
+    hub.hold_at = 50000;
+    pid_t pid = start_pull("org/name --all");
+    for (int i = 0; i < 3000 && hub.holding < 4; i++)
+        nanosleep(&(struct timespec){0, 10000000}, NULL);
+    CHECK(hub.holding == 4, "%d files come", hub.holding);
+    hub.hold_at = 0;
+    CHECK(end_pull(pid) == 0, "%s", said);
+}
+
+/* What `latentd pull org/name` draws on a terminal, into SAID; the hub holds its body back for a while. */
+static int pull_on_terminal(void)
+{
+    static char *const args[] = {"latentd", "pull", "org/name", NULL};
+    int terminal = -1, status = 0;
+    size_t n = 0;
+    ssize_t got;
+    pid_t pid = forkpty(&terminal, NULL, NULL, NULL);
+    if (pid == 0) {
+        terminal_below = true;
+        become(args);
+    }
+    CHECK(held());
+    nanosleep(&(struct timespec){2, 0}, NULL);
+    hub.hold_at = 0;
+    while (n < sizeof said - 1 && (got = read(terminal, said + n, sizeof said - 1 - n)) > 0)
+        n += (size_t)got;
+    said[n] = '\0';
+    close(terminal);
+    waitpid(pid, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : 128;
+}
+
+TEST(a_bar_with_rate_and_time_left)
+{
+    scene_lora(3000000);
+    hub.hold_at = 1500000;
+    CHECK(pull_on_terminal() == 0 && same(lora), "%s", said);
+    regex_t bar;
+    CHECK(regcomp(&bar,
+                  "\r\\[#+\\.+\\] +[0-9]+ %  [0-9.]+ [kM]?B of [0-9.]+ [kM]B  [0-9.]+ [kM]?B/s  ETA "
+                  "[0-9]+:[0-9]{2}",
+                  REG_EXTENDED | REG_NOSUB) == 0);
+    CHECK(regexec(&bar, said, 0, NULL, 0) == 0, "%s", said);
+    regfree(&bar);
+    const char *last = strrchr(said, '\r');
+    CHECK(last && !strchr(last, '#'), "the bar is left behind: %s", said);
 }
 
 TEST(two_at_once)
@@ -650,6 +711,89 @@ static void add_from(const char *folder, const char *name)
     CHECK(fread(data, 1, (size_t)st.st_size, f) == (size_t)st.st_size);
     fclose(f);
     hub_add(name, data, (size_t)st.st_size, st.st_size > 100000); /* kept until the end of the program */
+}
+
+/* ---- scripts/dl_checkpoints.sh ---- */
+
+/* Runs the script with ARGUMENTS over a program that only writes down what it is called with, and fails for
+ * names with FAILS in them. What the script says and what it calls are in SAID. Returns the exit status. */
+static int dl_checkpoints(const char *arguments, const char *fails)
+{
+    char command[1200];
+    mkdir(root, 0700);
+    snprintf(command, sizeof command,
+             "printf '#!/bin/sh\\necho \"CALL MODEL_DIR=$MODEL_DIR $*\"\\ncase $* in *%s*) exit 1;; esac\\n' "
+             ">%s/stub && "
+             "chmod +x %s/stub && LATENTD=%s/stub MODEL_DIR=%s/shelf scripts/dl_checkpoints.sh %s >%s 2>&1",
+             fails, root, root, root, root, arguments, log_path);
+    int status = system(command);
+    read_said();
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static bool calls(const char *id)
+{
+    char text[200];
+    snprintf(text, sizeof text, "shelf pull %s ", id);
+    return strstr(said, text) != NULL;
+}
+
+/* What the ai-runner's lists have of the pipelines that latentd serves, and what they forget. */
+static const char *const beta[] = {"SG161222/RealVisXL_V4.0_Lightning",
+                                   "ByteDance/SDXL-Lightning",
+                                   "timbrooks/instruct-pix2pix",
+                                   "stabilityai/stable-diffusion-x4-upscaler",
+                                   "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
+                                   "CompVis/stable-diffusion-safety-checker",
+                                   "openai/clip-vit-base-patch32",
+                                   "stabilityai/stable-diffusion-xl-base-1.0"},
+                         *const others[] = {"stabilityai/sd-turbo",
+                                            "stabilityai/sdxl-turbo",
+                                            "stable-diffusion-v1-5/stable-diffusion-v1-5",
+                                            "prompthero/openjourney-v4",
+                                            "SG161222/RealVisXL_V4.0",
+                                            "SG161222/Realistic_Vision_V6.0_B1_noVAE",
+                                            "stabilityai/sd-vae-ft-ema",
+                                            "stabilityai/stable-video-diffusion-img2vid-xt"};
+enum { BETA = sizeof beta / sizeof *beta, OTHERS = sizeof others / sizeof *others };
+
+TEST(dl_checkpoints_by_its_flags)
+{
+    begin();
+    CHECK(dl_checkpoints("--beta", "none") == 0, "%s", said);
+    for (int i = 0; i < BETA; i++)
+        CHECK(calls(beta[i]), "%s: %s", beta[i], said);
+    for (int i = 0; i < OTHERS; i++)
+        CHECK(!calls(others[i]), "%s: %s", others[i], said);
+    CHECK(strstr(said, "SDXL-Lightning --include sdxl_lightning_[248]step_unet.safetensors"), "%s", said);
+    CHECK(dl_checkpoints("", "none") == 0, "%s", said);
+    for (int i = 0; i < BETA; i++)
+        CHECK(calls(beta[i]), "%s: %s", beta[i], said);
+    for (int i = 0; i < OTHERS; i++)
+        CHECK(calls(others[i]), "%s: %s", others[i], said);
+    CHECK(dl_checkpoints("--restricted", "none") == 0 && !strstr(said, "CALL") && says("latentd serves"));
+    CHECK(dl_checkpoints("--batch", "none") == 0 && !strstr(said, "CALL") && says("latentd serves"));
+    CHECK(dl_checkpoints("--restricted --beta", "none") == 0 && calls(beta[0]), "the last one counts: %s",
+          said);
+    CHECK(dl_checkpoints("--beta --dry-run", "none") == 0 && strstr(said, "--dry-run"), "%s", said);
+}
+
+TEST(dl_checkpoints_goes_on_behind_a_gated_model)
+{
+    begin();
+    CHECK(dl_checkpoints("", "img2vid-xt-1-1") == 1 && calls("stabilityai/stable-video-diffusion-img2vid-xt"),
+          "%s", said);
+    CHECK(says("not fetched: stabilityai/stable-video-diffusion-img2vid-xt-1-1\n"));
+}
+
+TEST(words_of_dl_checkpoints)
+{
+    begin();
+    CHECK(dl_checkpoints("--help", "none") == 0 && says("usage: ") && says("HF_TOKEN") &&
+          !strstr(said, "CALL"));
+    CHECK(dl_checkpoints("--nonsense", "none") == 2 && says("--nonsense is unknown") &&
+          !strstr(said, "CALL"));
+    CHECK(dl_checkpoints("--live", "none") == 2 && says("no live pipelines"));
 }
 
 TEST(what_was_pulled_makes_a_picture)
