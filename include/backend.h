@@ -86,6 +86,11 @@ void backend_close(struct backend **be);
  * BE, close it by backend_close() before BE; not two steps at once. */
 int backend_open_wide(struct backend **out, struct backend *be, struct error *err);
 
+/* FLOP/s (2 a multiply-add) that BE can do at best, measured for a fraction of a second: on a CPU the tier's
+ * matrix instruction with its operands in registers or first-level cache, on all threads of the pool;
+ * elsewhere a large matrix product. WHAT says which. 0 when it cannot be measured. */
+double backend_peak_flops(struct backend *be, char *what, size_t what_size);
+
 /* Filled in by the folders of kernels/. Each returns the number of slots it took. */
 int ops_ref(struct backend *be);
 int ops_plan(struct backend *be);

@@ -1,44 +1,55 @@
-/* latentd bench: flags and lines of the ai-runner's bench.py, and more: phases, FLOP/s, peak memory. The GPU
- * memory lines stay, with 0 where there is no GPU, so that scripts which read them go on working. */
+/* latentd bench: flags and lines of the ai-runner's bench.py, and more: phases, percentiles, FLOP/s against a
+ * measured peak, memory, JSON. The work is that of a request without HTTP: prompt or picture to PNG. */
+#include "bench.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "commands.h"
-#include "session.h"
-#include "thread_pool.h"
 
 static const char usage[] =
-    "usage: latentd bench [--pipeline P] [--model_id ID] [--runs N] [--num_inference_steps N]\n"
-    "                     [--guidance_scale G] [--width W] [--height H] [--isa TIER] [--json]\n"
-    "P is text-to-image (default), image-to-image, which starts from a picture of W x H at strength 0.8, or\n"
-    "image-to-video, which starts from one too\n";
+    "usage: latentd bench [--pipeline P] [--model_id ID] [--runs N] [--num_inference_steps N] [--batch_size "
+    "N]\n"
+    "                     [--warmup N] [--width W] [--height H] [--guidance_scale G] [--isa TIER] [--json]\n"
+    "  --pipeline P      text-to-image (default), image-to-image, which starts from a picture of W x H at\n"
+    "                    strength 0.8, or image-to-video, which starts from one too\n"
+    "  --model_id ID     default: MODEL_ID, else latentd/emoji\n"
+    "  --runs N          runs that are measured (1)\n"
+    "  --batch_size N    pictures or videos in a run, one after the other, as the daemon makes them (1)\n"
+    "  --warmup N        runs before them (0; 3 with SFAST or TORCH_COMPILE)\n"
+    "  --json            one line of JSON in the place of all others\n";
 
-enum { RUNS_MAX = 10000 };
-#define PIPELINE_IMAGE "image-to-image"
-#define PIPELINE_VIDEO "image-to-video"
-
-struct options {
-    const char *pipeline, *model_id, *isa;
-    long runs, steps, width, height;
-    double guidance;
-    bool json;
-};
-
-struct sample {
-    double seconds;
-    struct phase_times phase;
-};
+enum { RUNS_MAX = 10000, BATCH_MAX = 100, SIDE_MAX = 16384, WARMUP_SFAST = 3 };
 
 /* What each run does. */
 struct work {
-    struct text_to_image_params q;
-    struct image_to_image_params from_image; /* image NULL: text-to-image */
-    struct image_to_video_params video;      /* the same */
+    struct session *s;
+    struct text_to_image_params text;
+    struct image_to_image_params from_image;
+    struct image_to_video_params video;
     struct image input;
+    struct buffer png;
+    double encode;
 };
 
-static bool take_option(struct options *o, int argc, char **argv, int *i)
+static bool take_number(struct bench_options *o, const char *name, const char *value)
+{
+    const struct {
+        const char *name;
+        long lo, hi, *out;
+    } numbers[] = {{"--runs", 1, RUNS_MAX, &o->runs},         {"--num_inference_steps", 1, 1000, &o->steps},
+                   {"--batch_size", 1, BATCH_MAX, &o->batch}, {"--warmup", 0, RUNS_MAX, &o->warmup},
+                   {"--width", 8, SIDE_MAX, &o->width},       {"--height", 8, SIDE_MAX, &o->height}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (strcmp(name, numbers[i].name) == 0)
+            return flag_int(name, value, numbers[i].lo, numbers[i].hi, numbers[i].out);
+    fprintf(stderr, "latentd bench: %s is unknown\n%s", name, usage);
+    return false;
+}
+
+static bool take_option(struct bench_options *o, int argc, char **argv, int *i)
 {
     const char *a = argv[*i], *v;
     if (strcmp(a, "--json") == 0)
@@ -51,138 +62,81 @@ static bool take_option(struct options *o, int argc, char **argv, int *i)
         return (o->model_id = v) != NULL;
     if (strcmp(a, "--isa") == 0)
         return (o->isa = v) != NULL;
-    if (strcmp(a, "--runs") == 0)
-        return flag_int(a, v, 1, RUNS_MAX, &o->runs);
-    if (strcmp(a, "--num_inference_steps") == 0)
-        return flag_int(a, v, 1, 1000, &o->steps);
     if (strcmp(a, "--guidance_scale") == 0)
         return flag_number(a, v, &o->guidance);
-    if (strcmp(a, "--width") == 0)
-        return flag_int(a, v, 8, 16384, &o->width);
-    if (strcmp(a, "--height") == 0)
-        return flag_int(a, v, 8, 16384, &o->height);
-    fprintf(stderr, "latentd bench: %s is unknown\n%s", a, usage);
-    return false;
+    return take_number(o, a, v);
 }
 
-static int compare_seconds(const void *a, const void *b)
+/* ---- The work ---- */
+
+/* The picture as PNG, as a reply holds it. */
+static int encode(struct work *w, const struct image *im, struct error *err)
 {
-    double x = ((const struct sample *)a)->seconds, y = ((const struct sample *)b)->seconds;
-    return (x > y) - (x < y);
+    double start = clock_seconds();
+    buffer_free(&w->png);
+    int rc = png_encode(im, &w->png, err);
+    w->encode += clock_seconds() - start;
+    return rc;
 }
 
-static double gib(size_t bytes)
+static int encode_frame(void *ctx, int index, int count, const struct image *frame, struct error *err)
 {
-    return (double)bytes / (double)(1u << 30);
-}
-
-/* GPU memory: what weights and job take, and what is gone from the GPU as a whole. 0 on the CPU. */
-static void print_memory(const struct session *s, const char *what, size_t allocated)
-{
-    struct device_info d;
-    bool gpu = s->be->device_info && s->be->device_info(s->be, &d);
-    printf("%s max GPU memory allocated: %.3fGiB\n", what, gpu ? gib(allocated) : 0.0);
-    printf("%s max GPU memory reserved: %.3fGiB\n", what, gpu ? gib(d.memory_total - d.memory_free) : 0.0);
-}
-
-static void print_run(const struct session *s, int i, const struct sample *t, const struct plan_report *plan)
-{
-    char what[40];
-    double flops = plan->total.flops;
-    snprintf(what, sizeof what, "inference %d", i);
-    printf("%s time: %.3fs\n", what, t->seconds);
-    print_memory(s, what, s->be->weight_bytes + plan->region_bytes);
-    printf("inference %d phases: text %.3fs, %d UNet calls %.3fs, decode %.3fs, %.1f GFLOP/s\n", i,
-           t->phase.text, t->phase.calls, t->phase.steps, t->phase.decode, flops / t->seconds * 1e-9);
-    fflush(stdout);
-}
-
-static void print_aggregate(const struct session *s, double mean, double median,
-                            const struct plan_report *plan)
-{
-    printf("\n\n----AGGREGATE METRICS----\n\n\n");
-    printf("pipeline load time: %.3fs\n", s->load_seconds);
-    print_memory(s, "pipeline load", s->be->weight_bytes);
-    printf("avg inference time: %.3fs\n", mean);
-    print_memory(s, "avg inference", s->be->weight_bytes + plan->region_bytes);
-    printf("median inference time: %.3fs\n", median);
-    printf("work: %.3f TFLOP, %.1f GFLOP/s at the median\n", plan->total.flops * 1e-12,
-           plan->total.flops / median * 1e-9);
-    printf("memory: weights %.3fGiB, job %.3fGiB, peak resident %.3fGiB\n", gib(s->be->weight_bytes),
-           gib(plan->region_bytes), gib(peak_resident()));
-}
-
-static void print_json(const struct session *s, const struct text_to_image_params *q, const struct sample *t,
-                       int runs, double mean, double median, const struct plan_report *plan)
-{
-    printf(
-        "{\"model_id\":\"%s\",\"backend\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"width\":%d,\"height\":%d,",
-        model_id(s->model), s->be->name, s->be->tier, pool_threads(s->be->pool), q->width, q->height);
-    printf("\"steps\":%lld,\"guidance_scale\":%g,\"runs\":[", (long long)q->steps, q->guidance_scale);
-    for (int i = 0; i < runs; i++)
-        printf("%s{\"seconds\":%.4f,\"text\":%.4f,\"steps\":%.4f,\"decode\":%.4f}", i ? "," : "",
-               t[i].seconds, t[i].phase.text, t[i].phase.steps, t[i].phase.decode);
-    printf("],\"load_seconds\":%.4f,\"mean_seconds\":%.4f,\"median_seconds\":%.4f,\"flop\":%.0f,",
-           s->load_seconds, mean, median, plan->total.flops);
-    printf("\"weight_bytes\":%zu,\"job_bytes\":%zu,\"peak_resident_bytes\":%zu}\n", s->be->weight_bytes,
-           plan->region_bytes, peak_resident());
-}
-
-static int plan_work(struct session *s, const struct work *w, struct plan_report *plan)
-{
-    if (w->video.image)
-        return image_to_video_plan(s->model, &w->video, plan, &s->err);
-    return w->from_image.image ? image_to_image_plan(s->model, &w->from_image, plan, &s->err)
-                               : text_to_image_plan(s->model, &w->q, plan, &s->err);
-}
-
-static int drop_frame(void *ctx, int index, int count, const struct image *frame, struct error *err)
-{
-    (void)ctx;
     (void)index;
     (void)count;
-    (void)frame;
-    (void)err;
-    return 0;
+    return encode(ctx, frame, err);
 }
 
-static int run_work(struct session *s, const struct work *w, struct image *out)
+static int run_one(struct work *w, const struct bench_options *o, int64_t seed)
 {
-    static const struct frame_sink sink = {.frame = drop_frame};
-    if (w->video.image)
+    struct session *s = w->s;
+    struct frame_sink sink = {.frame = encode_frame, .ctx = w};
+    struct image im = {0};
+    w->text.seed = w->from_image.seed = w->video.seed = seed;
+    if (o->kind == PIPELINE_IMAGE_TO_VIDEO)
         return image_to_video(s->model, &w->video, NULL, &sink, &s->err);
-    return w->from_image.image ? image_to_image(s->model, &w->from_image, NULL, out, &s->err)
-                               : text_to_image(s->model, &w->q, NULL, out, &s->err);
+    int rc = o->kind == PIPELINE_IMAGE_TO_IMAGE ? image_to_image(s->model, &w->from_image, NULL, &im, &s->err)
+                                                : text_to_image(s->model, &w->text, NULL, &im, &s->err);
+    if (!rc)
+        rc = encode(w, &im, &s->err);
+    image_free(&im);
+    return rc;
 }
 
-static int run_all(struct session *s, const struct options *o, const struct work *w, struct sample *t)
+static int plan_one(struct work *w, const struct bench_options *o, struct plan_report *plan)
 {
-    struct plan_report plan;
-    double sum = 0;
-    int rc = plan_work(s, w, &plan);
-    for (int i = 0; i < o->runs && !rc; i++) {
-        struct image im = {0};
-        double start = clock_seconds();
-        rc = run_work(s, w, &im);
-        t[i] = (struct sample){clock_seconds() - start, *model_last_times(s->model)};
-        sum += t[i].seconds;
-        image_free(&im);
-        if (!rc && !o->json)
-            print_run(s, i, &t[i], &plan);
+    struct session *s = w->s;
+    if (o->kind == PIPELINE_IMAGE_TO_VIDEO)
+        return image_to_video_plan(s->model, &w->video, plan, &s->err);
+    return o->kind == PIPELINE_IMAGE_TO_IMAGE ? image_to_image_plan(s->model, &w->from_image, plan, &s->err)
+                                              : text_to_image_plan(s->model, &w->text, plan, &s->err);
+}
+
+static double cpu_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int run_batch(struct work *w, const struct bench_options *o, struct bench_sample *out)
+{
+    double start = clock_seconds(), cpu = cpu_seconds();
+    int rc = 0;
+    w->encode = 0;
+    for (long i = 0; i < o->batch && !rc; i++) {
+        rc = run_one(w, o, i);
+        const struct phase_times *t = model_last_times(w->s->model);
+        out->phase.text += t->text;
+        out->phase.steps += t->steps;
+        out->phase.decode += t->decode;
+        out->phase.calls += t->calls;
     }
-    if (rc) {
-        fprintf(stderr, "latentd: %s\n", s->err.msg);
-        return 1;
-    }
-    int runs = (int)o->runs;
-    double mean = sum / runs;
-    qsort(t, (size_t)runs, sizeof *t, compare_seconds);
-    double median = (t[(runs - 1) / 2].seconds + t[runs / 2].seconds) / 2;
-    if (o->json)
-        print_json(s, &w->q, t, runs, mean, median, &plan);
-    else
-        print_aggregate(s, mean, median, &plan);
-    return 0;
+    out->seconds = clock_seconds() - start;
+    out->cpu_seconds = cpu_seconds() - cpu;
+    out->encode = w->encode;
+    if (o->kind == PIPELINE_IMAGE_TO_VIDEO) /* its frames are encoded while they are decoded */
+        out->phase.decode -= w->encode;
+    return rc;
 }
 
 /* The input picture: a grey ramp, since times do not depend on what it shows. */
@@ -195,90 +149,133 @@ static bool make_input(struct image *im, int width, int height)
     return im->rgb != NULL;
 }
 
-static bool make_work(struct session *s, const struct options *o, struct work *w)
+static bool make_work(struct work *w, const struct bench_options *o)
 {
-    int native = model_native_size(s->model);
-    w->q = (struct text_to_image_params){.prompt = "a mountain lion",
-                                         .width = o->width ? (int)o->width : native,
-                                         .height = o->height ? (int)o->height : native,
-                                         .guidance_scale = o->guidance,
-                                         .steps = o->steps,
-                                         .seed = 0,
-                                         .exact_times = true};
-    if (strcmp(o->pipeline, PIPELINE_VIDEO) == 0) {
-        w->video = (struct image_to_video_params){.image = &w->input,
-                                                  .width = w->q.width,
-                                                  .height = w->q.height,
-                                                  .fps = 6,
-                                                  .motion_bucket_id = 127,
-                                                  .noise_aug_strength = 0.02,
-                                                  .steps = o->steps,
-                                                  .exact_times = true};
-        return make_input(&w->input, w->q.width, w->q.height);
-    }
-    text_to_image_rules(s->model, &w->q);
-    if (strcmp(o->pipeline, PIPELINE_IMAGE) != 0)
-        return true;
-    w->from_image = (struct image_to_image_params){.prompt = w->q.prompt,
+    const struct model *m = w->s->model;
+    int native = model_native_size(m), width = o->width ? (int)o->width : native;
+    int height = o->height ? (int)o->height : native;
+    w->text = (struct text_to_image_params){.prompt = "a mountain lion",
+                                            .width = width,
+                                            .height = height,
+                                            .guidance_scale = o->guidance,
+                                            .steps = o->steps,
+                                            .safety_check = true,
+                                            .exact_times = true};
+    w->from_image = (struct image_to_image_params){.prompt = w->text.prompt,
                                                    .image = &w->input,
                                                    .strength = 0.8,
                                                    .guidance_scale = o->guidance,
                                                    .image_guidance_scale = 1.5,
                                                    .steps = o->steps,
+                                                   .safety_check = true,
                                                    .exact_times = true};
-    image_to_image_rules(s->model, &w->from_image);
-    return make_input(&w->input, w->q.width, w->q.height);
+    w->video = (struct image_to_video_params){.image = &w->input,
+                                              .width = width,
+                                              .height = height,
+                                              .fps = 6,
+                                              .motion_bucket_id = 127,
+                                              .noise_aug_strength = 0.02,
+                                              .steps = o->steps,
+                                              .safety_check = true,
+                                              .exact_times = true};
+    text_to_image_rules(m, &w->text);
+    image_to_image_rules(m, &w->from_image);
+    return o->kind == PIPELINE_TEXT_TO_IMAGE || make_input(&w->input, width, height);
 }
 
-static int bench(struct session *s, const struct options *o)
+/* ---- The runs ---- */
+
+/* COUNT runs into OUT, each printed when it is over. */
+static int run_some(struct work *w, const struct bench_result *r, long count, struct bench_sample *out)
 {
-    struct work w = {0};
-    struct sample *t = calloc((size_t)o->runs, sizeof *t);
-    if (!t || !make_work(s, o, &w)) {
+    for (long i = 0; i < count; i++) {
+        int rc = run_batch(w, r->options, &out[i]);
+        if (rc)
+            return rc;
+        if (!r->options->json)
+            bench_print_run(r, (int)i, &out[i]);
+    }
+    return 0;
+}
+
+static int measure(struct work *w, struct bench_result *r, struct bench_sample *samples)
+{
+    const struct bench_options *o = r->options;
+    r->warmup = samples;
+    r->run = samples + o->warmup;
+    int rc = plan_one(w, o, &r->plan);
+    if (rc)
+        return rc;
+    if (!o->json)
+        bench_print_start(r);
+    r->peak = backend_peak_flops(w->s->be, r->peak_what, sizeof r->peak_what);
+    if ((rc = run_some(w, r, o->warmup, samples)) || (rc = run_some(w, r, o->runs, samples + o->warmup)))
+        return rc;
+    if (o->json)
+        return bench_print_json(r);
+    bench_print_aggregate(r);
+    return 0;
+}
+
+static int bench(struct session *s, const struct bench_options *o)
+{
+    struct work w = {.s = s};
+    struct bench_sample *samples = calloc((size_t)(o->warmup + o->runs), sizeof *samples);
+    int frames = o->kind == PIPELINE_IMAGE_TO_VIDEO ? model_frames(s->model) : 1, rc = 1;
+    if (!samples || !make_work(&w, o)) {
         fputs("latentd: no memory for the samples\n", stderr);
-        free(t);
-        return 1;
+    } else {
+        const struct text_to_image_params *q = &w.text;
+        struct bench_result r = {.options = o,
+                                 .session = s,
+                                 .width = q->width,
+                                 .height = q->height,
+                                 .outputs = frames * (int)o->batch,
+                                 .steps = q->steps,
+                                 .guidance = q->guidance_scale};
+        rc = measure(&w, &r, samples);
+        if (s->err.code)
+            fprintf(stderr, "latentd: %s\n", s->err.msg);
     }
-    if (!o->json) {
-        printf("Starting benchmark...\npipeline=%s, model_id=%s, runs=%ld", o->pipeline, s->config.model_id,
-               o->runs);
-        if (o->steps)
-            printf(", num_inference_steps=%ld", o->steps);
-        printf("\n");
-    }
-    int status = run_all(s, o, &w, t);
+    buffer_free(&w.png);
     image_free(&w.input);
-    free(t);
-    return status;
+    free(samples);
+    return rc ? 1 : 0;
+}
+
+static bool take_options(struct bench_options *o, int argc, char **argv)
+{
+    struct error err = {0};
+    for (int i = 1; i < argc; i++)
+        if (!take_option(o, argc, argv, &i))
+            return false;
+    if (pipeline_named(o->pipeline, &o->kind, &err)) {
+        fprintf(stderr, "latentd bench: %s\n", err.msg);
+        return false;
+    }
+    return true;
 }
 
 int command_bench(int argc, char **argv)
 {
-    struct options o = {.pipeline = CONFIG_PIPELINE_DEFAULT, .runs = 1, .guidance = 7.5};
+    static const enum session_kind kinds[] = {[PIPELINE_TEXT_TO_IMAGE] = SESSION_TEXT_TO_IMAGE,
+                                              [PIPELINE_IMAGE_TO_IMAGE] = SESSION_IMAGE_TO_IMAGE,
+                                              [PIPELINE_IMAGE_TO_VIDEO] = SESSION_IMAGE_TO_VIDEO};
+    struct bench_options o = {
+        .pipeline = CONFIG_PIPELINE_DEFAULT, .runs = 1, .batch = 1, .warmup = -1, .guidance = 7.5};
     struct session s;
-    for (int i = 1; i < argc; i++) {
+    for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             fputs(usage, stdout);
             return 0;
         }
-        if (!take_option(&o, argc, argv, &i))
-            return 2;
-    }
-    enum session_kind kind = SESSION_TEXT_TO_IMAGE;
-    if (strcmp(o.pipeline, PIPELINE_IMAGE) == 0)
-        kind = SESSION_IMAGE_TO_IMAGE;
-    else if (strcmp(o.pipeline, PIPELINE_VIDEO) == 0)
-        kind = SESSION_IMAGE_TO_VIDEO;
-    else if (strcmp(o.pipeline, CONFIG_PIPELINE_DEFAULT) != 0) {
-        fprintf(stderr,
-                "latentd bench: pipeline %s is not built; accepted are text-to-image, image-to-image and "
-                "image-to-video\n",
-                o.pipeline);
+    if (!take_options(&o, argc, argv))
         return 2;
-    }
-    int status = session_open(&s, o.model_id, o.isa, kind);
+    int status = session_open(&s, o.model_id, o.isa, kinds[o.kind]);
     if (status)
         return status;
+    if (o.warmup < 0)
+        o.warmup = s.config.warm_up ? WARMUP_SFAST : 0;
     status = bench(&s, &o);
     session_close(&s);
     return status;
