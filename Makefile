@@ -184,6 +184,9 @@ soak: $(BUILD)/latentd $(BUILD)/tests/soak/soak
 # The fake hub computes digests.
 $(BUILD)/tests/pull/%: LDLIBS += $(shell pkg-config --libs libcrypto 2>/dev/null)
 
+# Files that are built into the program.
+$(BUILD)/src/http/docs.o $(EMULATED)/src/http/docs.o: $(wildcard src/http/pages/*)
+
 # Whether CUDA is in: the only object that asks is built anew when the answer changes.
 CUDA_STAMP := $(BUILD)/cuda-$(CUDA).stamp
 $(CUDA_STAMP):

@@ -33,7 +33,7 @@ struct reply {
     bool no_room; /* refused because its job would not fit into memory; for the metrics */
     struct {
         const char *name;
-        char value[64];
+        char value[256];
     } header[REPLY_HEADERS_MAX]; /* ends at the first without a name */
 };
 
@@ -95,10 +95,5 @@ enum openapi_entrypoint {
 /* PIPELINE: the one that is served, alone; NULL: all. */
 int openapi_write(enum openapi_form form, enum openapi_entrypoint entry, const char *pipeline,
                   const char *version, struct buffer *out, struct error *err);
-
-/* ---- Documentation page ---- */
-
-/* A page that needs nothing from elsewhere. TRY_IT: with a form that sends a request. */
-void docs_page(const struct service *s, bool try_it, struct buffer *out);
 
 #endif

@@ -5,7 +5,9 @@
 BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev zlib1g-dev libjpeg-dev libwebp-dev libgif-dev \
     libavcodec-dev libavformat-dev libavutil-dev libcurl4-openssl-dev libssl-dev"
 # The tests also compile the CUDA kernels for the CPU, and ask ffprobe and ffmpeg about videos.
-TEST_PACKAGES="$BUILD_PACKAGES g++ ffmpeg"
+TEST_PACKAGES="$BUILD_PACKAGES g++ ffmpeg python3 curl"
+# The pages are tested in a browser where the distribution has one as a package (Ubuntu has not); 360 MB installed.
+BROWSER_PACKAGE=chromium
 
 have_package() {
     [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null)" = installed ]
@@ -32,4 +34,14 @@ install_packages() {
     echo "installing ${missing[*]}"
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get update -qq
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# install_if_offered NAME: does nothing where the distribution has no such package.
+install_if_offered() {
+    have_package "$1" && return 0
+    if command -v apt-cache >/dev/null && apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+        install_packages "$1"
+    else
+        echo "no package $1 here: what needs it is left out"
+    fi
 }

@@ -135,9 +135,11 @@ candidates() {
 }
 
 install_packages $TEST_PACKAGES
+install_if_offered $BROWSER_PACKAGE
 check "imports go one way" scripts/check_imports.sh
 make -s -j"$(nproc)" WERROR=1 all tests
 suite build ""
+run "pages in a browser" python3 tests/page/test_page.py
 emulated build "" 4 "cuda cuda+bf16" test_picture test_unet test_clip_text test_vae test_model test_lora test_safety test_safety_pipeline
 candidates build
 finish

@@ -325,6 +325,7 @@ static void put_lookup(struct doc *d, const struct lookup *l)
     doc_key(d, "get");
     doc_object(d);
     doc_member(d, "summary", l->summary);
+    doc_member(d, "description", l->description);
     doc_member(d, "operationId", l->id);
     doc_key(d, "responses");
     doc_object(d);

@@ -4,7 +4,10 @@
 
 #include "internal.h"
 
-void docs_reply(struct server *srv, struct reply *reply);  /* with a form to try a request */
+void docs_reply(struct server *srv, struct reply *reply);  /* with forms to try requests */
 void redoc_reply(struct server *srv, struct reply *reply); /* the reference alone */
+void docs_style_reply(struct server *srv, struct reply *reply);
+void docs_script_reply(struct server *srv, struct reply *reply);
+void redoc_script_reply(struct server *srv, struct reply *reply);
 
 #endif

@@ -75,6 +75,9 @@ const struct route routes[] = {
     ANSWERS("/openapi.json", false, openapi),
     ANSWERS("/docs", false, docs_reply),
     ANSWERS("/redoc", false, redoc_reply),
+    ANSWERS("/docs/page.css", false, docs_style_reply),
+    ANSWERS("/docs/docs.js", false, docs_script_reply),
+    ANSWERS("/docs/redoc.js", false, redoc_script_reply),
 };
 const int route_count = sizeof(routes) / sizeof(*routes);
 

@@ -142,10 +142,6 @@ TEST(documents_name_the_served_route_alone)
           strstr(a.body, "\"multipart/form-data\"") && strstr(a.body, "\"format\":\"binary\""));
     CHECK(!strstr(a.body, "TextToImage") && !strstr(a.body, "/text-to-image"));
     answer_free(&a);
-    a = client_ask(&tiny, "GET", "/docs", NULL, NULL);
-    CHECK(strstr(a.body, "type=\"file\"") && strstr(a.body, "data-route=\"/image-to-image\"") &&
-          strstr(a.body, "image_guidance_scale") && !strstr(a.body, "text-to-image"));
-    answer_free(&a);
 }
 
 /* ---- Pictures ---- */

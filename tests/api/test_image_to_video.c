@@ -246,9 +246,6 @@ TEST(routes)
           strstr(a.body, "\"VideoResponse\"") && !strstr(a.body, "ImageResponse") &&
           !strstr(a.body, "TextToImage"));
     answer_free(&a);
-    a = client_ask(&tiny, "GET", "/docs", NULL, NULL);
-    CHECK(strstr(a.body, "data-route=\"/image-to-video\"") && strstr(a.body, "motion_bucket_id"));
-    answer_free(&a);
 }
 
 TEST(a_video)
