@@ -93,6 +93,12 @@ class Browser:
         self.wait("document.readyState === 'complete' && document.querySelector('.card h2') !== null && "
                   "document.querySelector('#endpoints .card, #endpoints .alert') !== null")
 
+    def leave(self):
+        """To an empty page; forgets what was seen so far."""
+        self.call("Page.navigate", url="about:blank")
+        self.wait("location.href === 'about:blank'")
+        self.events.clear()
+
     def view(self, width, height, scheme):
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme},

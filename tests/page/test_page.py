@@ -301,15 +301,16 @@ def main():
                              odd_characters, errors_in_words, cancel, asking):
                     count.test(test.__name__, test, b, daemon)
                 count.test("nothing from elsewhere: text-to-image", sound, b, daemon.url)
-            b.events.clear()
+            b.leave()
             with Daemon(PIPELINE="image-to-image", MODEL_ID="latentd/emoji") as daemon:
                 count.test("image_to_image", image_to_image, b, daemon, pictures)
                 count.test("nothing from elsewhere: image-to-image", sound, b, daemon.url)
-            b.events.clear()
+            b.leave()
             video_shelf(folder)
             with Daemon(PIPELINE="image-to-video", MODEL_ID="latentd/svd", MODEL_DIR=folder) as daemon:
                 count.test("image_to_video", image_to_video, b, daemon, pictures)
                 count.test("nothing from elsewhere: image-to-video", sound, b, daemon.url)
+            b.leave()
             with Daemon(AUTH_TOKEN="se cret") as daemon:
                 count.test("token", token, b, daemon)
         finally:
