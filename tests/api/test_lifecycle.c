@@ -174,6 +174,24 @@ TEST(installed_models)
     CHECK(system(text) == 0);
 }
 
+/* Without a safety checker the daemon says so once, at the start, not for every request. */
+TEST(one_warning_without_a_safety_checker)
+{
+    struct daemon d;
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    for (int i = 0; i < 2; i++) {
+        struct answer a =
+            client_make(&d, "{\"prompt\":\"a\",\"num_inference_steps\":1,\"safety_check\":true}");
+        CHECK(a.status == 200 && strstr(a.body, "\"nsfw\":false"), "%d", a.status);
+        answer_free(&a);
+    }
+    char *log = daemon_log(&d), *first = strstr(log, "level=WARNING message=\"safety_check has no effect");
+    CHECK(first && !strstr(first + 40, "safety_check has no effect"), "%s", log);
+    free(log);
+    CHECK(daemon_end(&d, SIGTERM, 8) == 0);
+}
+
 /* A model on a pipe that nobody writes to: loading never ends. */
 static void start_loading(struct daemon *d)
 {
@@ -290,6 +308,45 @@ TEST(sigterm_cancels_long_jobs)
     }
     CHECK(daemon_end(&d, 0, 8) == 0);
     CHECK(now_seconds() - start < 8, "took %.2f s", now_seconds() - start);
+}
+
+/* Wherever a request is: the reply comes whole or as an error, or the connection is closed, and the process
+ * ends in time. */
+TEST(sigterm_in_each_phase)
+{
+    static const struct {
+        const char *phase, *body;
+    } cases[] = {
+        {"phase=text", "{\"prompt\":\"a\",\"num_inference_steps\":5}"},
+        {"phase=step step=1/", "{\"prompt\":\"a\",\"num_inference_steps\":5}"},
+        {"phase=decode", "{\"prompt\":\"a\",\"width\":256,\"height\":256,\"num_inference_steps\":1}"},
+        {"phase=encode", "{\"prompt\":\"a\",\"width\":256,\"height\":256,\"num_inference_steps\":1}"}};
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct daemon d;
+        if (!CHECK(daemon_ready(&d, NULL)))
+            return;
+        int fd = client_begin(&d, cases[i].body);
+        CHECK(daemon_logged(&d, cases[i].phase, 20), "%s was never logged", cases[i].phase);
+        double start = now_seconds();
+        kill(d.pid, SIGTERM);
+        struct answer a = client_read(fd, 9);
+        CHECK(a.status == 200 || (a.status == 500 && strstr(a.body, "shutting down")), "%s: %d %.200s",
+              cases[i].phase, a.status, a.body);
+        answer_free(&a);
+        close(fd);
+        CHECK(daemon_end(&d, 0, 8) == 0 && now_seconds() - start < 8, "%s: took %.2f s", cases[i].phase,
+              now_seconds() - start);
+    }
+    /* in the upload: nobody can be answered who has not asked yet */
+    struct daemon d;
+    if (!CHECK(daemon_ready(&d, NULL)))
+        return;
+    int fd = client_begin_bytes(&d, "/text-to-image", "Content-Type: application/json\r\n", "{", 1000, 1);
+    sleep_seconds(0.2);
+    double start = now_seconds();
+    CHECK(daemon_end(&d, SIGTERM, 9) == 0 && now_seconds() - start < 8, "took %.2f s", now_seconds() - start);
+    CHECK(client_closed(fd, 1));
+    close(fd);
 }
 
 /* One step of this size takes far longer than there is time: the client is answered and the process ends all

@@ -143,6 +143,58 @@ static void check_faults(const struct model_options *opt, long step)
     image_free(&want);
 }
 
+/* The allocations between one step and the next. */
+struct steps {
+    long at, most; /* count at the last step; the largest difference */
+    int seen;
+};
+
+static void step_entered(void *ctx, enum phase phase, int step, int steps)
+{
+    struct steps *s = ctx;
+    (void)steps;
+    if (phase == PHASE_STEP) {
+        if (step > 1 && allocations - s->at > s->most)
+            s->most = allocations - s->at;
+        s->seen++;
+    }
+    s->at = allocations;
+}
+
+/* All of a step lies in the job's memory, which was planned. Every scheduler that keeps earlier outputs has
+ * kept some by then. */
+TEST(no_allocation_inside_a_step)
+{
+    static const char *const models[] = {"latentd/sd1",
+                                         "latentd/sd2",
+                                         "stabilityai/stable-diffusion-xl-base-1.0",
+                                         "stabilityai/sdxl-turbo",
+                                         "timbrooks/instruct-pix2pix",
+                                         "playgroundai/playground-v2.5-1024px-aesthetic"};
+    log_set_level(LOG_LEVEL_ERROR);
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        struct backend *be = NULL;
+        struct model *m = NULL;
+        struct image im = {0};
+        struct error err = {0};
+        struct steps steps = {0};
+        struct watcher watch = {.entered = step_entered, .ctx = &steps};
+        struct model_options from = {
+            .pipeline = PIPELINE_IMAGE_TO_IMAGE, .dir = "tests/golden/data/families", .id = models[i]};
+        struct image_to_image_params q = image_request;
+        q.steps = 8;
+        q.strength = 1;
+        CHECK(backend_open(&be, &(struct backend_options){.kind = "cpu", .threads = 2}, &err) == 0 &&
+                  model_load(&m, be, &from, &err) == 0 && image_to_image(m, &q, &watch, &im, &err) == 0,
+              "%s: %s", models[i], err.msg);
+        CHECK(steps.seen >= 8 && steps.most == 0, "%s: %d steps, up to %ld allocations in one", models[i],
+              steps.seen, steps.most);
+        image_free(&im);
+        model_close(&m);
+        backend_close(&be);
+    }
+}
+
 TEST(every_allocation_fails_in_turn)
 {
     check_faults(&(struct model_options){.dir = "tests/api/data", .id = "latentd/tiny"}, 1);
