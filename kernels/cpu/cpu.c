@@ -67,8 +67,8 @@ static const struct entry {
      NEEDS_AVX512,
      false},
     {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL}, NEEDS_AVX512, true},
-    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512, pack_avx512, NULL}, NEEDS_AVX512BF16, true},
-    {{"amx", &gemm_amx, &rows_avx512, pack_avx512, &flash_amx}, NEEDS_AMX, true},
+    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL}, NEEDS_AVX512BF16, true},
+    {{"amx", &gemm_amx, &rows_avx512bf16, pack_avx512, &flash_amx}, NEEDS_AMX, true},
 };
 
 enum { TIERS = sizeof tiers / sizeof *tiers };

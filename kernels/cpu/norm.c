@@ -2,8 +2,9 @@
  *
  * Bytes: group norm reads x twice and writes it once; it is bound by memory (512 x 512 x 128 fp32: 400 MB).
  * Sums are taken a channel at a time, so that vectors run along channels whatever the group size, and in
- * double, so that a large mean does not cancel the variance away. Rows are cut into chunks by the shape
- * alone; each chunk's sums are kept apart and added in order, so the result does not depend on the threads.
+ * double (bf16: a few rows exactly, then in double), so that a large mean does not cancel the variance away.
+ * Rows are cut into chunks by the shape alone; each chunk's sums are kept apart and added in order, so the
+ * result does not depend on the threads.
  */
 #include <math.h>
 #include <string.h>

@@ -58,10 +58,25 @@ VEC vf v_exp(vf x)
     return v_scale_pow2(p, n, x, lowest);
 }
 
+/* exp(k x) where |k x| <= 87, beyond that as there: 2^n p(r), |r| <= 1/2, degree 5 (7.5e-8). r is exact but
+ * for the rounding of k log2 e: 1.3e-8 |k x|. */
+VEC vf v_exp_near(vf x, float k)
+{
+    vf e = v_clamp(x, v_set1(87.0f / (k < 0 ? -k : k))), l = v_set1(k * 1.44269504f);
+    vf n = v_round(v_mul(e, l)), r = v_fnma(e, l, n); /* minus r */
+    vf p = v_set1(-1.32764741e-3f);
+    p = v_fma(p, r, v_set1(9.67554214e-3f));
+    p = v_fma(p, r, v_set1(-5.55071327e-2f));
+    p = v_fma(p, r, v_set1(2.40221197e-1f));
+    p = v_fma(p, r, v_set1(-6.93146967e-1f));
+    p = v_fma(p, r, v_set1(1.00000007f));
+    return v_times_pow2(p, n);
+}
+
 /* x / (1 + exp(-k x)): SiLU for k = 1, CLIP's quick_gelu for k = 1.702. */
 VEC vf v_sigmoid_times(vf x, float k)
 {
-    return v_div(x, v_add(v_set1(1.0f), v_exp(v_mul(x, v_set1(-k)))));
+    return v_mul(x, v_inverse(v_add(v_set1(1.0f), v_exp_near(x, -k))));
 }
 
 /* x times the normal distribution function: the exact GELU. erfc by the Chebyshev fit of Numerical Recipes
@@ -247,10 +262,36 @@ VEC void channel_sums_as(enum dtype type, const char *x, size_t stride, int rows
     }
 }
 
+enum { EXACT_ROWS = 8 };
+
+/* Squares of bf16 are exact in fp32 with eight bits to spare: a few rows are summed in fp32 and then in
+ * double. Rows side by side, so that each cache line is read in one go. */
+VEC void channel_sums_bf16(const char *x, size_t stride, int rows, int c, double *sum, double *square)
+{
+    for (int r = 0, n; r < rows; r += n, x += (size_t)n * stride) {
+        n = rows - r < EXACT_ROWS ? rows - r : EXACT_ROWS;
+        for (int j = 0; j < c; j += VL) {
+            const int m = c - j < VL ? c - j : VL;
+            vf s = v_zero(), q = v_zero();
+            for (int i = 0; i < n; i++) {
+                vf v = load_n(DTYPE_BF16, x + (size_t)i * stride, j, m);
+                s = v_add(s, v), q = v_fma(v, v, q);
+            }
+            vd_store_n(sum + j, vd_add(vd_load_n(sum + j, m), s), m);
+            vd_store_n(square + j, vd_add(vd_load_n(square + j, m), q), m);
+        }
+    }
+}
+
 static void row_channel_sums(const char *x, enum dtype type, size_t stride, int rows, int c, double *sum,
                              double *square)
 {
-    BY_TYPE(type, channel_sums_as, x, stride, rows, c, sum, square);
+    if (type == DTYPE_BF16)
+        channel_sums_bf16(x, stride, rows, c, sum, square);
+    else if (type == DTYPE_F32)
+        channel_sums_as(DTYPE_F32, x, stride, rows, c, sum, square);
+    else
+        channel_sums_as(DTYPE_F16, x, stride, rows, c, sum, square);
 }
 
 VEC void affine_as(enum dtype x_type, enum dtype y_type, bool act, char *y, const char *x, int c,

@@ -61,6 +61,10 @@ VEC vf v_div(vf a, vf b)
 {
     return _mm256_div_ps(a, b);
 }
+VEC vf v_inverse(vf a) /* the guess that AVX2 has is too rough for one step of Newton's */
+{
+    return _mm256_div_ps(_mm256_set1_ps(1), a);
+}
 /* a * b + c */
 VEC vf v_fma(vf a, vf b, vf c)
 {
@@ -84,6 +88,11 @@ VEC vf v_abs(vf a)
 {
     return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a);
 }
+/* x, brought to between -limit and limit; a NaN becomes limit. */
+VEC vf v_clamp(vf x, vf limit)
+{
+    return v_max(_mm256_min_ps(x, limit), v_sub(_mm256_setzero_ps(), limit));
+}
 VEC vf v_round(vf a)
 {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -104,6 +113,12 @@ VEC vf v_scale_pow2(vf p, vf n, vf x, vf lowest)
     vf a = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
     vf b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
     return _mm256_andnot_ps(cut, _mm256_mul_ps(_mm256_mul_ps(p, a), b));
+}
+/* p * 2^n for integral n where p * 2^n and 2^n are normal numbers */
+VEC vf v_times_pow2(vf p, vf n)
+{
+    __m256i i = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return v_mul(p, _mm256_castsi256_ps(_mm256_slli_epi32(i, 23)));
 }
 VEC __m128 v_low(vf a)
 {
@@ -132,6 +147,12 @@ VEC void vd_store_n(double *p, vd x, int n)
     _mm256_storeu_pd(v, x.lo);
     _mm256_storeu_pd(v + 4, x.hi);
     memcpy(p, v, (size_t)n * sizeof *p);
+}
+VEC vd vd_add(vd sum, vf x)
+{
+    vd r = {_mm256_add_pd(sum.lo, _mm256_cvtps_pd(_mm256_castps256_ps128(x))),
+            _mm256_add_pd(sum.hi, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)))};
+    return r;
 }
 VEC void vd_moments(vd *sum, vd *square, vf x)
 {
