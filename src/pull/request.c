@@ -109,7 +109,8 @@ int request_open(struct request *q, const struct hub *h, const char *id, const c
     *q = (struct request){.hub = h, .id = id, .what = what, .reply = no_reply, .first_url = url};
     q->easy = curl_easy_init();
     q->url = url ? strdup(url) : NULL;
-    if (q->easy && q->url)
+    /* Once: after some failures (a name that is not resolved) libcurl refuses to change it. */
+    if (q->easy && q->url && curl_easy_setopt(q->easy, CURLOPT_BUFFERSIZE, 256L << 10) == CURLE_OK)
         return 0;
     request_close(q);
     return error_set(err, ERR_NOMEM, "no memory for a request");
@@ -176,7 +177,6 @@ static CURLcode set_connection(struct request *q)
     rc = rc ? rc : curl_easy_setopt(q->easy, CURLOPT_CONNECTTIMEOUT, (long)CONNECT_SECONDS);
     rc = rc ? rc : curl_easy_setopt(q->easy, CURLOPT_LOW_SPEED_LIMIT, 1L);
     rc = rc ? rc : curl_easy_setopt(q->easy, CURLOPT_LOW_SPEED_TIME, q->hub->timeout);
-    rc = rc ? rc : curl_easy_setopt(q->easy, CURLOPT_BUFFERSIZE, 256L << 10);
     return rc ? rc : curl_easy_setopt(q->easy, CURLOPT_USERAGENT, "latentd/" LATENTD_VERSION);
 }
 

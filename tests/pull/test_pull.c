@@ -494,6 +494,9 @@ TEST(no_hub_at_all)
     scene_lora(1000);
     more_env = env;
     CHECK(pull("org/name --retries 0") == 1 && says("HF_ENDPOINT"));
+    static const char *const nowhere[] = {"HF_ENDPOINT=http://no-such-host.invalid", NULL};
+    more_env = nowhere; /* the second try is one like the first */
+    CHECK(pull("org/name --retries 1") == 1 && says("resolve host"));
 }
 
 TEST(a_file_larger_than_allowed)
