@@ -3,7 +3,7 @@
 #   make all      the daemon            make tests   the test programs
 #   make check    style, import direction and every test
 #   make bench    checkkernels --bench  make SAN=1 … with ASan and UBSan, under build-san/
-#   make CUDA=0   leaves CUDA out
+#   make CUDA=0   leaves CUDA out       make install PREFIX=/usr/local DESTDIR=
 #   make soak     a daemon under mixed clients for MINUTES=10
 #   make fuzz     libFuzzer targets of the parsers of what clients send, under build/fuzz; needs clang
 
@@ -253,6 +253,14 @@ fuzz: $(FUZZ)
 
 imports:
 	scripts/check_imports.sh
+
+# The programs, and the shipped models where the programs look for them.
+PREFIX ?= /usr/local
+.PHONY: install
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/latentd
+	install -s -m 755 $(BUILD)/latentd $(PULL) $(DESTDIR)$(PREFIX)/bin
+	cp -R models $(DESTDIR)$(PREFIX)/share/latentd/
 
 lint:
 	clang-format --dry-run -Werror $$(git ls-files '*.c' '*.h')

@@ -4,8 +4,10 @@
 # latentd-pull links libcurl and OpenSSL's libcrypto.
 BUILD_PACKAGES="gcc make pkg-config libc6-dev libmicrohttpd-dev libcjson-dev libpng-dev zlib1g-dev libjpeg-dev libwebp-dev libgif-dev \
     libavcodec-dev libavformat-dev libavutil-dev libcurl4-openssl-dev libssl-dev"
+# Tests of deploy/ make a Debian root (debootstrap), ask systemd-analyze, and are Python.
+DEPLOY_PACKAGES="debootstrap python3 python3-venv systemd"
 # The tests also compile the CUDA kernels for the CPU, and ask ffprobe and ffmpeg about videos.
-TEST_PACKAGES="$BUILD_PACKAGES g++ ffmpeg python3 curl"
+TEST_PACKAGES="$BUILD_PACKAGES $DEPLOY_PACKAGES g++ ffmpeg curl"
 # The pages are tested in a browser where the distribution has one as a package (Ubuntu has not); 360 MB installed.
 BROWSER_PACKAGE=chromium
 

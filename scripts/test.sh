@@ -143,6 +143,9 @@ run "pages in a browser" python3 tests/page/test_page.py
 emulated build "" 4 "cuda cuda+bf16" test_picture test_unet test_clip_text test_vae test_model test_lora test_safety test_safety_pipeline
 candidates build
 finish
+for program in tests/deploy/test_*.py; do
+    run "$(basename "$program" .py)" "$program"
+done
 if [ $quick = 0 ]; then
     # An optimised sanitizer build: the networks are too slow at -O0.
     make -s -j"$(nproc)" WERROR=1 SAN=1 all tests
