@@ -87,7 +87,7 @@ def valid(found):
             try:
                 kubernetes_validate.validate(o, version, strict=True)
             except kubernetes_validate.ValidationError as why:
-                check(False, f"{o['kind']} {o['metadata']['name']}, Kubernetes {version}: {why}")
+                check(False, f"{o['kind']} {o['metadata']['name']}, Kubernetes {version}: {str(why).splitlines()[0]}")
 
 
 def keda(o):
@@ -172,7 +172,7 @@ def the_compose_file_fits():
         check(s["ports"] == ["127.0.0.1:8000:8000"] and "./models:/models" in s["volumes"])
         check(("devices" in s["deploy"].get("resources", {}).get("reservations", {})) == (target == "cuda"))
         for setting in set(s["environment"]) - {"HF_TOKEN"}:
-            check(f"`{setting}`" in read("README.md"), setting)
+            check(f"`{setting}`" in read("docs/settings.md"), setting)
     for path in services["prometheus"]["volumes"]:
         check(os.path.isdir(os.path.join(ROOT, path.split(":")[0])), path)
 
