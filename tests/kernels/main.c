@@ -35,6 +35,7 @@ static const struct op_check *const ops[] = {
     &check_to_rgb8,
 };
 enum { OPS = sizeof ops / sizeof ops[0] };
+_Static_assert(OPS == OP_COUNT - 5, "every operation but the five that pack weights has its check here");
 
 static bool serves(const struct check *ck, const struct tier *t)
 {
