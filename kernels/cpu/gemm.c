@@ -29,6 +29,7 @@ enum {
     BLOCK_WIDTH = 64,       /* positions of one picture row in a block */
     SLAB_BYTES = 512 << 10, /* likewise */
     DIRECT_CHANNELS = 640,  /* channels of a slice that is read in place */
+    DIRECT_BYTES = 1 << 20, /* of x in a block that is read in place, where whole slices are taken */
     TAPS_MAX = 121,
 };
 
@@ -460,7 +461,12 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
                           .b = data,
                           .add = chunk > 0};
     t.half = !job->a->geglu && job->a->y.c - p * g->nr <= g->nr / 2;
-    for (int s = 0; s < b->segments; s++) {
+    /* Rows of half a tile that are whole rows of the picture go two by two. */
+    const bool pairs = g->pairs_halves && job->mode == PADDED && job->places == 1 && b->length == job->ow &&
+                       2 * b->length == g->mr;
+    for (int s = 0, lines; s < b->segments; s += lines) {
+        lines = pairs && s + 1 < b->segments ? 2 : 1;
+        t.a_half = lines == 2 ? (size_t)(job->step * job->slab_w) * position : 0;
         if (job->mode == DIRECT) {
             tensor x = job->a->x;
             t.lda = (size_t)x.ld * es;
@@ -471,7 +477,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
                   (size_t)(s * job->step * job->slab_w) * position;
         }
         t.c = one ? c : c + (size_t)(s * b->length) * (size_t)g->nr;
-        run_segment(job, m, &t, b->length, &next, place, p, segment_row(job, b, s), last, one);
+        run_segment(job, m, &t, lines * b->length, &next, place, p, segment_row(job, b, s), last, one);
     }
 }
 
@@ -554,6 +560,10 @@ static enum mode choose_mode(const struct job *job)
 static void choose_block(struct job *job)
 {
     int rows = job->g->whole_slices ? 2 * BLOCK_ROWS : BLOCK_ROWS;
+    if (job->mode == DIRECT && job->g->whole_slices) { /* x of a block stays in the second level */
+        int fit = DIRECT_BYTES / job->w->channels / 2 / job->g->mr * job->g->mr;
+        rows = min_int(rows, fit > 2 * job->g->mr ? fit : 2 * job->g->mr);
+    }
     if (job->mode == PADDED) {
         int across = div_up(job->ow, BLOCK_WIDTH);
         job->block_w = round_up(div_up(job->ow, across), job->g->m_align);
@@ -590,6 +600,8 @@ static void choose_slices(struct job *job)
     int chunks = div_up(job->w->channels, job->w->chunk);
     size_t fit = (size_t)SLAB_BYTES * (job->g->whole_slices ? 2 : 1) / slab_chunk_bytes(job);
     int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->w->chunk : fit > 1024 ? 1024 : (int)fit;
+    if (job->mode == DIRECT && job->g->whole_slices)
+        most = chunks;
     job->slices = div_up(chunks, most > 0 ? most : 1);
     job->slice_chunks = div_up(chunks, job->slices);
 }

@@ -19,6 +19,7 @@
 #include <time.h>
 
 #include "tier.h"
+#include "vec_gelu.h"
 
 enum { NR = 32, ROWS = 16, STEP = 32 };
 
@@ -54,11 +55,14 @@ struct ending {
     vf bias[2];
 };
 
-/* Whole lines of bf16, nothing but sums: what convolutions and linear layers of the networks mostly are. */
+/* Whole panels of bf16: what convolutions and linear layers of the networks mostly are. */
 static bool defers(const struct finish *f)
 {
-    return f->cols == NR && f->y_type == DTYPE_BF16 && f->act == ACT_NONE && !f->geglu &&
-           (!f->residual || f->residual_type == DTYPE_BF16);
+    if (f->y_type != DTYPE_BF16 || (f->residual && f->residual_type != DTYPE_BF16))
+        return false;
+    if (f->geglu)
+        return f->cols == NR / 2 && !f->residual && !f->add;
+    return f->cols == NR && (f->act == ACT_NONE || f->act == ACT_GELU);
 }
 
 static struct ending begin_ending(const struct gemm_tile *t, int steps)
@@ -82,9 +86,13 @@ static struct ending begin_ending(const struct gemm_tile *t, int steps)
     return e;
 }
 
-VEC void end_row(struct ending *e, bool stream)
+VEC void end_row(struct ending *e, enum act act, bool stream)
 {
     vf lo = v_add(v_load(e->c), e->bias[0]), hi = v_add(v_load(e->c + 16), e->bias[1]);
+    if (act == ACT_GELU) {
+        lo = v_gelu(lo);
+        hi = v_gelu(hi);
+    }
     if (e->residual) {
         lo = v_add(lo, v_load_bf16(e->residual));
         hi = v_add(hi, v_load_bf16(e->residual + 32));
@@ -99,13 +107,27 @@ VEC void end_row(struct ending *e, bool stream)
     e->y += e->f->y_stride;
 }
 
+VEC void end_geglu_row(struct ending *e)
+{
+    vf value = v_add(v_load(e->c), e->bias[0]), gate = v_add(v_load(e->c + 16), e->bias[1]);
+    _mm256_storeu_si256((__m256i *)(void *)e->y,
+                        _mm512_castsi512_si256(vb_narrow(v_mul(value, v_gelu(gate)), v_zero())));
+    e->c += NR;
+    e->y += e->f->y_stride;
+}
+
 static void end_rows(struct ending *e, int rows)
 {
     bool stream = e->f && e->f->stream && (((uintptr_t)e->y | e->f->y_stride) & 63) == 0;
     rows = rows < e->left ? rows : e->left;
     e->left -= rows;
     for (; rows > 0; rows--)
-        end_row(e, stream);
+        if (e->f->geglu)
+            end_geglu_row(e);
+        else if (e->f->act == ACT_GELU)
+            end_row(e, ACT_GELU, stream);
+        else
+            end_row(e, ACT_NONE, stream);
 }
 
 /* Loads sums 0 to TILES - 1 of c, or zeros. */
@@ -133,7 +155,7 @@ static void load_sums(const struct gemm_tile *t, bool two)
 static void run_two(const struct gemm_tile *t)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
-    const size_t line = NR * 4, lda = t->lda, half = (size_t)ROWS * lda;
+    const size_t line = NR * 4, lda = t->lda, half = t->a_half ? t->a_half : ROWS * lda;
     float *c0 = t->c, *c1 = t->c + ROWS * NR;
     struct ending e = begin_ending(t, t->taps * (t->channels ? t->channels : t->k) / STEP);
     load_sums(t, true);
@@ -162,6 +184,31 @@ static void run_two(const struct gemm_tile *t)
     tile_store(1, c0 + ROWS, line);
     tile_store(2, c1, line);
     tile_store(3, c1 + ROWS, line);
+}
+
+/* 32 rows of the first 16 columns. */
+static void run_half(const struct gemm_tile *t)
+{
+    const char *b = t->b, *slab = t->a;
+    const size_t line = NR * 4, lda = t->lda, half = t->a_half ? t->a_half : ROWS * lda;
+    struct ending e = begin_ending(t, 1);
+    end_rows(&e, e.left);
+    load_sums(t, true);
+    for (int left = t->channels ? t->channels : t->k; left > 0; left -= t->k, slab += t->a_chunk) {
+        const int k = left < t->k ? left : t->k;
+        for (int tap = 0; tap < t->taps; tap++) {
+            const char *a = slab + t->tap[tap];
+            for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
+                tile_load(6, b, line);
+                tile_load(4, a, lda);
+                tile_load(5, a + half, lda);
+                tile_dot(0, 4, 6);
+                tile_dot(2, 5, 6);
+            }
+        }
+    }
+    tile_store(0, t->c, line);
+    tile_store(2, t->c + ROWS * NR, line);
 }
 
 /* Up to 16 rows, as many as the tiles are configured for. */
@@ -195,7 +242,10 @@ static void run(int rows, const struct gemm_tile *tile)
 {
     struct gemm_tile t = *tile;
     if (rows == 2 * ROWS) {
-        run_two(tile);
+        if (t.half)
+            run_half(tile);
+        else
+            run_two(tile);
         return;
     }
     for (; rows > 0; rows -= ROWS) {
@@ -261,6 +311,7 @@ const struct gemm_kernel KERNEL = {
     .k_unit = STEP,
     .k_block = 288,
     .whole_slices = true,
+    .pairs_halves = true,
     .run = run,
     .spread = spread,
     .defers = defers,

@@ -31,6 +31,7 @@ struct finish {
 struct gemm_tile {
     const char *a;     /* first row, in the kernel's dtype */
     size_t lda;        /* bytes from one row to the next */
+    size_t a_half;     /* bytes from a row to the 16th behind it, where pairs_halves; 0: as lda says */
     const size_t *tap; /* [taps] byte offsets added to every row: kernel positions of a convolution */
     int taps, k;       /* k channels of a chunk from each tap, a multiple of k_unit */
     int channels;      /* of all chunks, where the kernel takes whole_slices; 0: k, one chunk */
@@ -59,6 +60,7 @@ struct gemm_kernel {
     int m_align;       /* row counts that are multiples of it run at full speed */
     int k_unit;        /* channels are padded to a multiple of it */
     int k_block;       /* products of a chunk: B of a chunk stays in the first-level cache */
+    bool pairs_halves; /* the two halves of mr rows may lie apart: a_half */
     bool whole_slices; /* a call takes all chunks of a slice: sums stay in registers, B comes from the second
                           level */
     void (*run)(int rows, const struct gemm_tile *t);
