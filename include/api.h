@@ -65,7 +65,8 @@ void hardware_stats_reply(struct service *s, struct reply *reply);
  * reference. */
 struct job *text_to_image_job(struct service *s, const struct api_request *request, struct reply *reply);
 struct job *image_to_image_job(struct service *s, const struct api_request *request, struct reply *reply);
-/* Fills REPLY from a job of either that is done. Moves the body out of the job. */
+struct job *upscale_job(struct service *s, const struct api_request *request, struct reply *reply);
+/* Fills REPLY from a job of these that is done. Moves the body out of the job. */
 void pictures_reply(struct job *job, struct reply *reply);
 /* "size=512x512 steps=20 seed=7 images=1" for the log. */
 void pictures_describe(const struct job *job, char *out, size_t size);

@@ -148,15 +148,24 @@ int model_frames(const struct model *m);
 
 /* ---- Upscale: StableDiffusionUpscalePipeline ---- */
 
+/* Pictures of more than UPSCALE_WHOLE_PIXELS, whose results the VAE tiles too, go through the UNet in areas
+ * of as many pixels at most, which overlap by a quarter: at every step, and stepped together, so that no
+ * seams show. diffusers has no such thing and runs out of memory. */
+enum { UPSCALE_WHOLE_PIXELS = 512 * 512 };
+
 struct upscale_params {
     const char *prompt, *negative_prompt; /* as image_to_image_params */
-    const struct image *image;            /* comes out four times as wide and high */
-    double guidance_scale;
-    int64_t steps; /* below 1: the pipeline's default, 75 */
-    int64_t seed;
+    const struct image *image; /* 8-bit RGB, cut to multiples of vae_scale (4); comes out so many times as
+                                  wide and high */
+    double guidance_scale;     /* diffusers' default is 9 */
+    int64_t steps;             /* below 1: the pipeline's default, 75 */
+    int64_t seed;              /* as above */
+    int whole_pixels;          /* in the place of UPSCALE_WHOLE_PIXELS; 0: that */
     bool safety_check, exact_times;
 };
 
+/* As their image-to-image twins. The noise on the picture that comes in is of level 20, diffusers' default.
+ */
 int upscale(struct model *m, const struct upscale_params *params, const struct watcher *watch,
             struct image *out, struct error *err);
 int upscale_plan(struct model *m, const struct upscale_params *params, struct plan_report *report,

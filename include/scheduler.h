@@ -21,6 +21,11 @@ const char *scheduler_config_class(const struct scheduler_config *c);
  * becomes 1 and clip_sample false. (StableDiffusionXLPipeline does not.) */
 void scheduler_config_stable_diffusion(struct scheduler_config *c);
 
+/* diffusers' add_noise at a timestep of the training schedule: x0 and noise [N, H, W, C] F32 -> a new tensor.
+ * ERR_UNSUPPORTED for a class that adds noise by a sigma. */
+tensor scheduler_config_add_noise(pass *p, const struct scheduler_config *c, int timestep, tensor x0,
+                                  tensor noise);
+
 /* One run of STEPS steps. ERR_INVALID with diffusers' words when the number of steps cannot be had: more than
  * num_train_timesteps (which every scheduler here refuses; diffusers lets some through to an IndexError or to
  * noise), more than an LCM was distilled for. C must outlive the run. */

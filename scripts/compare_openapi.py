@@ -39,6 +39,7 @@ ADDITIONS = {
     *(f"paths/{path}/get/description: not in the reference"
       for path in ("/health", "/hardware/info", "/hardware/stats", "/version")),
     "schemas/Body_genImageToVideo/properties/response_format: not in the reference",
+    "schemas/Body_genUpscale/properties/response_format: not in the reference",
     "schemas/VideoResponse/properties/video: not in the reference",
 }
 

@@ -134,8 +134,8 @@ def projection_case(folder, seed, dtype, prompts, **config):
 
 # ---- UNet ----
 
-def unet_run(out, i, model, seed, n, h, w, timesteps, tokens=7, time_ids=None):
-    """TIME_IDS: a list for each picture (addition_embed_type "text_time")."""
+def unet_run(out, i, model, seed, n, h, w, timesteps, tokens=7, time_ids=None, label=None):
+    """TIME_IDS: a list for each picture (addition_embed_type "text_time"). LABEL: of all pictures (num_class_embeds)."""
     cfg = model.config
     x = normal(seed, n, cfg.in_channels, h, w)
     text = normal(seed + 1, n, tokens, cfg.cross_attention_dim)
@@ -147,6 +147,8 @@ def unet_run(out, i, model, seed, n, h, w, timesteps, tokens=7, time_ids=None):
 
     def run(m, t):
         kw = {"timestep_cond": cond.to(t).expand(n, -1)} if cond is not None else {}
+        if label is not None:
+            kw["class_labels"] = torch.tensor([label] * n)
         if time_ids:
             kw["added_cond_kwargs"] = {"text_embeds": pooled.to(t), "time_ids": ids}
         return torch.cat([m(x.to(t), torch.tensor(k), text.to(t), **kw).sample for k in timesteps])
@@ -158,6 +160,8 @@ def unet_run(out, i, model, seed, n, h, w, timesteps, tokens=7, time_ids=None):
         out[f"{i}.cond"] = cond
     if time_ids:
         out.update({f"{i}.pooled": pooled, f"{i}.ids": ids})
+    if label is not None:
+        out[f"{i}.label"] = np.array([label], np.int32)
 
 
 def unet_case(folder, seed, dtype, runs, variant="", shards=1, **config):
@@ -354,6 +358,12 @@ CASES = {
         d, 16, torch.float16, [dict(n=3, h=6, w=10, timesteps=[951, 31])], variant=".fp16", in_channels=8,
         out_channels=4, block_out_channels=(8, 12), layers_per_block=1, cross_attention_dim=16, attention_head_dim=4,
         norm_num_groups=4, sample_size=8, **types("x-", "-x")),
+    # the x4 upscaler: the picture beside the latents, its noise level as class label, self-attention in the last block alone
+    "unet_upscaler": lambda d: unet_case(
+        d, 17, torch.float16, [dict(n=2, h=8, w=12, timesteps=[981, 21], label=20), dict(n=1, h=9, w=6, timesteps=[500], label=0)],
+        variant=".fp16", in_channels=7, out_channels=4, block_out_channels=(8, 12, 16), layers_per_block=1, cross_attention_dim=16,
+        attention_head_dim=4, norm_num_groups=4, sample_size=8, only_cross_attention=(True, True, False),
+        use_linear_projection=True, num_class_embeds=30, **types("-xx", "xx-")),
     "vae_old_names": lambda d: vae_case(
         d, 7, torch.float16, [(1, 8, 5), (2, 3, 4)], old=True, block_out_channels=(16, 24), latent_channels=4,
         layers_per_block=1, norm_num_groups=8, down_block_types=("DownEncoderBlock2D",) * 2,

@@ -61,10 +61,20 @@ UNET_SDXL = dict(
     projection_class_embeddings_input_dim=2816, sample_size=128, transformer_layers_per_block=[1, 2, 10],
     up_block_types=[CROSS_UP, CROSS_UP, PLAIN_UP], upcast_attention=None, use_linear_projection=True)
 
+# Its attention looks at the prompt alone, but for the last level's.
+UNET_X4 = dict(
+    UNET_SD15, _diffusers_version="0.10.0.dev0", block_out_channels=[256, 512, 512, 1024], cross_attention_dim=1024,
+    down_block_types=[PLAIN_DOWN] + [CROSS_DOWN] * 3, dual_cross_attention=False, in_channels=7, num_class_embeds=1000,
+    only_cross_attention=[True, True, True, False], sample_size=128, up_block_types=[CROSS_UP] * 3 + [PLAIN_UP],
+    use_linear_projection=True)
+
 VAE_SD = dict(
     _class_name="AutoencoderKL", _diffusers_version="0.6.0", act_fn="silu", block_out_channels=[128, 256, 512, 512],
     down_block_types=["DownEncoderBlock2D"] * 4, in_channels=3, latent_channels=4, layers_per_block=2, norm_num_groups=32,
     out_channels=3, sample_size=512, up_block_types=["UpDecoderBlock2D"] * 4)
+VAE_X4 = dict(
+    VAE_SD, _diffusers_version="0.10.0.dev0", block_out_channels=[128, 256, 512], down_block_types=["DownEncoderBlock2D"] * 3,
+    sample_size=256, scaling_factor=0.08333, up_block_types=["UpDecoderBlock2D"] * 3)
 VAE_SDXL = dict(VAE_SD, _diffusers_version="0.19.0.dev0", force_upcast=True, sample_size=1024, scaling_factor=0.13025)
 VAE_SDXL_2024 = dict(VAE_SDXL, _diffusers_version="0.26.3", latents_mean=None, latents_std=None)
 
@@ -157,6 +167,9 @@ REPOSITORIES = {
     "timbrooks/instruct-pix2pix": dict(
         LAYOUT_SD15, unet=part("unet_pix2pix", {**UNET_SD15, **UNET_KEYS_2022, "in_channels": 8}),
         safety_checker=SAFETY_PART),
+    "stabilityai/stable-diffusion-x4-upscaler": dict(
+        unet=part("unet_x4", UNET_X4), vae=part("vae_old_x4", VAE_X4),
+        text_encoder=part("text_h", TEXT_H, TEXT_IDS, transformers_version="4.25.0.dev0")),
     "CompVis/stable-diffusion-safety-checker": dict(safety_checker=SAFETY_PART),
     "stabilityai/stable-video-diffusion-img2vid": dict(LAYOUT_SVD, unet=part("unet_svd", UNET_SVD, num_frames=14)),
     "stabilityai/stable-video-diffusion-img2vid-xt": LAYOUT_SVD,
@@ -196,7 +209,7 @@ def published_name(component, tensors, name):
         return "text_model." + name
     if component == "safety_checker" and name.startswith("vision_model.") and ".vision_model." not in name:
         return "vision_model." + name
-    if tensors == "vae_old":
+    if tensors.startswith("vae_old"):
         for new, old in OLD_ATTENTION.items():
             name = name.replace(f"attentions.0.{new}.", f"attentions.0.{old}.")
     return name
@@ -220,6 +233,8 @@ WALKS = [
     ("stabilityai/stable-diffusion-xl-base-1.0", "text_encoder_2", "", (2, 1, 77)),
     ("stabilityai/stable-diffusion-xl-base-1.0", "vae", "decoder", (1, 128, 128)),
     ("stabilityai/stable-diffusion-xl-base-1.0", "vae", "encoder", (1, 1024, 1024)),
+    ("stabilityai/stable-diffusion-x4-upscaler", "unet", "", (2, 128, 128)),
+    ("stabilityai/stable-diffusion-x4-upscaler", "vae", "decoder", (1, 128, 128)),
     ("timbrooks/instruct-pix2pix", "unet", "", (3, 64, 64)),
     ("timbrooks/instruct-pix2pix", "vae", "encoder", (1, 512, 768)),
 ]
@@ -239,6 +254,8 @@ def one_pass(model, half, n, h, w):
     if cfg.addition_embed_type:
         pooled = cfg.projection_class_embeddings_input_dim - 6 * cfg.addition_time_embed_dim
         added["added_cond_kwargs"] = {"text_embeds": empty(n, pooled), "time_ids": empty(n, 6)}
+    if cfg.num_class_embeds:
+        added["class_labels"] = empty(n, dtype=torch.long)
     return model(empty(n, cfg.in_channels, h, w), empty(n), empty(n, 77, cfg.cross_attention_dim), **added)
 
 

@@ -119,6 +119,10 @@ emulated() {
     done
     GOLDEN_TIER=cuda GOLDEN_PICTURE=heun begin "${label}cuda: test_image_to_image deepcache" \
         "$build/emulated/tests/golden/test_image_to_image" deepcache_gives
+    for tier in $tiers; do
+        GOLDEN_TIER=$tier GOLDEN_PICTURE=one_step begin "${label}$tier: test_upscale" \
+            "$build/emulated/tests/golden/test_upscale" pictures_of noised
+    done
     begin "${label}cuda: test_emulator" "$build/emulated/test_emulator"
     begin "${label}cuda: test_library" "$build/emulated/test_library"
 }

@@ -46,7 +46,7 @@ static const char usage[] =
     "\n"
     "Settings are environment variables:\n"
     "  PIPELINE, MODEL_ID   what is served (text-to-image, " CONFIG_MODEL_DEFAULT "),\n"
-    "                       image-to-image or image-to-video\n"
+    "                       image-to-image, image-to-video or upscale\n"
     "  MODEL_DIR            the folder that holds models\n"
     "  HOST, PORT           where to listen (127.0.0.1, 8000; port 0: any free one)\n"
     "  AUTH_TOKEN           bearer token that generation routes ask for (none)\n"

@@ -1,7 +1,4 @@
-/* POST /image-to-image: its parameters, its checks in the contract's order, and its runs. The picture that
- * was sent is probed here, from its header alone, and decoded on the worker, so that an HTTP thread never
- * does more than parse. One that cannot be read is a 400 with words; the original answers a plain-text 500.
- */
+/* POST /image-to-image: its parameters, its checks in the contract's order, and its runs. */
 #include "image_to_image.h"
 
 #include <stdlib.h>
@@ -9,7 +6,7 @@
 
 #include "log.h"
 #include "loras.h"
-#include "pictures.h"
+#include "upload.h"
 
 struct params {
     struct param_string prompt, model_id, loras, negative_prompt, response_format;
@@ -82,16 +79,9 @@ static void work_free(struct pictures *p)
 static int work_prepare(struct pictures *p, struct model *m, struct error *err)
 {
     struct work *w = (struct work *)p;
-    struct error why = {0};
-    int rc = image_decode(w->given.image.data, w->given.image.len, &w->image, &why);
 
-    buffer_free(&w->upload);
-    if (rc) {
-        p->own_words = rc == ERR_FORMAT || rc == ERR_INVALID;
-        return error_set(err, p->own_words ? ERR_INVALID : rc, "The image cannot be read: %s", why.msg);
-    }
     p->cut = model_prompt_cut(m, w->prompt, w->negative);
-    return 0;
+    return upload_decode(p, &w->given.image, &w->upload, &w->image, err);
 }
 
 static int work_make(struct pictures *p, struct model *m, int64_t seed, const struct watcher *watch,
@@ -116,17 +106,6 @@ static const struct pictures_kind kind = {
 
 /* ---- Checks ---- */
 
-static bool check_image(struct work *w, struct reply *reply)
-{
-    struct param_file *file = &w->given.image;
-    struct error err = {0};
-
-    if (image_probe(file->data, file->len, &w->image.width, &w->image.height, &err) == 0)
-        return true;
-    reply_error(reply, 400, "The image cannot be read: %s.", err.msg);
-    return false;
-}
-
 /* Says early what the worker would say later. */
 static bool admit(struct work *w, struct model *m, struct reply *reply)
 {
@@ -144,7 +123,7 @@ static bool check_request(struct service *s, const struct api_request *request, 
     const struct params *g = &w->given;
 
     return pictures_token(request, reply) && pictures_model_id(s, &g->model_id, reply) &&
-           check_image(w, reply) && pictures_wanted(&g->images, reply) &&
+           upload_probe(&g->image, &w->image, reply) && pictures_wanted(&g->images, reply) &&
            loras_read(&g->loras, kind.failed, &w->p.loras, reply);
 }
 

@@ -10,8 +10,8 @@
 
 #include "frames.h"
 #include "log.h"
-#include "pictures.h"
 #include "stream_url.h"
+#include "upload.h"
 
 enum { PIPE_BYTES = 512 << 10 };
 
@@ -85,22 +85,10 @@ static const struct pictures_kind kind = {
 
 /* ---- On the worker ---- */
 
-static int decode_image(struct work *w, struct error *err)
-{
-    struct error why = {0};
-    int rc = image_decode(w->given.image.data, w->given.image.len, &w->image, &why);
-
-    buffer_free(&w->upload);
-    if (rc == 0)
-        return 0;
-    w->p.own_words = rc == ERR_FORMAT || rc == ERR_INVALID;
-    return error_set(err, w->p.own_words ? ERR_INVALID : rc, "The image cannot be read: %s", why.msg);
-}
-
 static int make_video(struct work *w, struct model *model, struct frames *f, struct error *err)
 {
     struct frame_sink sink = {frames_add, f};
-    int rc = decode_image(w, err);
+    int rc = upload_decode(&w->p, &w->given.image, &w->upload, &w->image, err);
 
     if (rc == 0) {
         w->run.image = &w->image;
@@ -178,17 +166,6 @@ static bool check_size(struct service *s, struct work *w, struct reply *reply)
     return true;
 }
 
-static bool check_image(struct work *w, struct reply *reply)
-{
-    struct param_file *file = &w->given.image;
-    struct error err = {0};
-
-    if (image_probe(file->data, file->len, &w->image.width, &w->image.height, &err) == 0)
-        return true;
-    reply_error(reply, 400, "The image cannot be read: %s.", err.msg);
-    return false;
-}
-
 /* What the reply is to be, and whether it can be had here. */
 static bool check_form(const struct api_request *request, struct work *w, struct reply *reply)
 {
@@ -260,8 +237,9 @@ struct job *image_to_video_job(struct service *s, const struct api_request *requ
     w->p.job.run = video_run;
     w->service = s;
     if (params_read(&image_to_video_table, request, &w->given, reply) && pictures_token(request, reply) &&
-        pictures_model_id(s, &w->given.model_id, reply) && check_size(s, w, reply) && check_image(w, reply) &&
-        check_form(request, w, reply) && check_run(s, w, reply)) {
+        pictures_model_id(s, &w->given.model_id, reply) && check_size(s, w, reply) &&
+        upload_probe(&w->given.image, &w->image, reply) && check_form(request, w, reply) &&
+        check_run(s, w, reply)) {
         w->upload = *request->upload;
         memset(request->upload, 0, sizeof(*request->upload));
         return &w->p.job;

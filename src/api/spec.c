@@ -7,6 +7,7 @@
 #include "image_to_image.h"
 #include "image_to_video.h"
 #include "text_to_image.h"
+#include "upscale.h"
 
 const char *const status_names[STATUS_NAMES] = {"LOADING", "OK", "ERROR", "IDLE"};
 
@@ -92,6 +93,8 @@ const struct endpoint endpoints[] = {
      "Apply image transformations to a provided image.", &image_to_image_table},
     {"/image-to-video", "Image To Video", "genImageToVideo", "imageToVideo", "VideoResponse",
      "Generate a video from a provided image.", &image_to_video_table},
+    {"/upscale", "Upscale", "genUpscale", "upscale", "ImageResponse",
+     "Upscale an image by increasing its resolution.", &upscale_table},
 };
 const int endpoint_count = sizeof(endpoints) / sizeof(*endpoints);
 

@@ -2,6 +2,7 @@
  * measured peak, memory, JSON. The work is that of a request without HTTP: prompt or picture to PNG. */
 #include "bench.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,8 @@ static const char usage[] =
     "N]\n"
     "                     [--warmup N] [--width W] [--height H] [--guidance_scale G] [--isa TIER] [--json]\n"
     "  --pipeline P      text-to-image (default), image-to-image, which starts from a picture of W x H at\n"
-    "                    strength 0.8, or image-to-video, which starts from one too\n"
+    "                    strength 0.8, image-to-video, which starts from one too, or upscale,\n"
+    "                    which enlarges one (128 x 128)\n"
     "  --model_id ID     default: MODEL_ID, else latentd/emoji\n"
     "  --runs N          runs that are measured (1)\n"
     "  --batch_size N    pictures or videos in a run, one after the other, as the daemon makes them (1)\n"
@@ -29,6 +31,7 @@ struct work {
     struct text_to_image_params text;
     struct image_to_image_params from_image;
     struct image_to_video_params video;
+    struct upscale_params upscale;
     struct image input;
     struct buffer png;
     double encode;
@@ -91,11 +94,13 @@ static int run_one(struct work *w, const struct bench_options *o, int64_t seed)
     struct session *s = w->s;
     struct frame_sink sink = {.frame = encode_frame, .ctx = w};
     struct image im = {0};
-    w->text.seed = w->from_image.seed = w->video.seed = seed;
+    w->text.seed = w->from_image.seed = w->video.seed = w->upscale.seed = seed;
     if (o->kind == PIPELINE_IMAGE_TO_VIDEO)
         return image_to_video(s->model, &w->video, NULL, &sink, &s->err);
-    int rc = o->kind == PIPELINE_IMAGE_TO_IMAGE ? image_to_image(s->model, &w->from_image, NULL, &im, &s->err)
-                                                : text_to_image(s->model, &w->text, NULL, &im, &s->err);
+    int rc = o->kind == PIPELINE_UPSCALE ? upscale(s->model, &w->upscale, NULL, &im, &s->err)
+             : o->kind == PIPELINE_IMAGE_TO_IMAGE
+                 ? image_to_image(s->model, &w->from_image, NULL, &im, &s->err)
+                 : text_to_image(s->model, &w->text, NULL, &im, &s->err);
     if (!rc)
         rc = encode(w, &im, &s->err);
     image_free(&im);
@@ -107,6 +112,8 @@ static int plan_one(struct work *w, const struct bench_options *o, struct plan_r
     struct session *s = w->s;
     if (o->kind == PIPELINE_IMAGE_TO_VIDEO)
         return image_to_video_plan(s->model, &w->video, plan, &s->err);
+    if (o->kind == PIPELINE_UPSCALE)
+        return upscale_plan(s->model, &w->upscale, plan, &s->err);
     return o->kind == PIPELINE_IMAGE_TO_IMAGE ? image_to_image_plan(s->model, &w->from_image, plan, &s->err)
                                               : text_to_image_plan(s->model, &w->text, plan, &s->err);
 }
@@ -152,7 +159,9 @@ static bool make_input(struct image *im, int width, int height)
 static bool make_work(struct work *w, const struct bench_options *o)
 {
     const struct model *m = w->s->model;
-    int native = model_native_size(m), width = o->width ? (int)o->width : native;
+    /* the upscaler's is that of what it makes; its examples start from 128 */
+    int native = o->kind == PIPELINE_UPSCALE ? 128 : model_native_size(m);
+    int width = o->width ? (int)o->width : native;
     int height = o->height ? (int)o->height : native;
     w->text = (struct text_to_image_params){.prompt = "a mountain lion",
                                             .width = width,
@@ -178,6 +187,12 @@ static bool make_work(struct work *w, const struct bench_options *o)
                                               .steps = o->steps,
                                               .safety_check = true,
                                               .exact_times = true};
+    w->upscale = (struct upscale_params){.prompt = w->text.prompt,
+                                         .image = &w->input,
+                                         .guidance_scale = o->guidance,
+                                         .steps = o->steps,
+                                         .safety_check = true,
+                                         .exact_times = true};
     text_to_image_rules(m, &w->text);
     image_to_image_rules(m, &w->from_image);
     return o->kind == PIPELINE_TEXT_TO_IMAGE || make_input(&w->input, width, height);
@@ -260,9 +275,10 @@ int command_bench(int argc, char **argv)
 {
     static const enum session_kind kinds[] = {[PIPELINE_TEXT_TO_IMAGE] = SESSION_TEXT_TO_IMAGE,
                                               [PIPELINE_IMAGE_TO_IMAGE] = SESSION_IMAGE_TO_IMAGE,
-                                              [PIPELINE_IMAGE_TO_VIDEO] = SESSION_IMAGE_TO_VIDEO};
+                                              [PIPELINE_IMAGE_TO_VIDEO] = SESSION_IMAGE_TO_VIDEO,
+                                              [PIPELINE_UPSCALE] = SESSION_UPSCALE};
     struct bench_options o = {
-        .pipeline = CONFIG_PIPELINE_DEFAULT, .runs = 1, .batch = 1, .warmup = -1, .guidance = 7.5};
+        .pipeline = CONFIG_PIPELINE_DEFAULT, .runs = 1, .batch = 1, .warmup = -1, .guidance = NAN};
     struct session s;
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
@@ -271,6 +287,8 @@ int command_bench(int argc, char **argv)
         }
     if (!take_options(&o, argc, argv))
         return 2;
+    if (isnan(o.guidance))
+        o.guidance = o.kind == PIPELINE_UPSCALE ? 9 : 7.5;
     int status = session_open(&s, o.model_id, o.isa, kinds[o.kind]);
     if (status)
         return status;

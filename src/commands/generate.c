@@ -1,6 +1,7 @@
 /* latentd generate PROMPT -o FILE: the same path as POST /text-to-image, without HTTP; with --image FILE as
- * POST /image-to-image; without PROMPT as POST /image-to-video. */
+ * POST /image-to-image, or with PIPELINE=upscale as POST /upscale; without PROMPT as POST /image-to-video. */
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,10 +16,11 @@ static const char usage[] =
     "       latentd generate --image FILE -o FRAME-%02d.png [options]  (or -o FOLDER)\n"
     "  --seed N            same seed, same picture (default: random)\n"
     "  --steps N           denoising steps (default: 50)\n"
-    "  --guidance G        classifier-free guidance (default: 7.5)\n"
+    "  --guidance G        classifier-free guidance (default: 7.5; upscale: 9)\n"
     "  --negative TEXT     what the picture should not show\n"
     "  --width W --height H  in pixels (default: as POST /text-to-image)\n"
     "  --image FILE        start from this picture; the size is its own\n"
+    "                      with PIPELINE=upscale: enlarge it four times\n"
     "  --strength S        how far from it, 0 to 1 (default: 0.8)\n"
     "  --image_guidance G  instruct-pix2pix: how close to it (default: 1.5)\n"
     "  --fps N             video: its speed, which the model is told (default: 6)\n"
@@ -30,7 +32,7 @@ static const char usage[] =
 struct options {
     const char *prompt, *negative, *out, *image, *model_id, *isa;
     long seed, steps, width, height, fps, motion;
-    bool seeded;
+    bool seeded, upscale;
     double guidance, strength, image_guidance, noise;
 };
 
@@ -204,9 +206,34 @@ static int from_image(struct session *s, const struct options *o, int64_t seed, 
     return rc;
 }
 
+static int enlarge(struct session *s, const struct options *o, int64_t seed, struct image *out)
+{
+    static const struct watcher watch = {.entered = show_progress};
+    struct image input = {0};
+    struct upscale_params q = {.prompt = o->prompt,
+                               .negative_prompt = o->negative,
+                               .image = &input,
+                               .guidance_scale = o->guidance,
+                               .steps = o->steps,
+                               .seed = seed,
+                               .safety_check = true};
+    int rc = read_image(o->image, &input, &s->err);
+    if (!rc)
+        rc = upscale(s->model, &q, &watch, out, &s->err);
+    image_free(&input);
+    return rc;
+}
+
 static int64_t seed_of(const struct options *o)
 {
     return o->seeded ? o->seed : (long)(clock_seconds() * 1e6) % 4294967296L;
+}
+
+static int make_picture(struct session *s, const struct options *o, int64_t seed, struct image *out)
+{
+    if (!o->image)
+        return from_text(s, o, seed, out);
+    return o->upscale ? enlarge(s, o, seed, out) : from_image(s, o, seed, out);
 }
 
 static int generate(struct session *s, const struct options *o)
@@ -215,7 +242,7 @@ static int generate(struct session *s, const struct options *o)
     struct image im = {0};
     struct buffer png = {0};
     double start = clock_seconds();
-    int rc = o->image ? from_image(s, o, seed, &im) : from_text(s, o, seed, &im);
+    int rc = make_picture(s, o, seed, &im);
     if (!rc)
         rc = png_encode(&im, &png, &s->err);
     if (isatty(STDERR_FILENO))
@@ -249,7 +276,7 @@ static int make_video(struct session *s, const struct options *o)
 int command_generate(int argc, char **argv)
 {
     struct options o = {
-        .guidance = 7.5, .strength = 0.8, .image_guidance = 1.5, .fps = 6, .motion = 127, .noise = 0.02};
+        .guidance = NAN, .strength = 0.8, .image_guidance = 1.5, .fps = 6, .motion = 127, .noise = 0.02};
     struct session s;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
@@ -264,10 +291,15 @@ int command_generate(int argc, char **argv)
         fputs(usage, stderr);
         return 2;
     }
+    const char *pipeline = getenv("PIPELINE");
+    o.upscale = o.prompt && o.image && pipeline && strcmp(pipeline, "upscale") == 0;
+    if (isnan(o.guidance))
+        o.guidance = o.upscale ? 9 : 7.5;
     int status = session_open(&s, o.model_id, o.isa,
-                              video     ? SESSION_IMAGE_TO_VIDEO
-                              : o.image ? SESSION_IMAGE_TO_IMAGE
-                                        : SESSION_TEXT_TO_IMAGE);
+                              video       ? SESSION_IMAGE_TO_VIDEO
+                              : o.upscale ? SESSION_UPSCALE
+                              : o.image   ? SESSION_IMAGE_TO_IMAGE
+                                          : SESSION_TEXT_TO_IMAGE);
     if (status)
         return status;
     status = video ? make_video(&s, &o) : generate(&s, &o);

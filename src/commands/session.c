@@ -58,7 +58,8 @@ int session_open(struct session *s, const char *model_id, const char *isa, enum 
     double start = clock_seconds();
     static const enum pipeline_kind pipelines[] = {[SESSION_TEXT_TO_IMAGE] = PIPELINE_TEXT_TO_IMAGE,
                                                    [SESSION_IMAGE_TO_IMAGE] = PIPELINE_IMAGE_TO_IMAGE,
-                                                   [SESSION_IMAGE_TO_VIDEO] = PIPELINE_IMAGE_TO_VIDEO};
+                                                   [SESSION_IMAGE_TO_VIDEO] = PIPELINE_IMAGE_TO_VIDEO,
+                                                   [SESSION_UPSCALE] = PIPELINE_UPSCALE};
     struct model_options from = {.pipeline = pipelines[kind],
                                  .dir = s->config.model_dir,
                                  .id = s->config.model_id,

@@ -15,7 +15,13 @@ struct session {
 };
 
 /* What a command needs: the backend alone, or a model on it too. */
-enum session_kind { SESSION_BACKEND, SESSION_TEXT_TO_IMAGE, SESSION_IMAGE_TO_IMAGE, SESSION_IMAGE_TO_VIDEO };
+enum session_kind {
+    SESSION_BACKEND,
+    SESSION_TEXT_TO_IMAGE,
+    SESSION_IMAGE_TO_IMAGE,
+    SESSION_IMAGE_TO_VIDEO,
+    SESSION_UPSCALE
+};
 
 /* Reads the environment, then opens what KIND says. ISA and MODEL_ID override the environment when not NULL.
  * On failure prints the sentence to stderr and returns the exit

@@ -63,6 +63,7 @@ const struct route routes[] = {
     MAKES("/text-to-image", text_to_image_job, pictures_reply, pictures_describe, BODY_MAX),
     MAKES("/image-to-image", image_to_image_job, pictures_reply, pictures_describe, UPLOAD_MAX),
     MAKES("/image-to-video", image_to_video_job, video_reply, video_describe, UPLOAD_MAX),
+    MAKES("/upscale", upscale_job, pictures_reply, pictures_describe, UPLOAD_MAX),
     {"/stream/", "GET", false, NULL, NULL, NULL, NULL, 0, stream_serve},
     ANSWERS("/health", true, health),
     ANSWERS("/health/live", true, live),

@@ -3,8 +3,11 @@
 #include <stdlib.h>
 
 #include "run.h"
+#include "tiles.h"
 
 enum { TIME_COND_MAX = 4096, DEEPCACHE_INTERVAL = 3 };
+/* Areas of latents overlap by one part in so many, and begin where all levels of the UNet halve evenly. */
+enum { TILE_OVERLAP = 4, TILE_UNIT = 8 };
 
 tensor draw_latents(struct run *r)
 {
@@ -90,7 +93,7 @@ tensor *run_deep(struct run *r, int i)
 {
     const float *timesteps = scheduler_timesteps(r->sched);
     int first = 0;
-    if (!r->m->deepcache)
+    if (!r->m->deepcache || r->q->tile) /* each area would need its own */
         return NULL;
     while (timesteps[first] != timesteps[i])
         first++;
@@ -123,6 +126,72 @@ static tensor predict(struct run *r, const struct unet_request *req, tensor x, t
     return e;
 }
 
+/* ---- Large pictures: the UNet sees one area of the latents after the other at every step, and the scheduler
+ * steps all of them together (MultiDiffusion, arXiv 2302.08113), so that no area goes its own way. ---- */
+
+struct tile_step {
+    struct run *r;
+    const struct unet_request *req;
+    tensor image; /* [1, H, W, C] F32 */
+    int call;
+};
+
+static tensor predict_area(pass *p, void *ctx, tensor cut, int top, int left)
+{
+    struct tile_step *s = ctx;
+    int parts = s->r->parts;
+    tensor area = convert(p, tensor_area(s->image, top, left, cut.h, cut.w), pass_dtype(p));
+    tensor one = tensor_of_area(area, s->image.c), image = parts > 1 ? repeat_batch(p, one, parts) : one;
+    tensor e = predict(s->r, s->req, cut, image, s->call);
+    if (parts > 1) {
+        tensor pair = e;
+        e = guide(p, pair, (float)s->r->q->guidance);
+        tensor_free(p, &pair);
+        tensor_free(p, &image);
+    }
+    tensor_free(p, &area);
+    return e;
+}
+
+static bool enter_area(void *ctx, int tile, int tiles)
+{
+    (void)tile;
+    (void)tiles;
+    return run_goes_on(ctx, PHASE_STEP);
+}
+
+/* The fewest areas of at most SIDE along LENGTH, all alike but for what the last one lacks. */
+static struct tile_axis areas(int length, int side)
+{
+    int overlap = side / TILE_OVERLAP / TILE_UNIT * TILE_UNIT, rest = length > overlap ? length - overlap : 1;
+    int count = (rest + side - overlap - 1) / (side - overlap);
+    int step = (rest + count - 1) / count;
+    step = (step + TILE_UNIT - 1) / TILE_UNIT * TILE_UNIT;
+    count = (rest + step - 1) / step;
+    int in = count == 1 ? length : step + overlap;
+    return (struct tile_axis){.count = count,
+                              .in = in,
+                              .in_step = count == 1 ? in : step,
+                              .out = in,
+                              .out_step = count == 1 ? in : step};
+}
+
+/* As predict, in areas; with guidance done: [1, h, w, C]. */
+static tensor predict_tiled(struct run *r, const struct unet_request *req, tensor x, tensor image, int i)
+{
+    struct tile_step s = {.r = r, .req = req, .image = image, .call = i};
+    return tiles_run(&r->p, x,
+                     &(struct tiling){.rows = areas(x.h, r->q->tile),
+                                      .columns = areas(x.w, r->q->tile),
+                                      .height = x.h,
+                                      .width = x.w,
+                                      .channels = x.c,
+                                      .make = predict_area,
+                                      .ctx = &s,
+                                      .enter = enter_area,
+                                      .enter_ctx = r});
+}
+
 /* What the UNet needs once a request. COND: room for the guidance's embedding. */
 static struct unet_request *begin(struct run *r, const struct conditioning *c, float *cond)
 {
@@ -136,7 +205,8 @@ static struct unet_request *begin(struct run *r, const struct conditioning *c, f
                                          .count = scheduler_calls(r->sched),
                                          .time_cond = dim > 0 ? cond : NULL,
                                          .pooled = c->pooled,
-                                         .time_ids = c->pooled.n ? c->time_ids : NULL};
+                                         .time_ids = c->pooled.n ? c->time_ids : NULL,
+                                         .label = r->q->noise_level};
     return unet_begin(&r->p, r->m->unet, &conditions);
 }
 
@@ -145,12 +215,12 @@ tensor denoise(struct run *r, const struct conditioning *c, tensor x, tensor ima
     pass *p = &r->p;
     float cond[TIME_COND_MAX];
     int calls = scheduler_calls(r->sched);
+    bool tiled = r->q->tile > 0, pair = r->parts == 2 && !tiled;
     struct unet_request *req = begin(r, c, cond);
     for (int i = 0; i < calls && run_enter(r, PHASE_STEP, i + 1, calls); i++) {
-        tensor e = predict(r, req, x, image, i);
-        tensor next = r->parts == 2
-                          ? scheduler_step_guided(p, r->sched, i, e, (float)r->q->guidance, x, &r->noise)
-                          : scheduler_step(p, r->sched, i, e, x, &r->noise);
+        tensor e = tiled ? predict_tiled(r, req, x, image, i) : predict(r, req, x, image, i);
+        tensor next = pair ? scheduler_step_guided(p, r->sched, i, e, (float)r->q->guidance, x, &r->noise)
+                           : scheduler_step(p, r->sched, i, e, x, &r->noise);
         tensor_free(p, &e);
         tensor_free(p, &x);
         x = next;
@@ -178,12 +248,18 @@ static tensor decode_picture(struct run *r, tensor z)
     return vae_decode_tiled(&p, vae, z, &(struct vae_tiles){.side = side, .enter = enter_tile, .ctx = r});
 }
 
+/* StableDiffusionUpscalePipeline takes its own number, whatever the config of the VAE says. */
+static float latents_scale(const struct model *m)
+{
+    return m->family == FAMILY_UPSCALE ? 0.08333f : vae_scaling_factor(m->vae);
+}
+
 /* Latents [1, h, w, C] as the VAE reads them. Of SDXL's pipelines each channel may have a mean and a
  * deviation of its own; that is done on the host, once a request. */
 static tensor unscale_latents(struct run *r, tensor x)
 {
     pass *p = &r->p;
-    const float *mean, *std, scale = vae_scaling_factor(r->m->vae), coef = 1.0f / scale;
+    const float *mean, *std, scale = latents_scale(r->m), coef = 1.0f / scale;
     if (r->m->family != FAMILY_SDXL || !vae_latents_stats(r->m->vae, &mean, &std))
         return lincomb(p, 1, &coef, &x);
     size_t c = (size_t)x.c, count = tensor_count(x);

@@ -19,27 +19,31 @@ static void normalize(const uint8_t *rgb, size_t count, float *out)
         out[i] = 2.0f * ((float)rgb[i] / 255.0f) - 1.0f;
 }
 
-tensor preprocess_picture(struct run *r)
+tensor preprocess_picture_to(struct run *r, int width, int height, enum image_filter filter)
 {
     pass *p = &r->p;
-    const struct request *q = r->q;
-    size_t count = 3 * (size_t)q->width * (size_t)q->height;
+    size_t count = 3 * (size_t)width * (size_t)height;
     struct image cut = {0};
-    const struct image *im = q->image;
+    const struct image *im = r->q->image;
     float *host = NULL;
     if (r->planning)
-        return tensor_from_host(p, NULL, 1, q->height, q->width, 3, DTYPE_F32);
-    if ((im->width != q->width || im->height != q->height) &&
-        image_resize(im, q->width, q->height, FILTER_LANCZOS, &cut, p->err) == 0)
+        return tensor_from_host(p, NULL, 1, height, width, 3, DTYPE_F32);
+    if ((im->width != width || im->height != height) &&
+        image_resize(im, width, height, filter, &cut, p->err) == 0)
         im = &cut;
     if (!p->err->code && !(host = malloc(count * sizeof *host)))
         error_set(p->err, ERR_NOMEM, "no memory for the input image");
     if (!p->err->code)
         normalize(im->rgb, count, host);
-    tensor x = tensor_from_host(p, host, 1, q->height, q->width, 3, DTYPE_F32);
+    tensor x = tensor_from_host(p, host, 1, height, width, 3, DTYPE_F32);
     free(host);
     image_free(&cut);
     return x;
+}
+
+tensor preprocess_picture(struct run *r)
+{
+    return preprocess_picture_to(r, r->q->width, r->q->height, FILTER_LANCZOS);
 }
 
 /* MOMENTS [rows, 2 C], mean then logarithm of the variance, and NOISE [rows, C] (NULL: the mode) → OUT [rows,

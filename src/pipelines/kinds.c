@@ -8,7 +8,8 @@ static const struct {
     enum pipeline_kind kind;
 } kinds[] = {{"text-to-image", PIPELINE_TEXT_TO_IMAGE},
              {"image-to-image", PIPELINE_IMAGE_TO_IMAGE},
-             {"image-to-video", PIPELINE_IMAGE_TO_VIDEO}};
+             {"image-to-video", PIPELINE_IMAGE_TO_VIDEO},
+             {"upscale", PIPELINE_UPSCALE}};
 enum { KINDS = sizeof kinds / sizeof *kinds };
 
 int pipeline_named(const char *name, enum pipeline_kind *kind, struct error *err)

@@ -28,7 +28,8 @@ static const struct {
                {"StableDiffusionXLPipeline", FAMILY_SDXL},
                {"StableDiffusionXLImg2ImgPipeline", FAMILY_SDXL},
                {"StableDiffusionInstructPix2PixPipeline", FAMILY_PIX2PIX},
-               {"StableVideoDiffusionPipeline", FAMILY_VIDEO}};
+               {"StableVideoDiffusionPipeline", FAMILY_VIDEO},
+               {"StableDiffusionUpscalePipeline", FAMILY_UPSCALE}};
 enum { CLASSES = sizeof classes / sizeof *classes };
 
 /* What loading needs to know besides the model itself. */
@@ -111,8 +112,12 @@ static int check_components(const cJSON *index, const char *path, enum family fa
     static const char *const of_pictures[] = {"scheduler", "tokenizer",   "text_encoder",  "unet",
                                               "vae",       "tokenizer_2", "text_encoder_2"};
     static const char *const of_videos[] = {"scheduler", "image_encoder", "feature_extractor", "unet", "vae"};
-    const char *const *names = family == FAMILY_VIDEO ? of_videos : of_pictures;
-    size_t count = family == FAMILY_SDXL ? 7 : 5;
+    static const char *const of_upscaler[] = {"scheduler", "tokenizer", "text_encoder",
+                                              "unet",      "vae",       "low_res_scheduler"};
+    const char *const *names = family == FAMILY_VIDEO     ? of_videos
+                               : family == FAMILY_UPSCALE ? of_upscaler
+                                                          : of_pictures;
+    size_t count = family == FAMILY_SDXL ? 7 : family == FAMILY_UPSCALE ? 6 : 5;
     for (size_t i = 0; i < count; i++)
         if (!names_component(index, names[i]))
             return error_set(err, ERR_UNSUPPORTED,
@@ -139,6 +144,7 @@ static int read_index(struct model *m, struct source *s, struct error *err)
     m->encoders = m->family == FAMILY_SDXL ? 2 : m->family == FAMILY_VIDEO ? 0 : 1;
     m->zeros_for_empty_prompt = json_bool(&r, "force_zeros_for_empty_prompt", true);
     m->aesthetics_score = json_bool(&r, "requires_aesthetics_score", false);
+    m->max_noise_level = json_int(&r, "max_noise_level", 350, 0, 1000000);
     s->own_checker = m->family != FAMILY_VIDEO && names_component(tree, "safety_checker");
     cJSON_Delete(tree);
     return err->code;
@@ -160,7 +166,9 @@ static int load_scheduler(struct model *m, const struct source *s, struct error 
         return rc;
     if (m->family == FAMILY_SD)
         scheduler_config_stable_diffusion(m->scheduler);
-    return 0;
+    if (m->family != FAMILY_UPSCALE || (rc = component(path, s, "low_res_scheduler", err)))
+        return rc;
+    return scheduler_config_load(&m->low_res_scheduler, path, err);
 }
 
 static int load_text(struct model *m, const struct source *s, struct error *err)
@@ -179,8 +187,8 @@ static int load_text(struct model *m, const struct source *s, struct error *err)
     return rc;
 }
 
-/* Whether the VAE overflows fp16. SDXL's pipelines then run it in fp32 whatever the model is in, and draw the
- * sample of the input picture so. */
+/* Whether the VAE overflows fp16. The pipelines of SDXL, of videos and of the upscaler then run it in fp32
+ * whatever the model is in, and draw the sample of the input picture so. */
 static int read_force_upcast(const char *dir, bool *upcast, struct error *err)
 {
     struct cJSON *tree = model_json(dir, "config.json", INDEX_MAX, err);
@@ -202,7 +210,7 @@ static int load_vae(struct model *m, const struct source *s, struct error *err)
         error_prefix(err, "%s comes without a VAE and takes that of another model", m->id);
     if (rc || (rc = read_force_upcast(path, &upcast, err)))
         return rc;
-    upcast = upcast && (m->family == FAMILY_SDXL || m->family == FAMILY_VIDEO);
+    upcast = upcast && (m->family == FAMILY_SDXL || m->family == FAMILY_VIDEO || m->family == FAMILY_UPSCALE);
     m->posterior_dtype = upcast ? DTYPE_F32 : m->noise_dtype;
     m->vae_be = m->be;
     if (upcast && (rc = backend_open_wide(&m->vae_be, m->be, err)))
@@ -271,6 +279,12 @@ static int check_pipeline(const struct model *m, enum pipeline_kind pipeline, st
     if (m->family != FAMILY_VIDEO && pipeline == PIPELINE_IMAGE_TO_VIDEO)
         return error_set(err, ERR_UNSUPPORTED,
                          "%s makes pictures; PIPELINE=image-to-video needs a StableVideoDiffusionPipeline",
+                         m->id);
+    if (m->family == FAMILY_UPSCALE && pipeline != PIPELINE_UPSCALE)
+        return error_set(err, ERR_UNSUPPORTED, "%s enlarges pictures; set PIPELINE=upscale", m->id);
+    if (m->family != FAMILY_UPSCALE && pipeline == PIPELINE_UPSCALE)
+        return error_set(err, ERR_UNSUPPORTED,
+                         "%s does not enlarge; PIPELINE=upscale needs a StableDiffusionUpscalePipeline",
                          m->id);
     return 0;
 }
@@ -352,7 +366,14 @@ static int check_fit(const struct model *m, struct error *err)
         return error_set(err, ERR_FORMAT,
                          "the UNet reads %d channels, but the latents and the image's have %d", reads,
                          2 * latents);
-    if (m->family != FAMILY_PIX2PIX && reads != latents)
+    if (m->family == FAMILY_UPSCALE && reads != latents + 3)
+        return error_set(err, ERR_FORMAT,
+                         "the UNet reads %d channels, but the latents have %d and a picture 3", reads,
+                         latents);
+    if (m->family == FAMILY_UPSCALE && unet_labels(m->unet) == 0)
+        return error_set(err, ERR_FORMAT,
+                         "the UNet has no class labels (num_class_embeds), so no noise levels");
+    if (m->family != FAMILY_PIX2PIX && m->family != FAMILY_UPSCALE && reads != latents)
         return error_set(err, ERR_FORMAT, "the UNet reads %d channels, but the VAE has %d latent channels",
                          reads, latents);
     return check_text(m, err);
@@ -398,6 +419,7 @@ void model_close(struct model **out)
         tokenizer_close(&m->tokenizer[i]);
     }
     scheduler_config_close(&m->scheduler);
+    scheduler_config_close(&m->low_res_scheduler);
     safety_close(&m->safety);
     free(m->id);
     free(m->root);

@@ -12,7 +12,7 @@
 #include "tokenizer.h"
 
 /* What kind of pipeline the model's files are for, from model_index.json. */
-enum family { FAMILY_SD, FAMILY_SDXL, FAMILY_PIX2PIX, FAMILY_VIDEO };
+enum family { FAMILY_SD, FAMILY_SDXL, FAMILY_PIX2PIX, FAMILY_VIDEO, FAMILY_UPSCALE };
 
 struct safety;
 
@@ -34,6 +34,8 @@ struct model {
     struct clip_vision *vision;
     struct safety_processor processor; /* of the picture that VISION reads; mean and std alone */
     struct scheduler_config *scheduler;
+    struct scheduler_config *low_res_scheduler; /* FAMILY_UPSCALE: noises the picture that comes in */
+    int max_noise_level;                        /* and how far at most */
     bool deepcache;              /* UNet calls in between read what an earlier one computed; see run_deep() */
     bool zeros_for_empty_prompt; /* SDXL's force_zeros_for_empty_prompt */
     bool aesthetics_score;       /* SDXL refiner's requires_aesthetics_score */

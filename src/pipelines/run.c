@@ -17,15 +17,19 @@ static double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+bool run_goes_on(struct run *r, enum phase phase)
+{
+    const struct watcher *w = r->watch;
+    if (!r->p.err->code && w && w->cancelled && w->cancelled(w->ctx))
+        error_set(r->p.err, ERR_CANCELLED, "cancelled before %s", phase_names[phase]);
+    return !r->p.err->code;
+}
+
 bool run_enter(struct run *r, enum phase phase, int step, int steps)
 {
     const struct watcher *w = r->watch;
-    if (r->p.err->code)
+    if (!run_goes_on(r, phase))
         return false;
-    if (w && w->cancelled && w->cancelled(w->ctx)) {
-        error_set(r->p.err, ERR_CANCELLED, "cancelled before %s", phase_names[phase]);
-        return false;
-    }
     if (w && w->entered)
         w->entered(w->ctx, phase, step, steps);
     return true;

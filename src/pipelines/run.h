@@ -29,6 +29,8 @@ struct request {
     const struct image *image;         /* the input picture; NULL: none */
     const struct video_request *video; /* of call_video */
     int steps, first_step;             /* of the scheduler; the first of them that is run */
+    int noise_level;                   /* class label of the UNet: noise on the low-resolution picture */
+    int tile;                          /* side of the areas of latents that the UNet sees; 0: it sees all */
     int64_t seed;
     const struct loras *loras;
     bool safety_check, exact_times;
@@ -66,7 +68,9 @@ int request_plan(struct model *m, const struct request *q, struct plan_report *r
 int request_admit(struct model *m, const struct request *q, struct error *err);
 /* Steps that a request asks for, OTHERWISE when it leaves them to the pipeline. Negative: an error. */
 int request_steps(int64_t asked, int otherwise, struct error *err);
-/* Tells the watcher where the run is, and stops it when nobody waits any more. False when it must end. */
+/* False when the run must end: it has failed, or nobody waits for it any more. */
+bool run_goes_on(struct run *r, enum phase phase);
+/* The same, and tells the watcher where the run is. */
 bool run_enter(struct run *r, enum phase phase, int step, int steps);
 /* The pass for the VAE, which may have a backend of its own. */
 pass run_vae_pass(const struct run *r);
@@ -83,7 +87,9 @@ void conditioning_free(struct run *r, struct conditioning *c);
 
 /* Sides of an input picture cut to what the VAE can take: multiples of vae_scale. */
 void input_picture_size(const struct model *m, const struct image *im, int *width, int *height);
-/* The input picture stretched to the request's size with Lanczos, normalised: [1, H, W, 3] F32. */
+/* The input picture stretched to WIDTH x HEIGHT, normalised: [1, H, W, 3] F32. */
+tensor preprocess_picture_to(struct run *r, int width, int height, enum image_filter filter);
+/* The same to the request's size, with Lanczos. */
 tensor preprocess_picture(struct run *r);
 /* The input picture as latents [1, h, w, C] F32: the VAE's posterior, sampled and scaled, or its mode as it
  * is. */
@@ -95,8 +101,9 @@ tensor encode_picture(struct run *r, bool sample);
 tensor draw_latents(struct run *r);
 /* The same as the scheduler's first step expects it: where a run starts from noise alone. */
 tensor initial_latents(struct run *r);
-/* STEP k/n: latents X, which it takes over, → latents. IMAGE [parts, h, w, C]: concatenated to the latents of
- * every step (InstructPix2Pix); n = 0: none. */
+/* STEP k/n: latents X, which it takes over, → latents. IMAGE [parts, h, w, C] in the pass's type:
+ * concatenated to the latents of every step (InstructPix2Pix, upscale); [1, h, w, C] in F32 where the request
+ * has tiles; n = 0: none. */
 tensor denoise(struct run *r, const struct conditioning *c, tensor x, tensor image);
 /* DeepCache: where UNet call I reads or leaves what is below the outermost skip, made empty where the call is
  * to compute it: every third, beginning with the first. NULL: the model is run without. */

@@ -52,6 +52,20 @@ tensor scheduler_add_noise(pass *p, const struct scheduler *s, tensor x0, tensor
     return combine(p, 2, coef, (tensor[]){x0, noise});
 }
 
+tensor scheduler_config_add_noise(pass *p, const struct scheduler_config *c, int timestep, tensor x0,
+                                  tensor noise)
+{
+    double coef[2] = {1, 0};
+    if (c->kind->mix != mix_alpha || timestep < 0 || timestep >= c->num_train_timesteps) {
+        error_set(p->err, ERR_UNSUPPORTED, "%s adds no noise at timestep %d", c->kind->name, timestep);
+    } else { /* in fp32, as diffusers does */
+        float alpha = alpha_at(c, timestep);
+        coef[0] = (double)sqrtf(alpha);
+        coef[1] = (double)sqrtf(1 - alpha);
+    }
+    return combine(p, 2, coef, (tensor[]){x0, noise});
+}
+
 void scheduler_end(pass *p, struct scheduler **s)
 {
     if (!s || !*s)

@@ -171,24 +171,38 @@ static struct answer send_form(const struct daemon *d, const char *route, struct
     return a;
 }
 
-TEST(image_to_image)
+/* A picture by URL from a daemon of ROUTE, ENV; SIDE: of the result. */
+static void check_form_route(const char *route, const char *const *env, int side)
 {
     struct daemon d;
-    if (!CHECK(daemon_ready(&d, (const char *[]){"PIPELINE=image-to-image", NULL})))
+    if (!CHECK(daemon_ready(&d, env)))
         return;
     struct buffer form = begin_form();
     add_field(&form, "prompt", "cat");
     add_field(&form, "strength", "1");
     add_field(&form, "response_format", "url");
-    struct answer reply = send_form(&d, "/image-to-image", &form);
+    struct answer reply = send_form(&d, route, &form);
     char *url = url_of(&reply, 0);
     CHECK(is_url(url, ".png"), "%s", url);
     struct answer a = get(&d, url, NULL);
-    check_png(&a, 64, 64);
+    check_png(&a, side, side);
     answer_free(&a);
     answer_free(&reply);
     free(url);
     daemon_end(&d, SIGTERM, 20);
+}
+
+TEST(image_to_image)
+{
+    check_form_route("/image-to-image", (const char *[]){"PIPELINE=image-to-image", NULL}, 64);
+}
+
+TEST(upscale)
+{
+    check_form_route("/upscale",
+                     (const char *[]){"PIPELINE=upscale", "MODEL_ID=latentd/upscaler",
+                                      "MODEL_DIR=tests/golden/data/upscale", NULL},
+                     256);
 }
 
 /* The tiny video model of the goldens. */

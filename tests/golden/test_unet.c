@@ -25,7 +25,7 @@ static tensor host(pass *p, const struct golden_array *a, enum dtype dtype)
 static struct inputs inputs_of(pass *p, const struct golden *g, int run)
 {
     const struct golden_array *t = golden_find(g, run, "t"), *cond = golden_find(g, run, "cond"),
-                              *ids = golden_find(g, run, "ids");
+                              *ids = golden_find(g, run, "ids"), *label = golden_find(g, run, "label");
     struct inputs in = {.sample = host(p, golden_find(g, run, "x"), DTYPE_F32),
                         .text = host(p, golden_find(g, run, "text"), pass_dtype(p)),
                         .pooled = host(p, golden_find(g, run, "pooled"), pass_dtype(p))};
@@ -34,7 +34,8 @@ static struct inputs inputs_of(pass *p, const struct golden *g, int run)
                                     .count = (int)t->count,
                                     .time_cond = cond ? cond->f : NULL,
                                     .pooled = in.pooled,
-                                    .time_ids = ids ? ids->f : NULL};
+                                    .time_ids = ids ? ids->f : NULL,
+                                    .label = label ? label->i[0] : 0};
     return in;
 }
 
@@ -227,6 +228,11 @@ static void check_conditions(struct stage *s, const char *folder)
     unet_close(&net);
     golden_close(&g);
     stage_reset(s);
+}
+
+TEST(upscaler_class_label_seven_channels_only_cross_attention)
+{
+    golden_each_tier(check_unet, "tests/golden/data/unet_upscaler");
 }
 
 TEST(conditions_that_are_missing_or_do_not_fit)

@@ -193,6 +193,7 @@ static const struct {
     {"SG161222/RealVisXL_V4.0", 4, 1024, 0.13025f},
     {"SG161222/RealVisXL_V4.0_Lightning", 4, 1024, 0.13025f},
     {"timbrooks/instruct-pix2pix", 8, 512, 0.18215f},
+    {"stabilityai/stable-diffusion-x4-upscaler", 7, 512, 0.08333f},
 };
 
 static void check_fit(const struct networks *n, const char *repository)
