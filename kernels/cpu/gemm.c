@@ -24,12 +24,13 @@
 #include "thread_pool.h"
 
 enum {
-    BLOCK_ROWS = 256,       /* and twice as many where whole slices are taken */
-    BLOCK_COLS = 512,       /* outputs of a work item */
-    BLOCK_WIDTH = 64,       /* positions of one picture row in a block */
-    SLAB_BYTES = 512 << 10, /* likewise */
-    DIRECT_CHANNELS = 640,  /* channels of a slice that is read in place */
-    DIRECT_BYTES = 1 << 20, /* of x in a block that is read in place, where whole slices are taken */
+    BLOCK_ROWS = 256,             /* and twice as many where whole slices are taken */
+    BLOCK_COLS = 512,             /* outputs of a work item */
+    BLOCK_WIDTH = 64,             /* positions of one picture row in a block */
+    SLAB_BYTES = 512 << 10,       /* likewise */
+    DIRECT_CHANNELS = 640,        /* channels of a slice that is read in place */
+    DIRECT_BYTES = 1 << 20,       /* of x in a block that is read in place, where whole slices are taken */
+    STREAM_LINES_BYTES = 1 << 20, /* of y, where lines are written whole */
     TAPS_MAX = 121,
 };
 
@@ -257,6 +258,15 @@ static struct run output_run(const struct job *job, int place, int p, size_t fir
                         count};
 }
 
+/* Whether y is written past the caches. Where whole lines are, that begins earlier: a line that is fetched to
+ * be overwritten takes one of the few places that loads of the tiles' lines wait in. */
+static bool past_caches(const struct job *job)
+{
+    tensor y = job->a->y;
+    return tensor_streams(y) || (job->g->defers && !job->a->geglu && job->taps == 1 &&
+                                 tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
+}
+
 static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
 {
     size_t size = dtype_size(x.dtype), bytes = (size_t)cols * size;
@@ -274,7 +284,7 @@ static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
 static void prefetch_output(const struct job *job, struct run r)
 {
     const struct gemm_args *a = job->a;
-    if (!tensor_streams(a->y))
+    if (!past_caches(job))
         prefetch_run(a->y, job->w->panel_cols, &r, true);
     if (a->residual.data && job->g->defers)
         prefetch_run(a->residual, job->w->panel_cols, &r, false);
@@ -354,6 +364,7 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int plac
         count = together(job, first + (size_t)done, rows - done);
         struct run r = output_run(job, place, p, first + (size_t)done, count);
         m->pending = make_finish(job->a, nr, c + (size_t)done * (size_t)nr, &r);
+        m->pending.stream = past_caches(job);
         m->waits = true;
         if (count < rows || !job->g->defers || !job->g->defers(&m->pending))
             finish_pending(job, m);
@@ -427,10 +438,18 @@ static const struct cpu_weight *weight_at(const struct job *job, int place)
 static struct next_b next_panel(const struct job *job, const struct block *b, const char *raw, size_t bytes,
                                 int p, struct panels all)
 {
+    const struct gemm_kernel *g = job->g;
+    tensor x = job->a->x;
+    if (job->mode == DIRECT && p == all.p0 && x.ld == job->w->channels && b->length > g->mr) {
+        /* The first panel meets x itself far away: each tile asks for the rows of the next one. */
+        size_t row = (size_t)x.ld * dtype_size(x.dtype);
+        return (struct next_b){(const char *)x.data + (b->first + (size_t)g->mr) * row,
+                               (size_t)(b->length - g->mr) * row, 0, g->mr};
+    }
     ptrdiff_t ahead = p + 1 < all.p1 ? 1 : all.p0 - p;
-    int tiles = b->segments * div_up(b->length, job->g->mr);
+    int tiles = b->segments * div_up(b->length, g->mr);
     return (struct next_b){raw + ahead * (ptrdiff_t)job->w->panel_bytes, bytes, 0,
-                           div_up(job->g->k_unit * job->g->nr * 2 / 64, tiles)};
+                           div_up(g->k_unit * g->nr * 2 / 64, tiles)};
 }
 
 /* c [positions of the block][nr] (+)= COUNT chunks of panel P, one of ALL. */
@@ -589,7 +608,8 @@ static void choose_block(struct job *job)
 static void choose_columns(struct job *job)
 {
     int want = pool_threads(job->pool) * (job->mode == DIRECT ? 4 : job->mode == PADDED ? 2 : 1);
-    int parts = div_up(job->w->panels * job->g->nr, BLOCK_COLS);
+    int parts =
+        job->mode == DIRECT && job->g->whole_slices ? 1 : div_up(job->w->panels * job->g->nr, BLOCK_COLS);
     if (job->blocks * parts < want)
         parts = min_int(job->w->panels, div_up(want, job->blocks));
     job->cols_panels = div_up(job->w->panels, parts);
