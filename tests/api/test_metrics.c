@@ -351,14 +351,27 @@ static void probe_on(int fd, const char *path, int status, const char *body)
     close(fd);
 }
 
+/* The value of a metric, asked for on a connection that was opened before. */
+static double metric_on(int fd, const char *name)
+{
+    client_puts(fd, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    struct answer a = client_read(fd, 20);
+    const char *line = strstr(a.body, name);
+    double v = line ? strtod(line + strlen(name), NULL) : -1;
+
+    answer_free(&a);
+    close(fd);
+    return v;
+}
+
 TEST(probes_when_draining)
 {
     struct daemon d;
-    int fd[4];
+    int fd[5];
 
     if (!CHECK(daemon_ready(&d, NULL)))
         return;
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         fd[i] = client_open(&d);
     int job = client_begin(&d, ENDLESS);
     CHECK(daemon_metric_reaches(&d, "latentd_running_step", 2, 20));
@@ -371,7 +384,13 @@ TEST(probes_when_draining)
     probe_on(fd[0], "/health/live", 200, SAYS("live"));
     probe_on(fd[1], "/health/ready", 503, SAYS("draining"));
     probe_on(fd[2], "/ping", 503, SAYS("draining"));
+    client_puts(fd[3], "POST /text-to-image HTTP/1.1\r\nHost: localhost\r\n" JSON
+                       "Content-Length: 14\r\n\r\n{\"prompt\":\"a\"}");
+    struct answer a = client_read(fd[3], 20);
+    CHECK(a.status == 500);
+    answer_free(&a);
     close(fd[3]);
+    CHECK(metric_on(fd[4], REJECTED("draining")) == 1);
     close(job);
     CHECK(daemon_end(&d, 0, 10) == 0);
 }
