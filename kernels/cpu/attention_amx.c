@@ -135,7 +135,7 @@ VEC __m512i load_pair(const char *v, size_t stride, int keys, int channels)
 {
     if (channels <= 0)
         return _mm512_setzero_si512();
-    const __mmask16 some = channels >= SIDE ? 0xffff : (__mmask16)((1u << channels) - 1);
+    const __mmask16 some = (__mmask16)(channels >= SIDE ? 0xffffu : (1u << channels) - 1);
     __m256i even = keys > 0 ? _mm256_maskz_loadu_epi16(some, v) : _mm256_setzero_si256();
     __m256i odd = keys > 1 ? _mm256_maskz_loadu_epi16(some, v + stride) : _mm256_setzero_si256();
     return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
