@@ -5,7 +5,7 @@
 #include "model.h"
 
 /* Both kinds of UNet call that DeepCache makes are among four steps. */
-enum { STEPS = 4, GATEWAY_SIDE = 512, GREY = 128 };
+enum { STEPS = 4, GATEWAY_SIDE = 512, UPSCALE_SIDE = 128, GREY = 128 };
 
 static int text(struct model *m, int width, int height, const struct watcher *watch, struct error *err)
 {
@@ -74,6 +74,28 @@ static int video(struct model *m, const struct image *input, const struct watche
     return image_to_video(m, &q, watch, &sink, err);
 }
 
+static int upscaled(struct model *m, const struct image *input, const struct watcher *watch,
+                    struct error *err)
+{
+    struct upscale_params q = {.prompt = "a mountain lion",
+                               .image = input,
+                               .guidance_scale = 9,
+                               .steps = STEPS,
+                               .safety_check = true};
+    struct image im = {0};
+    int rc = upscale(m, &q, watch, &im, err);
+    image_free(&im);
+    return rc;
+}
+
+static int run_with(struct model *m, enum pipeline_kind kind, const struct image *input,
+                    const struct watcher *watch, struct error *err)
+{
+    if (kind == PIPELINE_IMAGE_TO_VIDEO)
+        return video(m, input, watch, err);
+    return kind == PIPELINE_UPSCALE ? upscaled(m, input, watch, err) : from_picture(m, input, watch, err);
+}
+
 int pipeline_warm_up(struct model *m, enum pipeline_kind kind, const struct watcher *watch, struct error *err)
 {
     struct image input = {0};
@@ -81,13 +103,15 @@ int pipeline_warm_up(struct model *m, enum pipeline_kind kind, const struct watc
     if (kind == PIPELINE_TEXT_TO_IMAGE)
         return text_sizes(m, watch, err);
     input.width = input.height = native < GATEWAY_SIDE ? native : GATEWAY_SIDE;
+    if (kind == PIPELINE_UPSCALE)
+        input.width = input.height = UPSCALE_SIDE;
     if (kind == PIPELINE_IMAGE_TO_VIDEO)
         model_default_size(m, &input.width, &input.height);
     input.rgb = malloc(3 * (size_t)input.width * (size_t)input.height);
     if (!input.rgb)
         return error_set(err, ERR_NOMEM, "no memory for an input picture");
     memset(input.rgb, GREY, 3 * (size_t)input.width * (size_t)input.height);
-    rc = kind == PIPELINE_IMAGE_TO_VIDEO ? video(m, &input, watch, err) : from_picture(m, &input, watch, err);
+    rc = run_with(m, kind, &input, watch, err);
     image_free(&input);
     return rc;
 }

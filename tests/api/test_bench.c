@@ -170,6 +170,8 @@ TEST(json_of_every_pipeline)
         {"", "--json --runs 2 --warmup 1 --batch_size 3 --width 32 --height 48 --num_inference_steps 2", 2, 1,
          3, 9},
         {"", "--json --pipeline image-to-image --num_inference_steps 5 --guidance_scale 1", 1, 0, 1, 5},
+        {"MODEL_DIR=tests/golden/data/upscale MODEL_ID=latentd/upscaler",
+         "--json --pipeline upscale --num_inference_steps 3 --width 32 --height 24", 1, 0, 1, 3},
         {video_env,
          "--json --pipeline image-to-video --runs 2 --num_inference_steps 2 --width 64 --height 64", 2, 0,
          FRAMES, 2}};

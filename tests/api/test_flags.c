@@ -75,6 +75,9 @@ TEST(sfast_and_torch_compile_warm_up_before_ready)
     check_warm_up(ENV("SFAST=true", "SFAST_WARMUP=false"), false);
     check_warm_up(ENV("SFAST=false"), false);
     check_warm_up(ENV("SFAST=true", "PIPELINE=image-to-image"), true);
+    check_warm_up(ENV("SFAST=true", "PIPELINE=upscale", "MODEL_ID=latentd/upscaler",
+                      "MODEL_DIR=tests/golden/data/upscale"),
+                  true);
 }
 
 TEST(a_warm_up_that_fails_ends_the_start)
