@@ -13,7 +13,7 @@
 
 static const char usage[] =
     "usage: latentd generate PROMPT -o FILE.png [options]\n"
-    "       latentd generate --image FILE -o FRAME-%02d.png [options]  (or -o FOLDER)\n"
+    "       latentd generate --image FILE -o VIDEO.mp4 [options]  (or -o FRAME-%02d.png, -o FOLDER)\n"
     "  --seed N            same seed, same picture (default: random)\n"
     "  --steps N           denoising steps (default: 50)\n"
     "  --guidance G        classifier-free guidance (default: 7.5; upscale: 9)\n"

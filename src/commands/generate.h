@@ -5,13 +5,15 @@
 #include "session.h"
 
 struct video_options {
-    const char *image, *out; /* OUT: a folder, or a name with one %d or %02d for the number of the frame */
-    int width, height;       /* 0: the model's own */
+    const char *image,
+        *out;          /* OUT: a folder, an .mp4, or a name with one %d or %02d for the number of the frame */
+    int width, height; /* 0: the model's own */
     int64_t steps, seed, fps, motion;
     double noise;
 };
 
-/* Makes the frames of a video and writes each as PNG as soon as it is there. Returns the exit status. */
+/* Makes the frames of a video and writes each as PNG, or encodes it, as soon as it is there. Returns the exit
+ * status. */
 int generate_video(struct session *s, const struct video_options *o);
 
 /* Writes PNG to PATH: a regular file through a file beside it, so that a full disk leaves no half picture

@@ -1,14 +1,18 @@
-/* latentd generate --image FILE -o FRAMES: the same path as POST /image-to-video, without HTTP. */
+/* latentd generate --image FILE -o FRAMES or -o FILE.mp4: the same path as POST /image-to-video, without
+ * HTTP. */
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "generate.h"
+#include "video.h"
 
 struct writer {
     const char *out;
-    bool folder;
+    bool folder, video; /* neither: a name with a number in it */
+    struct mp4 *mp4;
+    int fps;
     int width, height, frames;
     bool nsfw;
 };
@@ -40,9 +44,8 @@ static int frame_path(const struct writer *w, int index, char *path, size_t size
     return n < 0 || n >= (int)size ? error_set(err, ERR_INVALID, "the output path is too long") : 0;
 }
 
-static int write_frame(void *ctx, int index, int count, const struct image *frame, struct error *err)
+static int write_png(const struct writer *w, int index, const struct image *frame, struct error *err)
 {
-    struct writer *w = ctx;
     struct buffer png = {0};
     char path[4096];
     int rc = frame_path(w, index, path, sizeof path, err);
@@ -51,6 +54,29 @@ static int write_frame(void *ctx, int index, int count, const struct image *fram
     if (!rc)
         rc = write_file(path, &png, err);
     buffer_free(&png);
+    return rc;
+}
+
+static int encode_frame(struct writer *w, const struct image *frame, struct error *err)
+{
+    int rc = w->mp4 ? 0 : mp4_open(&w->mp4, frame->width, frame->height, w->fps, err);
+    return rc ? rc : mp4_frame(w->mp4, frame, err);
+}
+
+static int write_video(struct writer *w, struct error *err)
+{
+    struct buffer file = {0};
+    int rc = mp4_finish(w->mp4, &file, err);
+    if (!rc)
+        rc = write_file(w->out, &file, err);
+    buffer_free(&file);
+    return rc;
+}
+
+static int write_frame(void *ctx, int index, int count, const struct image *frame, struct error *err)
+{
+    struct writer *w = ctx;
+    int rc = w->video ? encode_frame(w, frame, err) : write_png(w, index, frame, err);
     w->width = frame->width;
     w->height = frame->height;
     w->frames = index + 1;
@@ -60,15 +86,26 @@ static int write_frame(void *ctx, int index, int count, const struct image *fram
     return rc;
 }
 
-/* Whether OUT can take frames. */
-static int open_writer(struct writer *w, const char *out, struct error *err)
+static bool ends_with(const char *text, const char *end)
+{
+    size_t a = strlen(text), b = strlen(end);
+    return a >= b && strcmp(text + a - b, end) == 0;
+}
+
+/* Whether OUT can take frames, which is known before the first of them. */
+static int open_writer(struct writer *w, const char *out, int64_t fps, struct error *err)
 {
     struct stat st;
     int length, digits;
-    *w = (struct writer){.out = out, .folder = stat(out, &st) == 0 && S_ISDIR(st.st_mode)};
-    if (!w->folder && !number_in(out, &length, &digits))
+    *w = (struct writer){.out = out, .folder = stat(out, &st) == 0 && S_ISDIR(st.st_mode), .fps = (int)fps};
+    w->video = !w->folder && ends_with(out, ".mp4");
+    if (w->video && !mp4_encoder())
+        return error_set(err, ERR_UNSUPPORTED,
+                         "there is no H.264 encoder here, only frames: -o frame-%%02d.png");
+    if (!w->folder && !w->video && !number_in(out, &length, &digits))
         return error_set(err, ERR_INVALID,
-                         "%s is neither a folder nor a name with a number in it, such as frame-%%02d.png",
+                         "%s is neither a folder nor an .mp4 nor a name with a number in it, such as "
+                         "frame-%%02d.png",
                          out);
     return 0;
 }
@@ -89,9 +126,12 @@ int generate_video(struct session *s, const struct video_options *o)
                                       .seed = o->seed,
                                       .safety_check = true};
     double start = clock_seconds();
-    int rc = open_writer(&w, o->out, &s->err);
+    int rc = open_writer(&w, o->out, o->fps, &s->err);
     if (!rc && !(rc = read_image(o->image, &input, &s->err)))
         rc = image_to_video(s->model, &q, &watch, &sink, &s->err);
+    if (!rc && w.video)
+        rc = write_video(&w, &s->err);
+    mp4_close(&w.mp4);
     if (isatty(STDERR_FILENO))
         fputc('\n', stderr);
     image_free(&input);

@@ -2,9 +2,11 @@
  * sent while they are made, and clients that are slow or leave. The model is the tiny one of the goldens with
  * more frames. */
 #include <cjson/cJSON.h>
+#include <pty.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../golden/video_model.h"
@@ -519,6 +521,96 @@ TEST(memory_does_not_grow_with_the_reply)
     answer_free(&a);
     long grown = memory_kib("VmHWM:") - before;
     CHECK(sanitized() || grown < 3 * 320 * 320 * 3 / 1024, "%ld KiB for replies of %zu bytes", grown, reply);
+}
+
+/* ---- latentd generate ---- */
+
+/* Runs "latentd generate --image in.png ARGS" on a terminal, in the folder of the model; what it wrote there,
+ * \0 at its end. */
+static int generate(const char *args, char text[16384])
+{
+    const char *bin = getenv("LATENTD_BIN");
+    char *program = realpath(bin ? bin : "build/latentd", NULL), command[600];
+    size_t len = 0;
+    ssize_t n;
+    int fd, status;
+
+    snprintf(command, sizeof command,
+             "cd %s && exec env MODEL_DIR=. PIPELINE=image-to-video MODEL_ID=latentd/svd %s generate --image "
+             "in.png %s",
+             shelf, program, args);
+    free(program);
+    pid_t pid = forkpty(&fd, NULL, NULL, NULL);
+    if (pid == 0) {
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(127);
+    }
+    while (pid > 0 && len < 16383 && (n = read(fd, text + len, 16383 - len)) > 0)
+        len += (size_t)n;
+    text[len] = '\0';
+    close(fd);
+    return waitpid(pid, &status, 0) == pid && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static bool starts_as_mp4(const char *name)
+{
+    char path[100], head[8] = "";
+    snprintf(path, sizeof path, "%s/%s", shelf, name);
+    FILE *f = fopen(path, "rb");
+    bool ok = f && fread(head, 1, 8, f) == 8 && memcmp(head + 4, "ftyp", 4) == 0;
+    if (f)
+        fclose(f);
+    return ok;
+}
+
+/* The file, and that the terminal saw the steps and the frames go by. */
+TEST(generate_shows_progress_and_writes_the_video)
+{
+    char text[16384], path[100];
+    struct buffer png = png_of(40, 32);
+
+    start_tiny();
+    snprintf(path, sizeof path, "%s/in.png", shelf);
+    FILE *f = fopen(path, "wb");
+    CHECK(f && fwrite(png.data, 1, png.len, f) == png.len && fclose(f) == 0);
+    buffer_free(&png);
+    int status = generate("-o out.mp4 --steps 2 --seed 4 --width 64 --height 48", text);
+    if (!mp4_encoder()) {
+        CHECK(status == 1 && strstr(text, "there is no H.264 encoder here"), "%d %s", status, text);
+        return;
+    }
+    CHECK(status == 0 && strstr(text, "out.mp4: 25 frames of 64 x 48, seed 4"), "%d %s", status, text);
+    CHECK(strstr(text, "] 1/2 ") && strstr(text, "] 2/2 ") && strstr(text, "frame 1/25 ") &&
+              strstr(text, "frame 25/25 "),
+          "%s", text);
+    CHECK(starts_as_mp4("out.mp4"));
+    status = generate("-o bad.mp4 --fps 0", text);
+    CHECK(status == 1 && strstr(text, "`fps` has to be at least 1") && !starts_as_mp4("bad.mp4"), "%d %s",
+          status, text);
+    status = generate("-o still.png", text);
+    CHECK(status == 1 && strstr(text, "neither a folder nor an .mp4 nor"), "%d %s", status, text);
+}
+
+/* Without an encoder the frames still come, and "video" says why there is none. */
+TEST(no_encoder)
+{
+    struct buffer png = png_of(40, 32);
+    struct daemon d, other;
+
+    start_tiny();
+    other = tiny;
+    if (!CHECK(daemon_ready(&d, (const char *[]){VIDEO_DAEMON, "LATENTD_H264=none", NULL})))
+        return;
+    tiny = d;
+    struct answer a = ask(FORM, "seed=7&num_inference_steps=1&width=64&height=48");
+    check_video(&a, 7, 64, 48);
+    CHECK(strstr(a.body, "]],\"video\":{\"error\":\""), "%s", a.len > 200 ? a.body + a.len - 200 : a.body);
+    answer_free(&a);
+    expect(FORM "Accept: video/mp4\r\n", "num_inference_steps=1", png.data, png.len, 400,
+           "{\"detail\":{\"msg\":\"This server has no H.264 encoder");
+    tiny = other;
+    buffer_free(&png);
+    daemon_end(&d, SIGTERM, 20);
 }
 
 /* Behind its patience a drain stops the job; the reply breaks off and is never taken for a whole one. */
