@@ -206,7 +206,15 @@ static void cases(struct check *ck)
         {1, 70, 65, 33, 40, 3, {.f32_out = true}, false, false, true, 0, 0},
         {1, 32, 32, 340, 33, 3, {0}, true, false, false, 0, 0},
         {1, 17, 18, 36, 34, 3, {.upsample = true}, true, false, true, 0, 0},
-        {1, 3, 5, 1536, 33, 3, {0}, true, false, false, 0, 0},
+        {1, 3, 5, 2560, 33, 3, {0}, true, false, false, 0, 0},
+        /* rows of half a tile, an odd number of them; whole tiles; four pictures */
+        {1, 5, 16, 32, 64, 3, {0}, true, true, true, 0, 0},
+        {4, 3, 16, 64, 40, 3, {0}, true, true, true, 0, 0},
+        {3, 4, 32, 40, 64, 3, {0}, true, true, true, 0, 0},
+        {2, 3, 48, 32, 32, 3, {0}, true, false, true, 0, 0},
+        {1, 3, 16, 32, 64, 3, {.upsample = true}, true, true, true, 0, 0},
+        {4, 2, 32, 64, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+        {2, 5, 33, 32, 64, 3, {.upsample = true}, true, 2, false, 0, 0},
         /* the channel counts of SD 1.5 and SD-Turbo, few pixels */
         {1, 9, 8, 320, 320, 3, {0}, true, true, false, 0, 0},
         {1, 4, 4, 960, 640, 3, {0}, true, false, false, 0, 0},

@@ -135,6 +135,8 @@ static void cases(struct check *ck)
         {1, 1, 20, 64, 3000, 1, false, {0}, true, false, 0, 0},
         {1, 1, 9, 5120, 320, 1, false, {0}, true, true, 0, 0},
         {1, 1, 77, 1024, 640, 2, false, {0}, false, false, 0, 0},
+        {1, 1, 97, 64, 96, 1, false, {.act = ACT_GELU}, true, true, 0, 0},
+        {4, 1, 275, 32, 480, 1, false, {0}, true, true, 0, 0}, /* more than a megabyte of outputs */
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         run_case(ck, list[i]);
