@@ -29,12 +29,6 @@
 #endif
 #include "tile_amx.h"
 
-#ifdef LATENTD_EMULATE
-#define tile_load_once(t, p, stride) tile_load(t, p, stride)
-#else /* K and V go past the first-level cache, which scores, weights, queries and output fill */
-#define tile_load_once(t, p, stride) _tile_stream_loadd(t, p, stride)
-#endif
-
 #include <math.h>
 #include <string.h>
 

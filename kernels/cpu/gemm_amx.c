@@ -164,8 +164,8 @@ static void run_two(const struct gemm_tile *t)
         for (int tap = 0; tap < t->taps; tap++) {
             const char *a = slab + t->tap[tap];
             for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
-                tile_load(6, b, line);
-                tile_load(7, b + 64, line);
+                tile_load_once(6, b, line);
+                tile_load_once(7, b + 64, line);
                 tile_load(4, a, lda);
                 tile_load(5, a + half, lda);
                 for (int l = 0; l < t->prefetch_lines; l++, next += 64)

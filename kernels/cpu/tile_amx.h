@@ -65,8 +65,11 @@ static void tile_dot_emulated(int c, int a, int b)
         v_store(acc, v_add(v_load(acc), v_add(even, odd)));
     }
 }
-#define tile_zero(t)             tile_zero_emulated(t)
-#define tile_load(t, p, stride)  tile_load_emulated(t, p, stride)
+#define tile_zero(t)            tile_zero_emulated(t)
+#define tile_load(t, p, stride) tile_load_emulated(t, p, stride)
+#define tile_load_once(t, p, stride)                                                                         \
+    tile_load_emulated(t, p, stride) /* what the first level need not keep                                   \
+                                      */
 #define tile_store(t, p, stride) tile_store_emulated(t, p, stride)
 #define tile_dot(c, a, b)        tile_dot_emulated(c, a, b)
 
@@ -79,11 +82,12 @@ static void tile_dot_emulated(int c, int a, int b)
         __asm__ volatile("" : : "r"(c) : "memory");                                                          \
         _tile_loadconfig(c);                                                                                 \
     } while (0)
-#define tile_done()              _tile_release()
-#define tile_zero(t)             _tile_zero(t)
-#define tile_load(t, p, stride)  _tile_loadd(t, p, stride)
-#define tile_store(t, p, stride) _tile_stored(t, p, stride)
-#define tile_dot(c, a, b)        _tile_dpbf16ps(c, a, b)
+#define tile_done()                  _tile_release()
+#define tile_zero(t)                 _tile_zero(t)
+#define tile_load(t, p, stride)      _tile_loadd(t, p, stride)
+#define tile_load_once(t, p, stride) _tile_stream_loadd(t, p, stride)
+#define tile_store(t, p, stride)     _tile_stored(t, p, stride)
+#define tile_dot(c, a, b)            _tile_dpbf16ps(c, a, b)
 
 #endif
 
