@@ -67,11 +67,10 @@ static void tile_dot_emulated(int c, int a, int b)
 }
 #define tile_zero(t)            tile_zero_emulated(t)
 #define tile_load(t, p, stride) tile_load_emulated(t, p, stride)
-#define tile_load_once(t, p, stride)                                                                         \
-    tile_load_emulated(t, p, stride) /* what the first level need not keep                                   \
-                                      */
-#define tile_store(t, p, stride) tile_store_emulated(t, p, stride)
-#define tile_dot(c, a, b)        tile_dot_emulated(c, a, b)
+/* what the first level need not keep */
+#define tile_load_once(t, p, stride) tile_load_emulated(t, p, stride)
+#define tile_store(t, p, stride)     tile_store_emulated(t, p, stride)
+#define tile_dot(c, a, b)            tile_dot_emulated(c, a, b)
 
 #else
 
