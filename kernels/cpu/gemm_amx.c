@@ -52,7 +52,7 @@ struct ending {
     const char *residual;
     char *y;
     int left, pace; /* rows to do, rows at a time */
-    vf bias[2];
+    vf bias[2], add[2];
 };
 
 /* Whole panels of bf16: what convolutions and linear layers of the networks mostly are. */
@@ -78,10 +78,9 @@ static struct ending begin_ending(const struct gemm_tile *t, int steps)
     e.pace = (f->rows + steps - 1) / steps;
     for (int i = 0; i < 2; i++) {
         e.bias[i] = v_load(f->bias + 16 * i);
-        if (f->add && f->add_type == DTYPE_F32)
-            e.bias[i] = v_add(e.bias[i], v_load((const float *)f->add + 16 * i));
-        else if (f->add)
-            e.bias[i] = v_add(e.bias[i], v_load_bf16((const char *)f->add + 32 * i));
+        if (f->add)
+            e.add[i] = f->add_type == DTYPE_F32 ? v_load((const float *)f->add + 16 * i)
+                                                : v_load_bf16((const char *)f->add + 32 * i);
     }
     return e;
 }
@@ -89,6 +88,10 @@ static struct ending begin_ending(const struct gemm_tile *t, int steps)
 VEC void end_row(struct ending *e, enum act act, bool stream)
 {
     vf lo = v_add(v_load(e->c), e->bias[0]), hi = v_add(v_load(e->c + 16), e->bias[1]);
+    if (e->f->add) { /* in the order of row_ops.finish, which ends the last tile of an item */
+        lo = v_add(lo, e->add[0]);
+        hi = v_add(hi, e->add[1]);
+    }
     if (act == ACT_GELU) {
         lo = v_gelu(lo);
         hi = v_gelu(hi);

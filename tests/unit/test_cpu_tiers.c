@@ -3,6 +3,7 @@
  * method. */
 #include "../kernels/cpu/cpu.h"
 #include "backend.h"
+#include "half.h"
 #include "test.h"
 
 /* A backend with its own numbers: ops are called through the table, so no region is needed. */
@@ -30,6 +31,7 @@ struct conv {
     bool upsample;
     enum act act;
     bool residual;
+    bool inside; /* as inside a network: written in the backend's type, with a row added to each picture */
 };
 
 static tensor make(int n, int h, int w, int c, enum dtype t, void *data)
@@ -61,18 +63,29 @@ static float *convolve(struct backend *be, struct conv s)
                                 .kw = s.k,
                                 .parts = 1,
                                 .w = {{w, DTYPE_F32, wn}},
-                                .bias = {{b, DTYPE_F32, (size_t)s.o}}};
+                                .bias = {{b, DTYPE_F32, (size_t)s.o}},
+                                .upsample = s.upsample};
     int rc = weight_pack(be, &packed, &src, &err);
     CHECK(rc == 0, "%s", err.msg);
-    struct conv2d_args a = {.stride = 1, .upsample = s.upsample, .act = s.act, .f32_out = true};
+    struct conv2d_args a = {.stride = 1, .upsample = s.upsample, .act = s.act, .f32_out = !s.inside};
     tensor tx = make(s.n, s.h, s.w, s.c, DTYPE_F32, x);
     tensor ty = make(s.n, scale * s.h, scale * s.w, s.o, DTYPE_F32, y);
     if (s.residual)
         a.residual = make(s.n, ty.h, ty.w, s.o, DTYPE_F32, r);
+    if (s.inside) {
+        a.add_bc = make(1, 1, 1, s.o, DTYPE_F32, b);
+        ty.dtype = be->dtype;
+    }
     rc = be->ops.conv2d(be, ty, tx, &packed, &a, &err);
     CHECK(rc == 0, "%s", err.msg);
     weight_free(be, &packed);
     free(x), free(w), free(b), free(r);
+    if (ty.dtype == DTYPE_BF16)
+        for (size_t i = out; i-- > 0;) {
+            uint16_t h;
+            memcpy(&h, (char *)y + 2 * i, sizeof h);
+            y[i] = bf16_to_f32(h);
+        }
     return y;
 }
 
@@ -93,11 +106,15 @@ static double relative_l2(const float *a, const float *b, size_t n)
 
 /* 64 tiles and more, sides that are no multiples of 4, channels that are no multiples of a vector. */
 static const struct conv large[] = {
-    {1, 32, 32, 64, 64, 3, false, ACT_NONE, false},  {1, 37, 41, 48, 40, 3, false, ACT_SILU, true},
-    {1, 34, 50, 33, 65, 3, false, ACT_GELU, false},  {1, 17, 19, 64, 96, 3, true, ACT_NONE, true},
-    {2, 33, 70, 96, 128, 3, false, ACT_NONE, true},  {1, 64, 64, 320, 64, 3, false, ACT_NONE, false},
-    {1, 100, 101, 32, 48, 3, false, ACT_NONE, true}, /* enough tiles for strips that a thread takes by itself
-                                                      */
+    {1, 32, 32, 64, 64, 3, false, ACT_NONE, false, false},
+    {1, 37, 41, 48, 40, 3, false, ACT_SILU, true, false},
+    {1, 34, 50, 33, 65, 3, false, ACT_GELU, false, false},
+    {1, 17, 19, 64, 96, 3, true, ACT_NONE, true, false},
+    {2, 33, 70, 96, 128, 3, false, ACT_NONE, true, false},
+    {1, 64, 64, 320, 64, 3, false, ACT_NONE, false, false},
+    {1, 100, 101, 32, 48, 3, false, ACT_NONE, true,
+     false}, /* enough tiles for strips that a thread takes by itself
+              */
 };
 enum { LARGE = sizeof large / sizeof *large };
 
@@ -126,12 +143,15 @@ TEST(large_convolutions_stay_within_the_error_of_fp32)
 TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
 {
     static const struct conv shapes[] = {
-        {1, 60, 60, 48, 64, 3, false, ACT_SILU, true},
-        {1, 8, 8, 320, 64, 3, false, ACT_NONE, true},
-        {1, 9, 7, 40, 33, 3, true, ACT_NONE, false},
-        {1, 16, 16, 640, 48, 1, false, ACT_NONE, false},
-        {1, 3, 5, 1280, 64, 3, false, ACT_NONE, true},
-        {1, 24, 24, 64, 32, 3, false, ACT_NONE, false}, /* few tiles alone, many in a batch */
+        {1, 60, 60, 48, 64, 3, false, ACT_SILU, true, false},
+        {1, 8, 8, 320, 64, 3, false, ACT_NONE, true, false},
+        {1, 9, 7, 40, 33, 3, true, ACT_NONE, false, false},
+        {1, 16, 16, 640, 48, 1, false, ACT_NONE, false, false},
+        {1, 3, 5, 1280, 64, 3, false, ACT_NONE, true, false},
+        {1, 24, 24, 64, 32, 3, false, ACT_NONE, false, false}, /* few tiles alone, many in a batch */
+        {1, 9, 9, 64, 64, 3, false, ACT_NONE, false, true},    /* tiles that two pictures share, in a batch */
+        {1, 5, 16, 64, 96, 3, false, ACT_GELU, false, true},
+        {1, 9, 16, 32, 64, 3, true, ACT_NONE, false, true},
     };
     for (int t = 0; cpu_tier_name(t); t++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
