@@ -41,10 +41,11 @@ RUN apt-get update && \
     mkdir /models && chown latentd:latentd /models
 COPY --from=build-cuda /out /
 RUN ldconfig
-# Sockets, models, and where `latentd pull` puts more of them. VERSION is what /version says.
+# Sockets, models, and where `latentd pull` puts more of them. VERSION is what /version says. Packed weights are not kept: this
+# file system does not outlive the container (docs/starting.md).
 ARG VERSION=undefined
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video
-ENV HOST=0.0.0.0 PORT=8000 MODEL_DIR=/models VERSION=$VERSION
+ENV HOST=0.0.0.0 PORT=8000 MODEL_DIR=/models VERSION=$VERSION LATENTD_PACKED_MIB=0
 EXPOSE 8000
 VOLUME /models
 USER latentd
@@ -82,9 +83,10 @@ RUN apt-get update && \
     mkdir /models && chown latentd:latentd /models
 COPY --from=build-cpu /out /
 RUN ldconfig
-# Sockets, models, and where `latentd pull` puts more of them. VERSION is what /version says.
+# Sockets, models, and where `latentd pull` puts more of them. VERSION is what /version says. Packed weights are not kept: this
+# file system does not outlive the container (docs/starting.md).
 ARG VERSION=undefined
-ENV HOST=0.0.0.0 PORT=8000 MODEL_DIR=/models VERSION=$VERSION
+ENV HOST=0.0.0.0 PORT=8000 MODEL_DIR=/models VERSION=$VERSION LATENTD_PACKED_MIB=0
 EXPOSE 8000
 VOLUME /models
 USER latentd
