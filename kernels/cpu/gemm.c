@@ -596,6 +596,11 @@ static void choose_block(struct job *job)
         job->slab_h = (job->block_h - 1) * job->step + job->reach_y;
         return;
     }
+    if (job->mode == FLAT && job->g->whole_slices) { /* a slab of all channels, where that leaves two tiles */
+        size_t row = (size_t)(job->reach_y * job->reach_x * job->w->channels) * 2;
+        int fit = (int)(2 * (size_t)SLAB_BYTES / row) / job->g->mr * job->g->mr;
+        rows = min_int(rows, fit > 2 * job->g->mr ? fit : 2 * job->g->mr);
+    }
     size_t blocks = (job->positions + (size_t)rows - 1) / (size_t)rows;
     job->block_rows =
         round_up((int)((job->positions + blocks - 1) / blocks), job->g->m_align > 1 ? job->g->mr : 1);
@@ -624,6 +629,27 @@ static void choose_slices(struct job *job)
         most = chunks;
     job->slices = div_up(chunks, most > 0 ? most : 1);
     job->slice_chunks = div_up(chunks, job->slices);
+}
+
+/* Bytes of a worker's scratch that come before c, see worker_memory(). */
+static size_t scratch_before_c(const struct job *job)
+{
+    size_t slab = job->mode == DIRECT ? 0 : (size_t)job->slice_chunks * slab_chunk_bytes(job);
+    return (size_t)round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096) + (slab + 4095) / 4096 * 4096;
+}
+
+/* Where there are several slices, the sums of all panels of an item wait in c: no more panels than fit. */
+static int fit_columns(struct job *job, struct error *err)
+{
+    size_t used = scratch_before_c(job), rows = (size_t)job->block_rows, least = 2 * (size_t)job->g->mr;
+    size_t panel = (rows > least ? rows : least) * (size_t)job->g->nr * sizeof(float);
+    panel *= job->slices > 1 ? (size_t)job->places : 1;
+    if (used + panel > POOL_SCRATCH)
+        return error_set(err, ERR_INTERNAL, "a convolution of %d channels does not fit a thread's scratch",
+                         job->a->x.c);
+    if (job->slices > 1)
+        job->cols_panels = min_int(job->cols_panels, (int)((POOL_SCRATCH - used) / panel));
+    return 0;
 }
 
 /* The kernel as it was given, and the outputs as they are. */
@@ -675,6 +701,9 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     choose_block(&job);
     choose_columns(&job);
     choose_slices(&job);
+    int rc = fit_columns(&job, err);
+    if (rc)
+        return rc;
     pool_run(be->pool, job.blocks * div_up(w->panels, job.cols_panels), run_item, &job);
     return 0;
 }
