@@ -144,6 +144,8 @@ check "imports go one way" scripts/check_imports.sh
 make -s -j"$(nproc)" WERROR=1 all tests
 suite build ""
 run "pages in a browser" python3 tests/page/test_page.py
+run "a client by the contract" python3 tests/clients/test_clients.py
+run "commands of README.md and docs/running.md" python3 tests/readme/test_readme.py
 emulated build "" 4 "cuda cuda+bf16" test_picture test_unet test_clip_text test_vae test_model test_lora test_safety test_safety_pipeline
 candidates build
 finish

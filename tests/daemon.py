@@ -118,7 +118,7 @@ class Count:
             print("ok   " + name, flush=True)
         except Exception as fault:  # whatever it is, the other tests still run
             self.failed += 1
-            print(f"FAIL {name}: {type(fault).__name__}: {fault}", flush=True)
+            print(f"FAIL {name}: {type(fault).__name__}: {str(fault)[:1000]}", flush=True)
 
     def end(self):
         print(f"{self.passed} passed, {self.failed} failed")
