@@ -140,6 +140,38 @@ TEST(unet_three_levels_two_layers_other_orders)
     golden_each_tier(check_unet, "tests/golden/data/video/unet_deep");
 }
 
+/* ---- Full size: scripts/parity_video.py ---- */
+
+static void say_memory(const struct stage *s)
+{
+    printf("  %-19s %zu MiB of weights, %zu MiB of job memory\n", s->name, s->be->weight_bytes >> 20,
+           s->mem.peak >> 20);
+}
+
+static void check_full_unet(struct stage *s, const char *folder)
+{
+    struct golden g;
+    struct unet_video *net = NULL;
+    if (!golden_open(&g, folder))
+        return;
+    if (CHECK(unet_video_load(&net, s->be, getenv("GOLDEN_VIDEO_MODEL"), "fp16", &s->err) == 0, "%s",
+              s->err.msg)) {
+        compared_call = 0;
+        check_walk(s, walk_unet, net, &g, 0, "full size unet", "out", "bf16_error");
+        say_memory(s);
+    }
+    unet_video_close(&net);
+    golden_close(&g);
+}
+
+TEST(full_size_unet)
+{
+    if (!getenv("GOLDEN_VIDEO_MODEL"))
+        SKIP("there is no GOLDEN_VIDEO_MODEL");
+    golden_memory = (size_t)1 << 30;
+    golden_each_tier(check_full_unet, getenv("GOLDEN_VIDEO_DATA"));
+}
+
 /* ---- The VAE ---- */
 
 static tensor walk_decoder(pass *p, const void *net, const struct golden *g, int run)
@@ -296,6 +328,31 @@ static void check_misfits(struct stage *s, const char *folder)
 TEST(conditions_and_models_that_do_not_fit)
 {
     golden_each_tier(check_misfits, "tests/golden/data/video/unet");
+}
+
+static void check_full_vae(struct stage *s, const char *folder)
+{
+    struct golden g;
+    struct vae_video *net = NULL;
+    if (!golden_open(&g, folder))
+        return;
+    if (CHECK(vae_video_load(&net, s->be, getenv("GOLDEN_VIDEO_MODEL"), "fp16", &s->err) == 0, "%s",
+              s->err.msg)) {
+        check_walk(s, walk_decoder, net, &g, 0, "full size decoder", "out", "bf16_error");
+        say_memory(s);
+        check_walk(s, walk_encoder, net, &g, 0, "full size encoder", "moments", "moments.bf16_error");
+        say_memory(s);
+    }
+    vae_video_close(&net);
+    golden_close(&g);
+}
+
+TEST(full_size_vae)
+{
+    if (!getenv("GOLDEN_VIDEO_MODEL"))
+        SKIP("there is no GOLDEN_VIDEO_MODEL");
+    golden_memory = (size_t)1 << 30;
+    golden_each_tier(check_full_vae, getenv("GOLDEN_VIDEO_DATA"));
 }
 
 TEST_MAIN()
