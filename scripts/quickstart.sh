@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The first command: installs what is missing, builds latentd, starts it with the model that ships with the project, and asks
-# it for a picture of "a mountain lion". Leaves the daemon running until Ctrl-C; with --once it stops.
+# it for a picture of "a mountain lion". Leaves the daemon running until Ctrl-C; with --once it stops. With
+# PIPELINE=image-to-video and a video model as MODEL_ID, the picture becomes the first frame of a video.
 #
-#   scripts/quickstart.sh [--once] [PROMPT]      PORT (8000) and OUT (mountain-lion.png) may be set
+#   scripts/quickstart.sh [--once] [PROMPT]      PORT (8000) and OUT (mountain-lion.png, or .mp4) may be set
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/packages.sh
@@ -12,12 +13,21 @@ prompt="a mountain lion"
 for arg in "$@"; do
     case $arg in
     --once) once=1 ;;
-    -h | --help) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) prompt=$arg ;;
     esac
 done
 port=${PORT:-8000}
-out=${OUT:-mountain-lion.png}
+kind=${PIPELINE:-text-to-image}
+case $kind in
+text-to-image) out=${OUT:-mountain-lion.png} ;;
+image-to-video)
+    out=${OUT:-mountain-lion.mp4}
+    [ -n "${MODEL_ID:-}" ] || { echo "no video model ships with latentd: set MODEL_ID to one that lies below MODEL_DIR" >&2; exit 2; }
+    export PIPELINE MODEL_ID
+    ;;
+*) echo "PIPELINE is $kind; a first picture or video is made with text-to-image or image-to-video" >&2; exit 2 ;;
+esac
 base=http://127.0.0.1:$port
 
 echo "[1/4] packages"
@@ -48,11 +58,23 @@ for _ in $(seq 1 600); do
     sleep 0.1
 done
 
-echo "[4/4] asking for \"$prompt\""
-body=$(printf '%s' "$prompt" | sed 's/\\/\\\\/g; s/"/\\"/g')
+ask_for_picture() {
+    echo "[4/4] asking for \"$prompt\""
+    body=$(printf '%s' "$prompt" | sed 's/\\/\\\\/g; s/"/\\"/g')
+    curl -sS --fail-with-body --max-time 900 -o "$out.part" -H 'Content-Type: application/json' -H 'Accept: image/png' \
+        -d "{\"prompt\": \"$body\", \"seed\": 1}" "$base/text-to-image" &
+}
+
+ask_for_video() {
+    first=${out%.mp4}-first.png
+    echo "[4/4] drawing \"$prompt\" ($first) and asking for a video of it"
+    build/latentd generate "$prompt" -o "$first" --seed 1 --model_id latentd/emoji >/dev/null
+    curl -sS --fail-with-body --max-time 900 -o "$out.part" -H 'Accept: video/mp4' -F "image=@$first" -F motion_bucket_id=255 \
+        -F seed=1 "$base/image-to-video" &
+}
+
 start=$(date +%s)
-curl -sS --fail-with-body --max-time 900 -o "$out.part" -H 'Content-Type: application/json' -H 'Accept: image/png' \
-    -d "{\"prompt\": \"$body\", \"seed\": 1}" "$base/text-to-image" &
+if [ "$kind" = image-to-video ]; then ask_for_video; else ask_for_picture; fi
 request=$!
 while kill -0 "$request" 2>/dev/null; do
     printf '\r      %d s ' $(($(date +%s) - start))
@@ -64,14 +86,16 @@ if ! wait "$request"; then
     exit 1
 fi
 mv "$out.part" "$out"
-echo "the picture is in $(cd "$(dirname "$out")" && pwd)/$(basename "$out")"
+echo "$([ "$kind" = image-to-video ] && echo the video || echo the picture) is in $(cd "$(dirname "$out")" && pwd)/$(basename "$out")"
 
 if [ $once = 1 ]; then
     exit 0
 fi
-cat <<TEXT
-the daemon goes on at $base until Ctrl-C; try:
-  curl -H 'Accept: image/png' -H 'Content-Type: application/json' -d '{"prompt": "a red heart"}' $base/text-to-image -o heart.png
-  open $base/docs
-TEXT
+echo "the daemon goes on at $base until Ctrl-C; try:"
+if [ "$kind" = image-to-video ]; then
+    echo "  curl -H 'Accept: video/mp4' -F image=@${out%.mp4}-first.png -F motion_bucket_id=80 $base/image-to-video -o less.mp4"
+else
+    echo "  curl -H 'Accept: image/png' -H 'Content-Type: application/json' -d '{\"prompt\": \"a red heart\"}' $base/text-to-image -o heart.png"
+fi
+echo "  open $base/docs"
 wait "$daemon"
