@@ -104,11 +104,32 @@ static bool computes_bf16(const struct entry *e)
     return e && e->tier.gemm->dtype == DTYPE_BF16;
 }
 
+static double peak_of(const struct gemm_kernel *g)
+{
+    double most = 0;
+    for (int i = 0; i < 4; i++) {
+        double f = g->peak();
+        most = f > most ? f : most;
+    }
+    return most;
+}
+
+/* The dot products of AVX512-BF16 double the work of a multiply-add on some processors and halve it on others
+ * (Sapphire Rapids: 84 against 172 GFLOP/s a thread), and plain AVX-512 has Winograd's method besides. A few
+ * milliseconds say which this is. */
+static bool pays(const struct entry *e)
+{
+    return e->needs != NEEDS_AVX512BF16 || peak_of(e->tier.gemm) > 1.5 * peak_of(&gemm_avx512);
+}
+
 static const struct entry *best(enum bf16_wish bf16)
 {
-    for (int i = TIERS - 1; i >= 0; i--)
-        if (tiers[i].automatic && usable(&tiers[i]) && !(bf16 == BF16_NO && computes_bf16(&tiers[i])))
-            return &tiers[i];
+    for (int i = TIERS - 1; i >= 0; i--) {
+        const struct entry *e = &tiers[i];
+        if (e->automatic && usable(e) && !(bf16 == BF16_NO && computes_bf16(e)) &&
+            (bf16 == BF16_YES || pays(e)))
+            return e;
+    }
     return NULL;
 }
 
