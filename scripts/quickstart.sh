@@ -68,7 +68,7 @@ ask_for_picture() {
 ask_for_video() {
     first=${out%.mp4}-first.png
     echo "[4/4] drawing \"$prompt\" ($first) and asking for a video of it"
-    build/latentd generate "$prompt" -o "$first" --seed 1 --model_id latentd/emoji >/dev/null
+    MODEL_DIR=models build/latentd generate "$prompt" -o "$first" --seed 1 --model_id latentd/emoji >/dev/null
     curl -sS --fail-with-body --max-time 900 -o "$out.part" -H 'Accept: video/mp4' -F "image=@$first" -F motion_bucket_id=255 \
         -F seed=1 "$base/image-to-video" &
 }
