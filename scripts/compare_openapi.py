@@ -34,6 +34,7 @@ def closure(document, paths):
 
 # What latentd adds on purpose (docs/http.md).
 ADDITIONS = {
+    "schemas/Video: not in the reference",
     "schemas/TextToImageParams/properties/response_format: not in the reference",
     "schemas/Body_genImageToImage/properties/response_format: not in the reference",
     *(f"paths/{path}/get/description: not in the reference"
