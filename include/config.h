@@ -28,6 +28,7 @@ struct config {
     const char *pipeline;     /* PIPELINE */
     const char *model_id;     /* MODEL_ID */
     char model_dir[PATH_MAX]; /* MODEL_DIR, or the first shelf that holds the model */
+    const char *shelf;        /* MODEL_DIR, wherever the model is; NULL: unset */
     const char *host;         /* HOST */
     int port;                 /* PORT */
     const char *auth_token;   /* AUTH_TOKEN; NULL: open */

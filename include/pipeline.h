@@ -23,7 +23,8 @@ int pipeline_named(const char *name, enum pipeline_kind *kind, struct error *err
 
 struct model_options {
     enum pipeline_kind pipeline; /* PIPELINE: image-to-image also loads the VAE's encoder */
-    const char *dir;             /* MODEL_DIR: root that holds models */
+    const char *dir;             /* root that holds the model */
+    const char *shelf;           /* root of LoRAs and of the safety checker: MODEL_DIR; NULL: DIR */
     const char *id;              /* MODEL_ID */
     bool safety_on_cpu;          /* SAFETY_CHECKER_DEVICE: checkers leave the model's device alone */
     bool deepcache;              /* DEEPCACHE: left off, with a warning, for turbo and lightning ids */

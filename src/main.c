@@ -185,6 +185,7 @@ static int start(struct daemon *d, struct error *err)
                     .bf16 = c->bf16},
         .model = {.pipeline = d->kind,
                   .dir = c->model_dir,
+                  .shelf = c->shelf,
                   .id = c->model_id,
                   .deepcache = c->deepcache,
                   .safety_on_cpu = c->safety_on_cpu},

@@ -160,6 +160,7 @@ static bool installed_shelf(struct config *c)
 int config_find_models(struct config *c, struct error *err)
 {
     const char *dir = env("MODEL_DIR"), *home = env("HOME");
+    c->shelf = dir;
     if (dir) {
         if (strlen(dir) >= sizeof c->model_dir)
             return error_set(err, ERR_INVALID, "MODEL_DIR is longer than %d bytes", PATH_MAX);

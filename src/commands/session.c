@@ -62,6 +62,7 @@ int session_open(struct session *s, const char *model_id, const char *isa, enum 
                                                    [SESSION_UPSCALE] = PIPELINE_UPSCALE};
     struct model_options from = {.pipeline = pipelines[kind],
                                  .dir = s->config.model_dir,
+                                 .shelf = s->config.shelf,
                                  .id = s->config.model_id,
                                  .deepcache = s->config.deepcache,
                                  .safety_on_cpu = s->config.safety_on_cpu};

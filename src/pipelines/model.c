@@ -387,7 +387,7 @@ int model_load(struct model **out, struct backend *be, const struct model_option
         return error_set(err, ERR_NOMEM, "no memory for the model");
     m->be = be;
     m->id = strdup(opt->id);
-    m->root = strdup(opt->dir);
+    m->root = strdup(opt->shelf ? opt->shelf : opt->dir);
     int rc =
         m->id && m->root ? load_parts(m, opt, err) : error_set(err, ERR_NOMEM, "no memory for the model");
     if (!rc)

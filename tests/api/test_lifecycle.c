@@ -144,6 +144,10 @@ static void installed_starts(const char *dir, const char *model_dir, const char 
     snprintf(want, sizeof(want), "with model latentd/tiny from %s", from);
     if (CHECK(daemon_ready(&d, (const char *[]){env, NULL}), "%s: %s", dir, env))
         CHECK(daemon_logged(&d, want, 1), "%s", want);
+    /* LoRAs are MODEL_DIR's, wherever the model is: this one is found, and is for another base. */
+    struct answer a = client_make(&d, "{\"prompt\":\"a\",\"loras\":\"{\\\"test/xl\\\": 1}\"}");
+    CHECK(a.status == 400 && strstr(a.body, "incompatible with base model"), "%d %s", a.status, a.body);
+    answer_free(&a);
     daemon_end(&d, SIGTERM, 8);
 }
 
@@ -153,12 +157,13 @@ TEST(installed_models)
 {
     const char *bin = getenv("LATENTD_BIN");
     char *before = strdup(bin ? bin : "build/latentd"), dir[] = "/tmp/latentd-prefix-XXXXXX";
-    char text[600], empty[100], full[100], installed[100];
+    char text[700], empty[100], full[100], installed[100];
 
     CHECK(mkdtemp(dir) != NULL);
     snprintf(text, sizeof(text),
              "cd %s && mkdir -p bin share/latentd/models empty full && cp %s/%s bin/latentd && "
-             "cp -r %s/latentd share/latentd/models/ && cp -r %s/latentd full/",
+             "cp -r %s/latentd share/latentd/models/ && cp -r %s/latentd full/ && "
+             "cp -r $OLDPWD/tests/golden/data/lora/pictures/test empty/ && cp -r empty/test full/",
              dir, *before == '/' ? "" : "$OLDPWD", before, "$OLDPWD/" TINY_DIR, "$OLDPWD/" TINY_DIR);
     CHECK(system(text) == 0, "%s", text);
     snprintf(text, sizeof(text), "%s/bin/latentd", dir);
