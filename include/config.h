@@ -8,7 +8,7 @@
 
 #include "error.h"
 
-/* Packed weights are kept of components of so many bytes: a smaller one is packed before a file is found. */
+/* Packed weights are kept of components of so many bytes: smaller ones load at once anyway. */
 enum { CONFIG_PACKED_MIB = 16384, CONFIG_PACKED_LEAST = 64 << 20 };
 enum { CONFIG_QUEUE_DEFAULT = 8, CONFIG_QUEUE_MAX = 1024, CONFIG_PORT_DEFAULT = 8000 };
 enum { CONFIG_STREAM_MIB = 256, CONFIG_STREAM_SECONDS = 600 };

@@ -220,7 +220,7 @@ static void pack_named(struct loader *l, weight *w, const struct weight_source *
     } else if (keep && !list_origin(l->packed, src, parts ? parts : &name)) {
         error_set(l->err, ERR_NOMEM, "out of memory loading %s", name);
     }
-    for (int i = 0; i < src->parts; i++) /* packed, and not read again soon: the process need not hold both */
+    for (int i = 0; i < src->parts && !w->mapped; i++) /* packed: the process need not hold both */
         weights_drop_array(l->weights, &src->w[i]);
 }
 
