@@ -52,7 +52,8 @@ endif
 AVX2       := -mavx2 -mfma -mf16c -O3
 AVX512     := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 AVX512BF16 := $(AVX512) -mavx512bf16
-AMX        := $(AVX512BF16) -mamx-tile -mamx-bf16
+AVX512VNNI := $(AVX512) -mavx512vnni
+AMX        := $(AVX512BF16) -mamx-tile -mamx-bf16 -mamx-int8
 
 # CUDA: the runtime is linked in and finds the driver by itself when the program starts; cuDNN and cuBLASLt are
 # opened at run time.
@@ -207,7 +208,7 @@ $(FFMPEG_STAMP):
 $(BUILD)/src/media/mp4.o $(BUILD)/src/media/mp4_none.o: $(FFMPEG_STAMP)
 
 # What packed weights look like, by the sources that say so: a file of them that another build left is not used.
-LAYOUT_SOURCES := $(wildcard kernels/cpu/*.c kernels/cpu/*.h kernels/ref/pack.c kernels/ref/ref.h)
+LAYOUT_SOURCES := $(wildcard kernels/int8.h kernels/cpu/*.c kernels/cpu/*.h kernels/ref/pack.c kernels/ref/ref.h)
 LAYOUT := $(shell cat $(LAYOUT_SOURCES) | sha256sum | cut -c1-16)
 $(BUILD)/kernels/cpu/cpu.o $(EMULATED)/kernels/cpu/cpu.o: ALL_CFLAGS += -DLATENTD_LAYOUT='"$(LAYOUT)"'
 $(BUILD)/kernels/cpu/cpu.o $(EMULATED)/kernels/cpu/cpu.o: $(LAYOUT_SOURCES)
@@ -229,6 +230,7 @@ CXX_FLAGS := -std=gnu++17 $(CFLAGS) -Wall -Wextra -Wshadow $(if $(filter 1,$(WER
 $(BUILD)/%_avx2.o: TIER = $(AVX2)
 $(BUILD)/%_avx512.o: TIER = $(AVX512)
 $(BUILD)/%_avx512bf16.o: TIER = $(AVX512BF16)
+$(BUILD)/%_avx512vnni.o: TIER = $(AVX512VNNI)
 $(BUILD)/%_amx.o: TIER = $(AMX)
 $(BUILD)/src/media/resize.o: TIER = -O3
 $(BUILD)/%_emulated.o: TIER = $(AVX512)

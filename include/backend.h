@@ -26,6 +26,10 @@ struct backend_options {
     /* BF16_NO: no tier that computes in bf16. BF16_YES: bf16 on a GPU; a CPU without it says so. An ISA that
      * says otherwise is ERR_INVALID. */
     enum bf16_wish bf16;
+    /* PRECISION_INT8: matrices that their networks bear in int8 are kept and multiplied in it
+     * (kernels/int8.h); ERR_UNSUPPORTED on a GPU and where no CPU tier, or not the named one, has int8.
+     * PRECISION_FP32 is ERR_UNSUPPORTED on a GPU. On a CPU bf16 and fp32 are what BF16 says. */
+    enum precision precision;
 };
 
 /* A GPU, as /hardware/info and /hardware/stats show it. */
@@ -43,6 +47,7 @@ struct backend {
     const char *name;                /* "cpu", "cuda", "ref", "plan" */
     const char *tier;                /* highest tier in use, for the log: "avx512" */
     enum dtype dtype;                /* activation type: pass_dtype() */
+    bool int8;                       /* precision is int8 */
     struct pool *pool;               /* CPU threads; NULL for ref and plan */
     void *state;                     /* the backend's own */
     size_t noise_wave;               /* as in the options, never 0 */

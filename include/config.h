@@ -23,6 +23,8 @@ enum { CONFIG_STUCK_DEFAULT = 600 };
 #define CONFIG_INSTALLED_MODELS "share/latentd/models"
 /* Whether activations are to be bf16. */
 enum bf16_wish { BF16_ANY, BF16_YES, BF16_NO };
+/* What matrices are multiplied in. */
+enum precision { PRECISION_ANY, PRECISION_FP32, PRECISION_BF16, PRECISION_INT8 };
 
 struct config {
     const char *pipeline;     /* PIPELINE */
@@ -47,16 +49,23 @@ struct config {
     int stream_seconds;       /* LATENTD_STREAM_SECONDS */
     bool response_url;        /* LATENTD_RESPONSE_FORMAT is "url" */
     /* The ai-runner's optimisation flags: docs/settings.md. */
-    bool deepcache;      /* DEEPCACHE */
-    bool warm_up;        /* SFAST, unless SFAST_WARMUP is false; TORCH_COMPILE */
-    bool safety_on_cpu;  /* SAFETY_CHECKER_DEVICE is cpu */
-    enum bf16_wish bf16; /* BFLOAT16 */
+    bool deepcache;           /* DEEPCACHE */
+    bool warm_up;             /* SFAST, unless SFAST_WARMUP is false; TORCH_COMPILE */
+    bool safety_on_cpu;       /* SAFETY_CHECKER_DEVICE is cpu */
+    enum bf16_wish bfloat16;  /* BFLOAT16 */
+    enum precision precision; /* LATENTD_PRECISION */
+    enum bf16_wish bf16;      /* what follows from the two */
 };
 
 /* Reads the environment. Strings are borrowed from it. A value that cannot be used is ERR_INVALID and names
  * the variable, the value and what is accepted. PIPELINE without MODEL_ID, or the other way round, is refused
  * as the ai-runner does; neither: the shipped model. */
 int config_read(struct config *c, struct error *err);
+/* Sets c->precision and c->bf16 to what VALUE says, which came by NAME, a variable or a flag; NULL: unset. A
+ * value that is unknown, or that BFLOAT16 contradicts, is ERR_INVALID. config_read calls it; a command with a
+ * flag calls it again.
+ */
+int config_set_precision(struct config *c, const char *name, const char *value, struct error *err);
 /* Fills c->model_dir: MODEL_DIR, unless only the installed shelf (CONFIG_INSTALLED_MODELS) holds c->model_id;
  * where it is unset ./models, then <folder of the program>/../models, the installed shelf, ~/.lpData/models,
  * whichever holds c->model_id first (the last one when none does). config_read calls it; a command that

@@ -58,12 +58,13 @@ struct weight_source {
     struct host_array bias[WEIGHT_PARTS_MAX]; /* beta for WEIGHT_NORM */
     bool upsample; /* a 3x3 convolution that will mostly be called with .upsample: a backend may prepare for
                       it */
+    bool int8; /* the network bears this matrix in int8 (kernels/int8.h), where the backend was asked to */
 };
 
 typedef struct weight {
     enum weight_kind kind;
     int out_c, in_c, kh, kw;
-    bool has_bias;
+    bool has_bias, int8;
     void *packed; /* the backend's own layout; NULL: no weight */
     size_t bytes; /* size of packed */
     bool mapped;  /* packed lies in a file that is mapped: not to be written, nor the backend's to free */

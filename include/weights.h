@@ -48,10 +48,21 @@ struct loader {
     struct weights *weights;
     struct backend *be;
     bool check_only;
+    bool int8; /* what is loaded next may be kept in int8 (weight_source); see loader_int8() */
     bool keep; /* remember the origin of matrices and convolutions; call weight_list_keep() at the end */
     struct weight_list *packed; /* gets every weight packed */
     struct error *err;
 };
+
+/* Sets l->int8 and returns what it was. Networks of pictures mark what lies between their first and last
+ * convolutions, but neither what runs once a request nor the shortcuts: docs/optimisation.md has the errors
+ * that decided it. */
+static inline bool loader_int8(struct loader *l, bool int8)
+{
+    bool was = l->int8;
+    l->int8 = int8;
+    return was;
+}
 
 /* Each finds NAME.weight (and NAME.bias) with exactly the given shape, else ERR_FORMAT that names file,
  * tensor, expected and found. Old names are tried when the new one is absent: VAE attention

@@ -12,6 +12,7 @@
 static int open_cpu(struct backend *be, const struct backend_options *opt, struct error *err)
 {
     be->name = "cpu";
+    be->int8 = opt->precision == PRECISION_INT8;
     int rc = pool_open(&be->pool, opt->threads, err);
     if (rc)
         return rc;
@@ -19,13 +20,26 @@ static int open_cpu(struct backend *be, const struct backend_options *opt, struc
     be->tier = "ref";
     if (opt->isa && strcmp(opt->isa, "ref") == 0)
         return 0;
-    return ops_cpu(be, opt->isa, opt->bf16, err);
+    return ops_cpu(be, opt, err);
+}
+
+/* A GPU computes in fp16 or bf16. */
+static int check_gpu_precision(const struct backend_options *opt, struct error *err)
+{
+    if (opt->precision != PRECISION_INT8 && opt->precision != PRECISION_FP32)
+        return 0;
+    return error_set(err, ERR_UNSUPPORTED,
+                     "precision %s is not to be had on a GPU; LATENTD_BACKEND=cpu computes on the CPU",
+                     opt->precision == PRECISION_INT8 ? "int8" : "fp32");
 }
 
 #ifdef LATENTD_CUDA
 static int open_cuda(struct backend *be, const struct backend_options *opt, struct error *err)
 {
-    int rc = backend_open_cuda(be, opt, err);
+    int rc = check_gpu_precision(opt, err);
+    if (rc)
+        return rc;
+    rc = backend_open_cuda(be, opt, err);
     return rc ? error_prefix(err, "backend cuda") : 0;
 }
 
@@ -33,7 +47,7 @@ static int open_auto(struct backend *be, const struct backend_options *opt, stru
 {
     struct error why = {0};
     if (backend_open_cuda(be, opt, &why) == 0)
-        return 0;
+        return check_gpu_precision(opt, err);
     if (be->close)
         be->close(be);
     *be = (struct backend){0};
@@ -46,9 +60,10 @@ static int open_auto(struct backend *be, const struct backend_options *opt, stru
 static int open_cuda(struct backend *be, const struct backend_options *opt, struct error *err)
 {
     (void)be;
-    (void)opt;
-    return error_set(err, ERR_UNSUPPORTED,
-                     "backend cuda: this build has no CUDA; accepted are cpu, ref and auto");
+    int rc = check_gpu_precision(opt, err);
+    return rc ? rc
+              : error_set(err, ERR_UNSUPPORTED,
+                          "backend cuda: this build has no CUDA; accepted are cpu, ref and auto");
 }
 
 static int open_auto(struct backend *be, const struct backend_options *opt, struct error *err)
@@ -76,6 +91,7 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
             rc = error_set(err, ERR_NOMEM, "no memory for the plan");
     } else if (strcmp(kind, "ref") == 0) {
         be->name = be->tier = "ref";
+        be->int8 = opt->precision == PRECISION_INT8;
         ops_ref(be);
     } else if (strcmp(kind, "cpu") == 0) {
         rc = open_cpu(be, opt, err);
@@ -91,6 +107,10 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
         backend_close(&be);
         return rc;
     }
+    if (be->int8)
+        log_info(
+            "precision int8: what the networks bear in int8 is multiplied in it, on %s (%s); the rest in %s",
+            be->tier, be->served_by[OP_linear], be->dtype == DTYPE_BF16 ? "bf16" : "fp32");
     be->noise_wave = opt->noise_wave ? opt->noise_wave : NOISE_WAVE_THREADS;
     be->memory_max = opt->memory_max ? opt->memory_max : SIZE_MAX;
     be->store = opt->store;

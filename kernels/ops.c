@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "backend.h"
+#include "int8.h"
 #include "region.h"
 
 #define OPS_NAME(name, args) [OP_##name] = #name,
@@ -108,20 +109,21 @@ static int check_source(const struct weight_source *src, struct error *err)
     return 0;
 }
 
-static weight empty_weight(const struct weight_source *src)
+static weight empty_weight(const struct backend *be, const struct weight_source *src)
 {
     return (weight){.kind = src->kind,
                     .out_c = src->out_c,
                     .in_c = src->in_c,
                     .kh = src->kh,
                     .kw = src->kw,
-                    .has_bias = src->bias[0].data != NULL};
+                    .has_bias = src->bias[0].data != NULL,
+                    .int8 = be->int8 && int8_takes(src)};
 }
 
 void weight_map(struct backend *be, weight *w, const struct weight_source *src, const void *bytes,
                 size_t size)
 {
-    *w = empty_weight(src);
+    *w = empty_weight(be, src);
     w->packed = (void *)(uintptr_t)bytes;
     w->bytes = size;
     w->mapped = true;
@@ -135,7 +137,7 @@ int weight_pack(struct backend *be, weight *w, const struct weight_source *src, 
     int rc = check_source(src, err);
     if (rc)
         return rc;
-    *w = empty_weight(src);
+    *w = empty_weight(be, src);
     switch (src->kind) {
     case WEIGHT_CONV2D:
         rc = be->ops.pack_conv2d(be, w, src, err);

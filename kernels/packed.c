@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "buffer.h"
+#include "int8.h"
 #include "log.h"
 #include "packed_file.h"
 
@@ -96,13 +97,14 @@ void packed_close(struct packed_store **store, struct backend *be)
     free(s);
 }
 
-static struct packed_record describe(const weight *w, const struct weight_source *src, const char *name)
+static struct packed_record describe(const struct backend *be, size_t bytes, const struct weight_source *src,
+                                     const char *name)
 {
     struct packed_record r;
 
     memset(&r, 0, sizeof(r)); /* padding is compared too */
     r.name = fnv1a(FNV_BASIS, name, strlen(name));
-    r.bytes = w->bytes;
+    r.bytes = bytes;
     r.kind = (uint32_t)src->kind;
     r.shape[0] = src->out_c;
     r.shape[1] = src->in_c;
@@ -110,14 +112,15 @@ static struct packed_record describe(const weight *w, const struct weight_source
     r.shape[3] = src->kw;
     r.parts = src->parts;
     r.bias = src->bias[0].data != NULL;
+    r.int8 = be->int8 && int8_takes(src);
     return r;
 }
 
 /* Whether a weight like SRC was not compared yet. */
 static bool first_of_its_kind(struct packed_store *s, const struct weight_source *src)
 {
-    uint32_t key =
-        (uint32_t)src->kind | (uint32_t)src->kh << 8 | (uint32_t)src->kw << 16 | (uint32_t)src->parts << 24;
+    uint32_t key = (uint32_t)src->kind | (uint32_t)src->int8 << 4 | (uint32_t)src->kh << 8 |
+                   (uint32_t)src->kw << 16 | (uint32_t)src->parts << 24;
 
     for (int i = 0; i < s->seen_count; i++)
         if (s->seen[i] == key)
@@ -148,7 +151,7 @@ static int take(struct packed_store *s, struct backend *be, weight *w, const str
     if (!s->found || s->at >= s->records)
         return 0;
     const struct packed_record *r = &s->record[s->at];
-    struct packed_record want = describe(&(weight){.bytes = r->bytes}, src, name);
+    struct packed_record want = describe(be, r->bytes, src, name);
     want.offset = r->offset;
     if (memcmp(r, &want, sizeof(want)) != 0)
         return 0;
@@ -178,7 +181,7 @@ int packed_weight(struct packed_store *s, struct backend *be, weight *w, const s
     }
     rc = weight_pack(be, w, src, err);
     if (s && rc == 0 && !s->done) {
-        struct packed_record r = describe(w, src, name);
+        struct packed_record r = describe(be, w->bytes, src, name);
         s->done = packed_file_add(&s->file, &r, w->packed) < 0;
     }
     return rc;

@@ -17,7 +17,7 @@ struct packed_record {
     uint64_t offset, bytes;
     uint32_t kind;
     int32_t shape[4], parts;
-    uint32_t bias, zero;
+    uint32_t bias, int8;
 };
 
 /* A file in the making. The bytes are borrowed. */

@@ -82,7 +82,7 @@ static double measure_product(struct backend *be, int side, struct error *err)
 double backend_peak_flops(struct backend *be, char *what, size_t what_size)
 {
     struct error err = {0};
-    double flops = be->pool ? cpu_peak_flops(be) : 0;
+    double flops = be->pool ? cpu_peak_flops(be, false) : 0;
     if (flops > 0) {
         snprintf(what, what_size, "multiply-adds of %s from registers, %d threads", be->tier,
                  pool_threads(be->pool));

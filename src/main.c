@@ -71,6 +71,8 @@ static const char usage[] =
     "  LATENTD_TUNE         0: GPU kernels are chosen by rule, not by timing them\n"
     "  DEEPCACHE            true: most steps reuse what an earlier one computed (false)\n"
     "  SFAST, TORCH_COMPILE true: a run before the daemon is ready (false)\n"
+    "  LATENTD_PRECISION    int8, bf16 or fp32: what matrices are multiplied in (as fast as it goes without "
+    "int8)\n"
     "  BFLOAT16             true or false: compute in bf16, or not (as fast as it goes)\n"
     "  SAFETY_CHECKER_DEVICE  cpu: safety checkers stay off the GPU (cuda)\n";
 
@@ -182,7 +184,8 @@ static int start(struct daemon *d, struct error *err)
                     .store = c->store_most ? c->store : NULL,
                     .store_most = c->store_most,
                     .store_least = CONFIG_PACKED_LEAST,
-                    .bf16 = c->bf16},
+                    .bf16 = c->bf16,
+                    .precision = c->precision},
         .model = {.pipeline = d->kind,
                   .dir = c->model_dir,
                   .shelf = c->shelf,

@@ -9,13 +9,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "int8.h"
 #include "log.h"
 #include "thread_pool.h"
-#include "tier.h"
 
 /* What the CPU has and the operating system saves and restores. */
 struct features {
     bool avx2, avx512, avx512bf16, amx;
+    bool avx512vnni, amx_int8;
 };
 
 static unsigned long long read_xcr0(void)
@@ -34,7 +35,7 @@ static bool amx_permitted(void)
 
 static struct features detect(void)
 {
-    struct features f = {false, false, false, false};
+    struct features f = {0};
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE))
         return f;
@@ -46,9 +47,12 @@ static struct features detect(void)
     bool amx_bits = (d & (1u << 22)) && (d & (1u << 24)); /* AMX-BF16, AMX-TILE */
     f.avx2 = fma && (b & bit_AVX2) && (xcr0 & ymm) == ymm;
     f.avx512 = f.avx2 && (b & avx512) == avx512 && (xcr0 & zmm) == zmm;
+    bool vnni_bit = c & (1u << 11), int8_bit = d & (1u << 25); /* AVX512_VNNI, AMX-INT8 */
     bool bf16_bit = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
     f.avx512bf16 = f.avx512 && bf16_bit;
     f.amx = f.avx512bf16 && amx_bits && (xcr0 & tiles) == tiles && amx_permitted();
+    f.avx512vnni = f.avx512 && vnni_bit;
+    f.amx_int8 = f.amx && int8_bit;
     return f;
 }
 
@@ -59,16 +63,19 @@ static const struct entry {
     enum needs needs;
     bool automatic; /* may be chosen when no tier is named */
 } tiers[] = {
-    {{"avx2", &gemm_avx2, &rows_avx2, NULL, NULL}, NEEDS_AVX2, true},
-    {{"avx512bf16-emulated", &gemm_avx512bf16_emulated, &rows_avx512, pack_avx512, NULL},
+    {{"avx2", &gemm_avx2, &rows_avx2, NULL, NULL, NULL}, NEEDS_AVX2, true},
+    {{"avx512bf16-emulated", &gemm_avx512bf16_emulated, &rows_avx512, pack_avx512, NULL,
+      &int8_avx512vnni_emulated},
      NEEDS_AVX512,
      false},
-    {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512, &flash_amx_emulated},
+    {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512, &flash_amx_emulated, &int8_amx_emulated},
      NEEDS_AVX512,
      false},
-    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL}, NEEDS_AVX512, true},
-    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL}, NEEDS_AVX512BF16, true},
-    {{"amx", &gemm_amx, &rows_avx512bf16, pack_avx512, &flash_amx}, NEEDS_AMX, true},
+    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL, &int8_avx512vnni}, NEEDS_AVX512, true},
+    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL, &int8_avx512vnni},
+     NEEDS_AVX512BF16,
+     true},
+    {{"amx", &gemm_amx, &rows_avx512bf16, pack_avx512, &flash_amx, &int8_amx}, NEEDS_AMX, true},
 };
 
 enum { TIERS = sizeof tiers / sizeof *tiers };
@@ -122,20 +129,45 @@ static bool pays(const struct entry *e)
     return e->needs != NEEDS_AVX512BF16 || peak_of(e->tier.gemm) > 1.5 * peak_of(&gemm_avx512);
 }
 
-static const struct entry *best(enum bf16_wish bf16)
+static bool has_int8(const struct entry *e)
+{
+    struct features f = detect();
+    const struct int8_kernel *k = e ? e->tier.int8 : NULL;
+    return k == &int8_amx ? f.amx_int8 : k == &int8_avx512vnni ? f.avx512vnni : k != NULL;
+}
+
+static const struct entry *best_of(enum bf16_wish bf16, bool int8)
 {
     for (int i = TIERS - 1; i >= 0; i--) {
         const struct entry *e = &tiers[i];
         if (e->automatic && usable(e) && !(bf16 == BF16_NO && computes_bf16(e)) &&
-            (bf16 == BF16_YES || pays(e)))
+            (bf16 == BF16_YES || pays(e)) && (!int8 || has_int8(e)))
             return e;
     }
     return NULL;
 }
 
-static int choose(const char *isa, enum bf16_wish bf16, const struct entry **e, struct error *err)
+static const struct entry *best(enum bf16_wish bf16)
 {
-    *e = isa ? find(isa) : best(bf16);
+    return best_of(bf16, false);
+}
+
+static int check_int8(const char *isa, const struct entry *e, struct error *err)
+{
+    if (e && has_int8(e))
+        return 0;
+    return error_set(
+        err, ERR_UNSUPPORTED,
+        isa ? "precision int8: CPU tier %s has none here; it takes AMX-INT8 (amx) or AVX512-VNNI "
+              "(avx512, avx512bf16), or ref"
+            : "precision int8: this processor or its operating system has neither AMX-INT8 nor "
+              "AVX512-VNNI",
+        isa);
+}
+
+static int choose(const char *isa, enum bf16_wish bf16, bool int8, const struct entry **e, struct error *err)
+{
+    *e = isa ? find(isa) : best_of(bf16, int8);
     if (isa && !*e)
         return error_set(err, ERR_UNSUPPORTED,
                          "CPU tier \"%s\" is unknown; accepted are ref, avx2, avx512, avx512bf16 and amx",
@@ -153,7 +185,7 @@ static int choose(const char *isa, enum bf16_wish bf16, const struct entry **e, 
                     best(BF16_ANY)->tier.name);
     if (bf16 == BF16_YES && !computes_bf16(*e))
         log_warning("BFLOAT16: %s has no bf16 and computes in fp32", *e ? (*e)->tier.name : "this processor");
-    return 0;
+    return int8 ? check_int8(isa, *e, err) : 0;
 }
 
 static void close_cpu(struct backend *be)
@@ -186,12 +218,14 @@ static void serve(struct backend *be, const struct tier *t)
     SERVE(be, pack_conv2d, cpu_pack_matrix, t->name);
     SERVE(be, pack_linear, cpu_pack_matrix, t->name);
     SERVE(be, pack_embedding, cpu_pack_embedding, t->name);
+    if (be->int8)
+        be->served_by[OP_conv2d] = be->served_by[OP_linear] = t->int8->serves;
 }
 
-int ops_cpu(struct backend *be, const char *isa, enum bf16_wish bf16, struct error *err)
+int ops_cpu(struct backend *be, const struct backend_options *opt, struct error *err)
 {
     const struct entry *e;
-    int rc = choose(isa, bf16, &e, err);
+    int rc = choose(opt->isa, opt->bf16, be->int8, &e, err);
     if (rc || !e)
         return rc; /* a processor without AVX2: ref serves all, and the log says so */
     struct cpu_state *st = calloc(1, sizeof *st);
@@ -209,13 +243,14 @@ int ops_cpu(struct backend *be, const char *isa, enum bf16_wish bf16, struct err
     be->tier = e->tier.name;
     be->dtype = e->tier.gemm->dtype;
     const struct gemm_kernel *g = e->tier.gemm;
-    snprintf(be->layout, sizeof be->layout, "cpu %s %s", LATENTD_LAYOUT, g->name);
+    snprintf(be->layout, sizeof be->layout, "cpu %s %s%s", LATENTD_LAYOUT, g->name, be->int8 ? " int8" : "");
     serve(be, &e->tier);
     return 0;
 }
 
 struct peak_job {
-    const struct gemm_kernel *g;
+    void (*begin)(void), (*end)(void);
+    double (*peak)(void);
     double flops[256];
 };
 
@@ -223,21 +258,23 @@ static void peak_item(void *ctx, int item, int worker)
 {
     (void)worker;
     struct peak_job *job = ctx;
-    if (job->g->begin)
-        job->g->begin();
+    if (job->begin)
+        job->begin();
     for (int i = 0; i < 8; i++) {
-        double f = job->g->peak();
+        double f = job->peak();
         job->flops[item] = f > job->flops[item] ? f : job->flops[item];
     }
-    if (job->g->end)
-        job->g->end();
+    if (job->end)
+        job->end();
 }
 
-double cpu_peak_flops(const struct backend *be)
+double cpu_peak_flops(const struct backend *be, bool int8)
 {
     if (!be->state || !be->pool)
         return 0;
-    struct peak_job job = {.g = cpu_tier(be)->gemm};
+    const struct gemm_kernel *g = cpu_tier(be)->gemm;
+    const struct int8_kernel *k = int8 ? cpu_tier(be)->int8 : NULL;
+    struct peak_job job = {k ? k->begin : g->begin, k ? k->end : g->end, k ? k->peak : g->peak, {0}};
     int threads = pool_threads(be->pool);
     threads = threads < 256 ? threads : 256;
     pool_run(be->pool, threads, peak_item, &job);

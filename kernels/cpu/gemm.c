@@ -17,7 +17,7 @@
  *
  * The order in which a number is summed depends on the packed layout alone (chunks of channels, then taps),
  * not on blocks, threads or the batch: the same picture gets the same bits however it is computed. */
-#include "gemm.h"
+#include "int8.h" /* and gemm.h */
 
 #include <string.h>
 
@@ -327,6 +327,12 @@ static struct finish make_finish(const struct gemm_args *a, int nr, const float 
         f.add_type = a->add_bc.dtype;
     }
     return f;
+}
+
+struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, int count)
+{
+    struct run r = {p, first, 1, count};
+    return make_finish(a, nr, NULL, &r);
 }
 
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
@@ -722,6 +728,8 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
         .residual = a->residual,
         .act = a->act,
     };
+    if (w->int8)
+        return int8_run(be, &g, err);
     return winograd_suits(be->state, &g) ? winograd_run(be, &g) : gemm_run(be, &g, err);
 }
 
@@ -760,5 +768,7 @@ int cpu_linear(struct backend *be, tensor y, tensor x, const weight *w, const st
         .act = a->act,
         .geglu = w->kind == WEIGHT_GEGLU,
     };
+    if (w->int8)
+        return int8_run(be, &g, err);
     return gemm_run(be, &g, err);
 }

@@ -17,6 +17,8 @@ struct gemm_args {
 
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err);
 
+/* What ends COUNT positions of one picture, as below; its c is not set. */
+struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, int count);
 /* Writes outputs of panel P of A's weights for ROWS positions of one picture, FIRST the first counted over N,
  * OH, OW: bias, add_bc, activation and residual applied to c [rows][nr]. */
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,

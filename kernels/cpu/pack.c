@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "int8.h"
 #include "thread_pool.h"
-#include "tier.h"
 
 enum { ALIGN = 64 };
 
@@ -281,6 +281,8 @@ static int pack_up(struct backend *be, struct cpu_weight *w, const struct cpu_we
 
 int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
 {
+    if (w->int8)
+        return int8_pack(be, w, src, err);
     struct cpu_weight layout, up;
     memset(&layout, 0, sizeof layout);
     memset(&up, 0, sizeof up);

@@ -151,6 +151,7 @@ struct pack_block {
 };
 
 struct flash_kernel;
+struct int8_kernel;
 
 struct tier {
     const char *name;
@@ -160,6 +161,7 @@ struct tier {
      * does it. */
     void (*pack)(const struct pack_block *b, bool pairs, size_t size);
     const struct flash_kernel *flash; /* NULL: attention runs on the matrix micro-kernel */
+    const struct int8_kernel *int8;   /* NULL: no int8 */
 };
 
 void pack_avx512(const struct pack_block *b, bool pairs, size_t size);

@@ -49,7 +49,7 @@ static void tile_store_emulated(int t, void *p, size_t stride)
 }
 /* TDPBF16PS: for each row, the products of even and of odd positions are summed apart over the tile's 16
  * pairs, then added together, then to the accumulator. */
-static void tile_dot_emulated(int c, int a, int b)
+static inline void tile_dot_emulated(int c, int a, int b)
 {
     const __m512i high = _mm512_set1_epi32((int)0xffff0000);
     for (int m = 0; m < tile_file.config.rows[c]; m++) {
@@ -65,6 +65,22 @@ static void tile_dot_emulated(int c, int a, int b)
         v_store(acc, v_add(v_load(acc), v_add(even, odd)));
     }
 }
+/* TDPBSSD: four products of signed bytes a lane. */
+static inline void tile_dot_int8_emulated(int c, int a, int b)
+{
+    for (int m = 0; m < tile_file.config.rows[c]; m++) {
+        __m512i acc = _mm512_loadu_si512(tile_file.tile[c][m]);
+        for (int k = 0; k < tile_file.config.row_bytes[a] / 4; k++) {
+            vb x = _mm512_set1_epi32((int)tile_file.tile[a][m][k]), y = vb_load(tile_file.tile[b][k]);
+            for (unsigned i = 0; i < 32; i += 8)
+                acc = _mm512_add_epi32(
+                    acc, _mm512_mullo_epi32(_mm512_srai_epi32(_mm512_slli_epi32(x, 24 - i), 24),
+                                            _mm512_srai_epi32(_mm512_slli_epi32(y, 24 - i), 24)));
+        }
+        _mm512_storeu_si512(tile_file.tile[c][m], acc);
+    }
+}
+#define tile_dot_int8(c, a, b)  tile_dot_int8_emulated(c, a, b)
 #define tile_zero(t)            tile_zero_emulated(t)
 #define tile_load(t, p, stride) tile_load_emulated(t, p, stride)
 /* what the first level need not keep */
@@ -87,6 +103,7 @@ static void tile_dot_emulated(int c, int a, int b)
 #define tile_load_once(t, p, stride) _tile_stream_loadd(t, p, stride)
 #define tile_store(t, p, stride)     _tile_stored(t, p, stride)
 #define tile_dot(c, a, b)            _tile_dpbf16ps(c, a, b)
+#define tile_dot_int8(c, a, b)       _tile_dpbssd(c, a, b)
 
 #endif
 

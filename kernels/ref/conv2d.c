@@ -1,6 +1,7 @@
 /* torch.nn.Conv2d over NHWC, any kernel size: x [N, H, W, I] -> y [N, OH, OW, O]; and the temporal
  * convolution, over the frames instead of the rows and columns.
  * Epilogue in this order: bias, add_bc, activation, residual; one rounding at the store. */
+#include "../int8.h"
 #include "ref.h"
 
 struct conv {
@@ -8,6 +9,7 @@ struct conv {
     const weight *w;
     const struct conv2d_args *a;
     int stride, pad_y, pad_x; /* rows above and columns to the left */
+    struct int8_scale scale;  /* of the output's inputs, where w->int8 */
 };
 
 /* Sums block BLOCK of output position (n, oy, ox) over the kernel and the input channels. */
@@ -23,6 +25,36 @@ static void conv_sum(const struct conv *cv, int block, int n, int oy, int ox, fl
             ref_accumulate(acc, row, cv->x.dtype, cv->x.c, ref_block(cv->w, block, ky * cv->w->kw + kx));
         }
     }
+}
+
+/* The same in int8. */
+static void int8_sum(const struct conv *cv, int block, int n, int oy, int ox, float acc[REF_LANES])
+{
+    int scale = cv->a->upsample ? 2 : 1;
+    int32_t sum[REF_LANES] = {0};
+    for (int ky = 0; ky < cv->w->kh; ky++) {
+        for (int kx = 0; kx < cv->w->kw; kx++) {
+            int iy = oy * cv->stride - cv->pad_y + ky, ix = ox * cv->stride - cv->pad_x + kx;
+            if (iy < 0 || ix < 0 || iy >= cv->x.h * scale || ix >= cv->x.w * scale)
+                continue;
+            const void *row = ref_row(cv->x, ref_row_index(cv->x, n, iy / scale, ix / scale));
+            ref_int8_accumulate(sum, row, cv->x.dtype, cv->x.c,
+                                ref_int8_block(cv->w, block, ky * cv->w->kw + kx), cv->scale.inverse);
+        }
+    }
+    ref_int8_scaled(acc, sum, cv->w, block, cv->scale.scale);
+}
+
+/* One scale for each input of a 1x1 kernel, one for the picture where the kernel is larger. */
+static void set_scale(struct conv *cv, int n, int oy, int ox)
+{
+    int scale = cv->a->upsample ? 2 : 1;
+    size_t picture = (size_t)cv->x.h * (size_t)cv->x.w;
+    if (cv->w->kh * cv->w->kw == 1)
+        cv->scale = int8_scale_of(ref_int8_most(
+            cv->x, ref_row_index(cv->x, n, oy * cv->stride / scale, ox * cv->stride / scale), 1));
+    else if (oy == 0 && ox == 0)
+        cv->scale = int8_scale_of(ref_int8_most(cv->x, (size_t)n * picture, picture));
 }
 
 static void conv_store(const struct conv *cv, int block, size_t row, int n, const float acc[REF_LANES])
@@ -48,7 +80,7 @@ int ref_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
 {
     (void)be;
     (void)err;
-    struct conv cv = {y, x, w, a, a->stride ? a->stride : 1, 0, 0};
+    struct conv cv = {y, x, w, a, a->stride ? a->stride : 1, 0, 0, {0, 0}};
     if (!a->pad_end) {
         cv.pad_y = (w->kh - 1) / 2;
         cv.pad_x = (w->kw - 1) / 2;
@@ -58,7 +90,12 @@ int ref_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
             int ox = (int)(row % (size_t)y.w), oy = (int)(row / (size_t)y.w % (size_t)y.h);
             int n = (int)(row / (size_t)y.w / (size_t)y.h);
             float acc[REF_LANES] = {0};
-            conv_sum(&cv, block, n, oy, ox, acc);
+            if (w->int8) {
+                set_scale(&cv, n, oy, ox);
+                int8_sum(&cv, block, n, oy, ox, acc);
+            } else {
+                conv_sum(&cv, block, n, oy, ox, acc);
+            }
             conv_store(&cv, block, row, n, acc);
         }
     }
@@ -84,7 +121,7 @@ int ref_conv_temporal(struct backend *be, tensor y, tensor x, const weight *w, i
 {
     (void)be;
     (void)err;
-    struct conv cv = {y, x, w, a, 1, (w->kh - 1) / 2, 0};
+    struct conv cv = {y, x, w, a, 1, (w->kh - 1) / 2, 0, {0, 0}};
     size_t places = (size_t)y.h * (size_t)y.w;
     for (int block = 0; block < ref_blocks(w); block++) {
         for (size_t row = 0; row < tensor_rows(y); row++) {

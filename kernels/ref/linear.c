@@ -1,6 +1,7 @@
 /* torch.nn.Linear over the channels: x [N, H, W, I] -> y [N, H, W, O]. With WEIGHT_GEGLU, diffusers' GEGLU:
  * the rows of the weight are [value; gate] and y [N, H, W, O/2] = value * gelu(gate), exact gelu. Epilogue in
  * this order: bias, activation or gate, residual; one rounding at the store. */
+#include "../int8.h"
 #include "ref.h"
 
 /* acc = x w + bias for one row and one block. */
@@ -9,7 +10,14 @@ static void linear_sum(tensor x, size_t row, const weight *w, int block, float a
     const float *bias = ref_bias(w, block);
     for (int j = 0; j < REF_LANES; j++)
         acc[j] = 0;
-    ref_accumulate(acc, ref_row(x, row), x.dtype, x.c, ref_block(w, block, 0));
+    if (w->int8) {
+        int32_t sum[REF_LANES] = {0};
+        struct int8_scale s = int8_scale_of(ref_int8_most(x, row, 1));
+        ref_int8_accumulate(sum, ref_row(x, row), x.dtype, x.c, ref_int8_block(w, block, 0), s.inverse);
+        ref_int8_scaled(acc, sum, w, block, s.scale);
+    } else {
+        ref_accumulate(acc, ref_row(x, row), x.dtype, x.c, ref_block(w, block, 0));
+    }
     for (int j = 0; j < REF_LANES; j++)
         acc[j] += bias[j];
 }

@@ -12,8 +12,7 @@ static size_t part_row(const struct weight_source *src, int o, int *part)
     return (size_t)(o % rows);
 }
 
-/* The output that lane LANE of block BLOCK holds, or -1 for padding. */
-static int lane_output(const weight *w, int block, int lane)
+int ref_lane_output(const weight *w, int block, int lane)
 {
     int half = w->kind == WEIGHT_GEGLU ? w->out_c / 2 : w->out_c;
     int blocks = (half + REF_LANES - 1) / REF_LANES;
@@ -23,7 +22,7 @@ static int lane_output(const weight *w, int block, int lane)
 
 static void pack_lane(weight *w, const struct weight_source *src, int block, int lane)
 {
-    int o = lane_output(w, block, lane), taps = w->kh * w->kw, part = 0;
+    int o = ref_lane_output(w, block, lane), taps = w->kh * w->kw, part = 0;
     if (o < 0)
         return;
     size_t row = part_row(src, o, &part);
@@ -52,6 +51,8 @@ static int pack_begin(struct backend *be, weight *w, size_t floats, struct error
 
 static int pack_matrix(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
 {
+    if (w->int8)
+        return ref_int8_pack(be, w, src, err);
     size_t blocks = (size_t)ref_blocks(w), taps = (size_t)w->kh * (size_t)w->kw;
     int rc = pack_begin(be, w, blocks * REF_LANES * (taps * (size_t)w->in_c + 1), err);
     for (size_t b = 0; b < blocks && !rc; b++)

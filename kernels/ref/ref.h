@@ -46,13 +46,41 @@ static inline float *ref_block(const weight *w, int block, int tap)
     return (float *)w->packed + ((size_t)block * taps + (size_t)tap) * (size_t)w->in_c * REF_LANES;
 }
 
+/* Where w->int8: bias [blocks][REF_LANES], scales [blocks][REF_LANES], then the numbers, laid out as above.
+ */
+static inline float *ref_int8_scale(const weight *w, int block)
+{
+    return (float *)w->packed + (size_t)(ref_blocks(w) + block) * REF_LANES;
+}
+
+static inline int8_t *ref_int8_block(const weight *w, int block, int tap)
+{
+    size_t taps = (size_t)w->kh * (size_t)w->kw;
+    return (int8_t *)ref_int8_scale(w, ref_blocks(w)) +
+           ((size_t)block * taps + (size_t)tap) * (size_t)w->in_c * REF_LANES;
+}
+
 static inline float *ref_bias(const weight *w, int block)
 {
+    if (w->int8)
+        return (float *)w->packed + (size_t)block * REF_LANES;
     return ref_block(w, ref_blocks(w), 0) + (size_t)block * REF_LANES;
 }
 
 /* acc[j] += sum over i of x[i] * w[i][j]; x is a row of C channels stored as TYPE. */
 void ref_accumulate(float acc[REF_LANES], const void *x, enum dtype type, int c, const float *w);
+
+/* The same in int8, see kernels/int8.h: the greatest magnitude of ROWS rows, and acc[j] += sum over i of
+ * q(x[i]) * w[i][j]. */
+float ref_int8_most(tensor x, size_t row, size_t rows);
+void ref_int8_accumulate(int32_t acc[REF_LANES], const void *x, enum dtype type, int c, const int8_t *w,
+                         float inverse);
+/* acc[j] = sum[j] * scale of the output * SCALE */
+void ref_int8_scaled(float acc[REF_LANES], const int32_t sum[REF_LANES], const weight *w, int block,
+                     float scale);
+int ref_int8_pack(struct backend *be, weight *w, const struct weight_source *src, struct error *err);
+/* The output that lane LANE of block BLOCK holds, or -1 for padding. */
+int ref_lane_output(const weight *w, int block, int lane);
 
 float ref_activate(enum act act, float x);
 /* row[c] = (row[c] - mean) * rstd * gamma[c] + beta[c], through ACT, for channels first .. first + count. */

@@ -63,13 +63,40 @@ static bool env_safety_on_cpu(struct error *err)
     return true;
 }
 
+int config_set_precision(struct config *c, const char *name, const char *value, struct error *err)
+{
+    static const struct {
+        const char *name;
+        enum precision precision;
+        enum bf16_wish bf16;
+    } known[] = {{"int8", PRECISION_INT8, BF16_ANY},
+                 {"bf16", PRECISION_BF16, BF16_YES},
+                 {"fp32", PRECISION_FP32, BF16_NO}};
+    c->precision = PRECISION_ANY;
+    c->bf16 = c->bfloat16;
+    if (!value)
+        return 0;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (strcmp(value, known[i].name) != 0)
+            continue;
+        if (known[i].bf16 != BF16_ANY && c->bfloat16 != BF16_ANY && c->bfloat16 != known[i].bf16)
+            return error_set(err, ERR_INVALID, "%s is \"%s\", which BFLOAT16=%s contradicts", name, value,
+                             c->bfloat16 == BF16_YES ? "true" : "false");
+        c->precision = known[i].precision;
+        c->bf16 = known[i].bf16 == BF16_ANY ? c->bfloat16 : known[i].bf16;
+        return 0;
+    }
+    return error_set(err, ERR_INVALID, "%s is \"%s\", accepted are int8, bf16 and fp32", name, value);
+}
+
 static void read_flags(struct config *c, struct error *err)
 {
     bool sfast = env_flag("SFAST", false, err), warm = env_flag("SFAST_WARMUP", true, err);
     c->warm_up = env_flag("TORCH_COMPILE", false, err) || (sfast && warm);
     c->deepcache = env_flag("DEEPCACHE", false, err);
     c->safety_on_cpu = env_safety_on_cpu(err);
-    c->bf16 = !env("BFLOAT16") ? BF16_ANY : env_flag("BFLOAT16", false, err) ? BF16_YES : BF16_NO;
+    c->bfloat16 = !env("BFLOAT16") ? BF16_ANY : env_flag("BFLOAT16", false, err) ? BF16_YES : BF16_NO;
+    config_set_precision(c, "LATENTD_PRECISION", env("LATENTD_PRECISION"), err);
 }
 
 /* "132x2048", multiprocessors and threads in each -> threads in one wave of torch's blocks of 256; 0: unset.

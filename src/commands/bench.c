@@ -13,7 +13,8 @@
 static const char usage[] =
     "usage: latentd bench [--pipeline P] [--model_id ID] [--runs N] [--num_inference_steps N] [--batch_size "
     "N]\n"
-    "                     [--warmup N] [--width W] [--height H] [--guidance_scale G] [--isa TIER] [--json]\n"
+    "                     [--warmup N] [--width W] [--height H] [--guidance_scale G] [--isa TIER]\n"
+    "                     [--precision int8|bf16|fp32] [--json]\n"
     "  --pipeline P      text-to-image (default), image-to-image, which starts from a picture of W x H at\n"
     "                    strength 0.8, image-to-video, which starts from one too, or upscale,\n"
     "                    which enlarges one (128 x 128)\n"
@@ -65,6 +66,8 @@ static bool take_option(struct bench_options *o, int argc, char **argv, int *i)
         return (o->model_id = v) != NULL;
     if (strcmp(a, "--isa") == 0)
         return (o->isa = v) != NULL;
+    if (strcmp(a, "--precision") == 0)
+        return (o->precision = v) != NULL;
     if (strcmp(a, "--guidance_scale") == 0)
         return flag_number(a, v, &o->guidance);
     return take_number(o, a, v);
@@ -289,7 +292,7 @@ int command_bench(int argc, char **argv)
         return 2;
     if (isnan(o.guidance))
         o.guidance = o.kind == PIPELINE_UPSCALE ? 9 : 7.5;
-    int status = session_open(&s, o.model_id, o.isa, kinds[o.kind]);
+    int status = session_open(&s, o.model_id, o.isa, o.precision, kinds[o.kind]);
     if (status)
         return status;
     if (o.warmup < 0)

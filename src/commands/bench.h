@@ -6,7 +6,7 @@
 #include "session.h"
 
 struct bench_options {
-    const char *pipeline, *model_id, *isa;
+    const char *pipeline, *model_id, *isa, *precision;
     enum pipeline_kind kind;
     long runs, warmup, batch, steps, width, height;
     double guidance;

@@ -175,6 +175,8 @@ static void put_samples(cJSON *to, const char *name, const struct bench_sample *
     }
 }
 
+static const char *const type_names[] = {[DTYPE_F32] = "fp32", [DTYPE_F16] = "fp16", [DTYPE_BF16] = "bf16"};
+
 static void put_settings(cJSON *to, const struct bench_result *r)
 {
     const struct bench_options *o = r->options;
@@ -183,6 +185,7 @@ static void put_settings(cJSON *to, const struct bench_result *r)
     cJSON_AddStringToObject(to, "model_id", model_id(r->session->model));
     cJSON_AddStringToObject(to, "backend", be->name);
     cJSON_AddStringToObject(to, "tier", be->tier);
+    cJSON_AddStringToObject(to, "precision", be->int8 ? "int8" : type_names[be->dtype]);
     cJSON_AddNumberToObject(to, "threads", pool_threads(be->pool));
     cJSON_AddNumberToObject(to, "width", r->width);
     cJSON_AddNumberToObject(to, "height", r->height);

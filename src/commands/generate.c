@@ -27,10 +27,11 @@ static const char usage[] =
     "  --motion N          video: motion_bucket_id, more moves more (default: 127)\n"
     "  --noise S           video: noise on the picture (default: 0.02)\n"
     "  --model_id ID       default: MODEL_ID, else latentd/emoji\n"
-    "  --isa TIER          highest CPU tier\n";
+    "  --isa TIER          highest CPU tier\n"
+    "  --precision P       int8, bf16 or fp32 (default: LATENTD_PRECISION)\n";
 
 struct options {
-    const char *prompt, *negative, *out, *image, *model_id, *isa;
+    const char *prompt, *negative, *out, *image, *model_id, *isa, *precision;
     long seed, steps, width, height, fps, motion;
     bool seeded, upscale;
     double guidance, strength, image_guidance, noise;
@@ -44,9 +45,9 @@ static bool take_option(struct options *o, int argc, char **argv, int *i)
         return true;
     }
     static const char *const known[] = {
-        "-o",         "--output",   "--seed", "--steps", "--guidance", "--width",          "--height",
-        "--negative", "--model_id", "--isa",  "--image", "--strength", "--image_guidance", "--fps",
-        "--motion",   "--noise"};
+        "-o",         "--output",   "--seed",     "--steps", "--guidance", "--width",          "--height",
+        "--negative", "--model_id", "--isa",      "--image", "--strength", "--image_guidance", "--fps",
+        "--motion",   "--noise",    "--precision"};
     size_t k = 0;
     while (k < sizeof known / sizeof *known && strcmp(a, known[k]) != 0)
         k++;
@@ -90,6 +91,9 @@ static bool take_option(struct options *o, int argc, char **argv, int *i)
         return flag_int(a, v, 0, 1000000, &o->motion);
     case 15:
         return flag_number(a, v, &o->noise);
+    case 16:
+        o->precision = v;
+        return true;
     default:
         o->out = v;
         return true;
@@ -295,7 +299,7 @@ int command_generate(int argc, char **argv)
     o.upscale = o.prompt && o.image && pipeline && strcmp(pipeline, "upscale") == 0;
     if (isnan(o.guidance))
         o.guidance = o.upscale ? 9 : 7.5;
-    int status = session_open(&s, o.model_id, o.isa,
+    int status = session_open(&s, o.model_id, o.isa, o.precision,
                               video       ? SESSION_IMAGE_TO_VIDEO
                               : o.upscale ? SESSION_UPSCALE
                               : o.image   ? SESSION_IMAGE_TO_IMAGE

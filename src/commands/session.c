@@ -31,10 +31,13 @@ static int session_fail(struct session *s)
     return 1;
 }
 
-int session_open(struct session *s, const char *model_id, const char *isa, enum session_kind kind)
+int session_open(struct session *s, const char *model_id, const char *isa, const char *precision,
+                 enum session_kind kind)
 {
     memset(s, 0, sizeof *s);
     if (config_read(&s->config, &s->err))
+        return session_fail(s);
+    if (precision && config_set_precision(&s->config, "--precision", precision, &s->err))
         return session_fail(s);
     log_set_level(s->config.verbose ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARNING);
     if (model_id) {
@@ -50,7 +53,8 @@ int session_open(struct session *s, const char *model_id, const char *isa, enum 
                                   .store = s->config.store_most ? s->config.store : NULL,
                                   .store_most = s->config.store_most,
                                   .store_least = CONFIG_PACKED_LEAST,
-                                  .bf16 = s->config.bf16};
+                                  .bf16 = s->config.bf16,
+                                  .precision = s->config.precision};
     if (backend_open(&s->be, &opt, &s->err))
         return session_fail(s);
     if (kind == SESSION_BACKEND)

@@ -26,7 +26,8 @@ enum session_kind {
 /* Reads the environment, then opens what KIND says. ISA and MODEL_ID override the environment when not NULL.
  * On failure prints the sentence to stderr and returns the exit
  * status, else 0. */
-int session_open(struct session *s, const char *model_id, const char *isa, enum session_kind kind);
+int session_open(struct session *s, const char *model_id, const char *isa, const char *precision,
+                 enum session_kind kind);
 void session_close(struct session *s);
 
 /* "--name VALUE" flags. Takes the next argument as value; NULL and a sentence on stderr when there is none.

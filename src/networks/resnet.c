@@ -30,14 +30,20 @@ void resnet_load(struct loader *l, struct resnet *r, struct resnet_shape s, stru
     load_norm(l, &r->norm1, s.in_c, "%s.norm1", prefix);
     load_conv2d(l, &r->conv1, s.out_c, s.in_c, 3, "%s.conv1", prefix);
     if (s.time_c) {
+        bool int8 = loader_int8(l, false);
         load_linear(l, &r->time_emb_proj, s.out_c, s.time_c, true, "%s.time_emb_proj", prefix);
+        loader_int8(l, int8);
         r->time = once->times;
         once->time[once->times++] = &r->time_emb_proj;
     }
     load_norm(l, &r->norm2, s.out_c, "%s.norm2", prefix);
     load_conv2d(l, &r->conv2, s.out_c, s.out_c, 3, "%s.conv2", prefix);
-    if (r->shortcut)
+    if (r->shortcut) { /* what passes it is not normed: in int8 it costs more than all other layers together
+                        */
+        bool int8 = loader_int8(l, false);
         load_conv2d(l, &r->conv_shortcut, s.out_c, s.in_c, 1, "%s.conv_shortcut", prefix);
+        loader_int8(l, int8);
+    }
 }
 
 tensor resnet_forward(pass *p, const struct resnet *r, tensor x, tensor time)

@@ -17,7 +17,9 @@ static void attn_load(struct loader *l, struct attn *a, int c, int heads, int te
     a->text = -1;
     if (text_c) {
         load_linear(l, &a->q, c, c, false, "%s.%s.to_q", prefix, which);
+        bool int8 = loader_int8(l, false); /* once a request */
         load_linear_parts(l, &a->kv, 2, kv, c, text_c, false, "%s.%s", prefix, which);
+        loader_int8(l, int8);
         a->text = once->texts;
         once->text[once->texts++] = &a->kv;
     } else {

@@ -100,11 +100,13 @@ static void load_all(struct loader *l, struct unet *net)
         load_linear(l, &net->added2, u->time_c, u->time_c, true, "add_embedding.linear_2");
     }
     load_conv2d(l, &net->conv_in, c, u->in_c, u->conv_in_k, "conv_in");
+    loader_int8(l, true);
     for (int i = 0; i < u->levels; i++)
         load_down(l, net, i);
     load_middle(l, net);
     for (int i = 0; i < u->levels; i++)
         load_up(l, net, i);
+    loader_int8(l, false);
     load_norm(l, &net->norm_out, c, "conv_norm_out");
     load_conv2d(l, &net->conv_out, u->out_c, c, u->conv_out_k, "conv_out");
 }

@@ -202,9 +202,11 @@ static void open_store(const struct loader *l)
 }
 
 /* PARTS: the names of the source's parts; NULL: NAME is the only one. */
-static void pack_named(struct loader *l, weight *w, const struct weight_source *src, const char *name,
+static void pack_named(struct loader *l, weight *w, const struct weight_source *from, const char *name,
                        const char *const *parts)
 {
+    struct weight_source marked = *from, *src = &marked;
+    marked.int8 = l->int8;
     if (l->check_only)
         hash_name(l->packed, name);
     if (l->err->code || l->check_only)

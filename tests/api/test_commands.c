@@ -150,6 +150,9 @@ TEST(generate_says_what_is_wrong)
     says("generate a -o $F/a.png --model_id latentd/absent", 1, "latentd/absent");
     says("generate a -o $F/a.png --model_id ../../etc", 1, "etc");
     says("generate a -o $F/a.png --isa sse9", 1, "sse9");
+    says("generate a -o $F/a.png --precision int4", 1,
+         "--precision is \"int4\", accepted are int8, bf16 and fp32");
+    says("kernels --precision", 2, "--precision needs a value");
     says("generate a -o $F/a.png --image $F/none.png", 1,
          "none.png cannot be read: No such file or directory");
     write_text("text.png", "not a picture");

@@ -53,6 +53,32 @@ TEST(bfloat16_false_computes_in_fp32)
           same(ENV("BFLOAT16=false", "LATENTD_BACKEND=cpu"), ENV("LATENTD_ISA=avx2", "LATENTD_BACKEND=cpu")));
 }
 
+/* ref has int8 on any machine. */
+TEST(precision_int8_is_logged_once_and_computes_the_picture)
+{
+    struct daemon d;
+    CHECK(!same(ENV("LATENTD_PRECISION=int8", "LATENTD_BACKEND=ref"), ENV("LATENTD_BACKEND=ref")),
+          "nothing was in int8");
+    CHECK(same(ENV("LATENTD_PRECISION=fp32", "LATENTD_BACKEND=cpu"),
+               ENV("BFLOAT16=false", "LATENTD_BACKEND=cpu")));
+    if (CHECK(daemon_ready(&d, ENV("LATENTD_PRECISION=int8", "LATENTD_BACKEND=ref")))) {
+        char *log = daemon_log(&d);
+        const char *said = strstr(log, "precision int8: ");
+        CHECK(said && !strstr(said + 1, "precision int8: "), "the log is:\n%s", log);
+        free(log);
+    }
+    daemon_end(&d, SIGTERM, 10);
+}
+
+/* A tier without int8 ends the start with status 1. */
+TEST(precision_int8_is_refused_where_there_is_none)
+{
+    struct daemon d;
+    daemon_start(&d, ENV("LATENTD_PRECISION=int8", "LATENTD_BACKEND=cpu", "LATENTD_ISA=avx2"));
+    CHECK(daemon_logged(&d, "CPU tier avx2 ", 10));
+    CHECK(daemon_end(&d, 0, 10) == 1);
+}
+
 /* The warm-up is over when /health first says OK. */
 static void check_warm_up(const char *const *env, bool expected)
 {

@@ -42,6 +42,8 @@ TEST(unusable_settings)
     REFUSES("LATENTD_THREADS is", "LATENTD_THREADS=many");
     REFUSES("LATENTD_BACKEND is", "LATENTD_BACKEND=opencl");
     REFUSES("LATENTD_ISA is", "LATENTD_ISA=sse9");
+    REFUSES("LATENTD_PRECISION is \"int4\", accepted are int8, bf16 and fp32", "LATENTD_PRECISION=int4");
+    REFUSES("which BFLOAT16=false contradicts", "LATENTD_PRECISION=bf16", "BFLOAT16=false");
     REFUSES("HOST is", "HOST=no.such.host.invalid");
     REFUSES("cannot listen on 192.0.2.1", "HOST=192.0.2.1");
     REFUSES("", "MODEL_ID=../../etc");

@@ -13,6 +13,10 @@
 #define FOLDER "tests/golden/data/pictures/"
 
 static const double psnr_least = 35.0;
+/* With precision int8: 48 pictures (scripts/int8_report.py) were at 40.1 dB of fp32's on average and 37.7 at
+ * worst, these four at 39.4; with the shortcuts in int8, too, which must not be, the first of them is
+ * at 34.8. */
+static const double psnr_least_int8 = 37.5;
 
 struct picture {
     char name[64], prompt[200], negative[200];
@@ -50,7 +54,7 @@ static double psnr(const uint8_t *a, const uint8_t *b, size_t count)
     return sum == 0 ? 99 : 10 * log10(255.0 * 255.0 * (double)count / sum);
 }
 
-static void check_picture(struct model *m, const char *tier, const struct picture *c)
+static void check_picture(struct model *m, const char *tier, const struct picture *c, double least)
 {
     char path[256];
     struct error err = {0};
@@ -64,7 +68,7 @@ static void check_picture(struct model *m, const char *tier, const struct pictur
         CHECK(text_to_image(m, &q, NULL, &im, &err) == 0, "%s: %s", tier, err.msg)) {
         double got = psnr(im.rgb, want, bytes);
         printf("  %-20s %-8s %.1f dB\n", tier, c->name, got);
-        CHECK(got >= psnr_least, "%s, %s: %.1f dB from diffusers", tier, c->prompt, got);
+        CHECK(got >= least, "%s, %s: %.1f dB from diffusers", tier, c->prompt, got);
     }
     if (f)
         fclose(f);
@@ -73,33 +77,36 @@ static void check_picture(struct model *m, const char *tier, const struct pictur
 }
 
 /* Opens the shipped model on a tier; false when this machine lacks it. */
-static bool open_tier(const char *tier, struct backend **be, struct model **m)
+static bool open_tier(const char *tier, enum precision precision, struct backend **be, struct model **m)
 {
     struct error err = {0};
     struct backend_options opt = tier_options(tier);
+    opt.precision = precision;
     struct model_options from = {.dir = "models", .id = "latentd/emoji"};
     *m = NULL;
     int rc = backend_open(be, &opt, &err);
     if (rc == ERR_UNSUPPORTED) {
-        CHECK(!getenv("GOLDEN_TIER"), "%s", err.msg); /* a tier that was asked for by name must run */
+        /* A tier that was asked for by name must run, though it need not have int8. */
+        CHECK(!getenv("GOLDEN_TIER") || precision == PRECISION_INT8, "%s", err.msg);
         return false;
     }
     return CHECK(rc == 0 && model_load(m, *be, &from, &err) == 0, "%s: %s", tier, err.msg);
 }
 
-static void check_tier(const char *tier, int most)
+static void check_tier(const char *tier, enum precision precision, int most)
 {
     struct backend *be = NULL;
     struct model *m = NULL;
     struct picture c;
     int pictures = 0;
     FILE *f = fopen(FOLDER "pictures.txt", "r");
-    if (CHECK(f != NULL, "no " FOLDER "pictures.txt") && tier_wanted(tier) && open_tier(tier, &be, &m)) {
+    if (CHECK(f != NULL, "no " FOLDER "pictures.txt") && tier_wanted(tier) &&
+        open_tier(tier, precision, &be, &m)) {
         const char *only = getenv("GOLDEN_PICTURE");
         while (pictures < most && read_picture(f, &c)) {
             if (only && strcmp(only, c.name) != 0)
                 continue;
-            check_picture(m, tier, &c);
+            check_picture(m, tier, &c, precision == PRECISION_INT8 ? psnr_least_int8 : psnr_least);
             pictures++;
         }
         CHECK(pictures > 0);
@@ -113,13 +120,20 @@ static void check_tier(const char *tier, int most)
 /* ref takes its time: one picture is enough there, and each of its ops is checked elsewhere. */
 TEST(ref_gives_the_picture_of_diffusers)
 {
-    check_tier("ref", 1);
+    check_tier("ref", PRECISION_ANY, 1);
 }
 
 TEST(every_tier_gives_the_picture_of_diffusers)
 {
     for (int i = 1; i < TIER_NAMES; i++)
-        check_tier(tier_names[i], 100);
+        check_tier(tier_names[i], PRECISION_ANY, 100);
+}
+
+TEST(precision_int8_stays_near_the_picture_of_diffusers)
+{
+    log_set_level(LOG_LEVEL_WARNING);
+    for (int i = 1; i < TIER_NAMES; i++)
+        check_tier(tier_names[i], PRECISION_INT8, 100);
 }
 
 static void check_bytes(struct model *m, const struct text_to_image_params *q, const struct image *want)
@@ -144,7 +158,7 @@ TEST(same_request_same_bytes_after_other_jobs)
     struct text_to_image_params q = {
         .prompt = "a cat", .width = 128, .height = 128, .guidance_scale = 4, .steps = 4, .seed = -5};
     struct image first = {0}, other = {0};
-    if (open_tier(getenv("GOLDEN_TIER"), &be, &m) &&
+    if (open_tier(getenv("GOLDEN_TIER"), PRECISION_ANY, &be, &m) &&
         CHECK(text_to_image(m, &q, NULL, &first, &err) == 0, "%s", err.msg)) {
         struct text_to_image_params big = q;
         big.width = 256;
@@ -217,7 +231,7 @@ TEST(bad_sizes_are_refused_before_any_work)
                {-8, 128, ERR_INVALID, "have to be"},
                {128, 1 << 20, ERR_INVALID, "have to be"},
                {16384, 16384, ERR_NOMEM, "MiB are free"}};
-    if (!open_tier(getenv("GOLDEN_TIER"), &be, &m))
+    if (!open_tier(getenv("GOLDEN_TIER"), PRECISION_ANY, &be, &m))
         return;
     be->memory_max = (size_t)1 << 30; /* in tiles the largest picture may fit a large machine */
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {

@@ -13,13 +13,14 @@
 #include "backend.h"
 #include "half.h"
 
-enum { TIERS_MAX = 12 };
+enum { TIERS_MAX = 20 };
 
 struct tier {
-    const char *name;
+    char name[40];
     struct backend *be;
     enum dtype dtype; /* of activations; for "ref+bf16" and "ref+f16" not be->dtype */
     bool is_ref;
+    bool int8;   /* a second handle on the tier, for conv2d and linear alone: weights are packed in int8 */
     double peak; /* FLOP/s, for --bench; 0: not known */
     /* of the running op */
     int cases, failed;
@@ -33,8 +34,9 @@ struct golden_case;
 struct check {
     struct tier tier[TIERS_MAX];
     int tiers;
-    struct tier golden;  /* the score of ref against PyTorch */
-    struct backend *ref; /* computes what is expected */
+    struct tier golden;       /* the score of ref against PyTorch */
+    struct backend *ref;      /* computes what is expected */
+    struct backend *ref_int8; /* of a tier in int8 */
     const struct op_check *op;
     enum dtype type;   /* activation type of the tiers that are running */
     enum dtype source; /* how weights are handed over in this case */
@@ -128,7 +130,14 @@ void verify(struct check *ck, struct tier *t, int rc, tensor got, const float *w
 /* The same for bytes and for a host array; they must be equal. */
 void verify_bytes(struct check *ck, struct tier *t, int rc, const void *got, const void *want, size_t bytes);
 
+/* Whether one of the tiers that run is in int8. */
+bool any_int8(struct check *ck);
+
 /* ---- Tolerances ---- */
+
+/* A tier in int8 must find the numbers of ref in int8: the sums are exact and scaled in one order, so only
+ * the activations' own error is left, as a share of everything that is added. */
+#define INT8_BOUND(act) ((act) ? 16 * FP32_UNIT : 2 * FP32_UNIT)
 
 /* Half a unit in the last place of fp32. */
 #define FP32_UNIT 0x1p-24

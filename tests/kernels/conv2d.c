@@ -57,6 +57,15 @@ static struct array oracle(struct check *ck, const struct conv_case *s, const st
     return y;
 }
 
+static struct array oracle_int8(struct check *ck, const struct conv_case *s, const struct conv_data *d)
+{
+    struct backend *ref = ck->ref;
+    ck->ref = ck->ref_int8;
+    struct array y = oracle(ck, s, d);
+    ck->ref = ref;
+    return y;
+}
+
 /* A large 3x3 convolution may be computed by Winograd's F(4x4, 3x3) (Lavin and Gray, arXiv 1509.09308): then
  * the rounding of a number depends on all of its 6x6 inputs, and is up to a few times that of a direct sum.
  */
@@ -85,7 +94,8 @@ static void widen(struct check *ck, struct array bound, int reach)
 /* The root of the sum of squares of everything that is added (ref itself computes it), times what fp32 may
  * lose; an activation may stretch it by 1.13, and its exp or erf may be off by some units. Inputs in 16 bits
  * are exact here: they were rounded before. */
-static struct array tolerance(struct check *ck, const struct conv_case *s, const struct conv_data *d)
+static struct array tolerance(struct check *ck, const struct conv_case *s, const struct conv_data *d,
+                              bool int8)
 {
     struct conv_case plain = *s;
     plain.a.act = ACT_NONE;
@@ -105,9 +115,11 @@ static struct array tolerance(struct check *ck, const struct conv_case *s, const
      * itself in the mean square, and by none of the others' errors. Six such deviations. */
     if (s->a.upsample && s->k == 3 && ck->type == DTYPE_BF16)
         factor += 6 * 0.41 * 0x1p-8;
+    if (int8)
+        factor = INT8_BOUND(s->a.act);
     for (size_t i = 0; i < array_count(bound); i++)
         bound.v[i] = (float)(factor * sqrt((double)bound.v[i]));
-    if (winograd_allowed(ck, s, d))
+    if (!int8 && winograd_allowed(ck, s, d))
         widen(ck, bound, 5);
     return bound;
 }
@@ -115,7 +127,7 @@ static struct array tolerance(struct check *ck, const struct conv_case *s, const
 static void run_tier(struct check *ck, struct tier *t, const struct conv_case *s, const struct conv_data *d,
                      struct array want, struct array bound)
 {
-    ck->upsample = s->a.upsample;
+    ck->upsample = s->a.upsample && !t->int8; /* int8 computes them as they are */
     weight w = pack_weight(ck, t->be, WEIGHT_CONV2D, d->w, d->bias, 1);
     ck->upsample = false;
     if (!w.packed)
@@ -142,9 +154,13 @@ static void run_case(struct check *ck, struct conv_case s)
                              : "",
                s.residual ? ", residual" : "", s.a.f32_out ? ", f32_out" : "", s.a.act, s.first, s.gap);
     struct conv_data d = make_data(ck, &s);
-    struct array want = oracle(ck, &s, &d), bound = tolerance(ck, &s, &d);
+    struct array want = oracle(ck, &s, &d), bound = tolerance(ck, &s, &d, false), want8 = {0}, bound8 = {0};
+    if (any_int8(ck)) {
+        want8 = oracle_int8(ck, &s, &d);
+        bound8 = tolerance(ck, &s, &d, true);
+    }
     for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
-        run_tier(ck, t, &s, &d, want, bound);
+        run_tier(ck, t, &s, &d, t->int8 ? want8 : want, t->int8 ? bound8 : bound);
     case_end(ck);
 }
 
@@ -279,7 +295,7 @@ static void call(void *ctx)
 static void bench_shape(struct check *ck, const struct tier *t, const struct conv_case *s)
 {
     struct conv_data d = make_data(ck, s);
-    ck->upsample = s->a.upsample;
+    ck->upsample = s->a.upsample && !t->int8;
     weight w = pack_weight(ck, t->be, WEIGHT_CONV2D, d.w, d.bias, 1);
     ck->upsample = false;
     struct bench_call b = {t->be, {0}, place(ck, d.x, ck->type, 0, 0), &w, s->a, &ck->err};

@@ -50,9 +50,19 @@ static struct array oracle(struct check *ck, const struct linear_case *s, const 
     return y;
 }
 
+static struct array oracle_int8(struct check *ck, const struct linear_case *s, const struct linear_data *d)
+{
+    struct backend *ref = ck->ref;
+    ck->ref = ck->ref_int8;
+    struct array y = oracle(ck, s, d);
+    ck->ref = ref;
+    return y;
+}
+
 /* As for conv2d: the root of the sum of squares times what fp32 may lose. The gate multiplies: each factor's
  * loss counts with the other's size, which is seldom above four roots. */
-static struct array tolerance(struct check *ck, const struct linear_case *s, const struct linear_data *d)
+static struct array tolerance(struct check *ck, const struct linear_case *s, const struct linear_data *d,
+                              bool int8)
 {
     struct linear_case plain = {s->n, s->h, s->w, s->c, s->o, 1, false, {0}, s->bias, false, 0, 0};
     struct linear_data squares = {
@@ -64,6 +74,8 @@ static struct array tolerance(struct check *ck, const struct linear_case *s, con
     struct array bound = array_new(ck, s->n, s->h, s->w, width(s));
     double factor = 1.2 * sum_bound(s->c) + tensor_core_bound(ck, s->c);
     factor += s->a.act || s->geglu ? 16 * FP32_UNIT : 0;
+    if (int8)
+        factor = INT8_BOUND(s->a.act || s->geglu);
     for (size_t i = 0; i < array_count(bound); i++) {
         size_t row = i / (size_t)width(s), c = i % (size_t)width(s);
         const float *p = sum.v + row * (size_t)s->o + c;
@@ -98,9 +110,13 @@ static void run_case(struct check *ck, struct linear_case s)
                s.parts, s.geglu ? ", geglu" : "", s.bias ? ", bias" : "", s.residual ? ", residual" : "",
                s.a.f32_out ? ", f32_out" : "", s.a.act, s.first, s.gap);
     struct linear_data d = make_data(ck, &s);
-    struct array want = oracle(ck, &s, &d), bound = tolerance(ck, &s, &d);
+    struct array want = oracle(ck, &s, &d), bound = tolerance(ck, &s, &d, false), want8 = {0}, bound8 = {0};
+    if (any_int8(ck)) {
+        want8 = oracle_int8(ck, &s, &d);
+        bound8 = tolerance(ck, &s, &d, true);
+    }
     for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
-        run_tier(ck, t, &s, &d, want, bound);
+        run_tier(ck, t, &s, &d, t->int8 ? want8 : want, t->int8 ? bound8 : bound);
     case_end(ck);
 }
 

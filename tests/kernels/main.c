@@ -7,6 +7,7 @@
 
 #include "../../kernels/cpu/cpu.h"
 #include "internal.h"
+#include "log.h"
 
 static const struct op_check *const ops[] = {
     &check_conv2d,
@@ -39,6 +40,8 @@ _Static_assert(OPS == OP_COUNT - 5, "every operation but the five that pack weig
 
 static bool serves(const struct check *ck, const struct tier *t)
 {
+    if (t->int8 && ck->op->id != OP_conv2d && ck->op->id != OP_linear)
+        return false;
     return t->dtype == ck->type && (t->is_ref || strcmp(t->be->served_by[ck->op->id], "ref") != 0);
 }
 
@@ -48,6 +51,14 @@ struct tier *next_tier(struct check *ck, struct tier *t)
         if (serves(ck, t))
             return ck->running = t;
     return ck->running = NULL;
+}
+
+bool any_int8(struct check *ck)
+{
+    for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
+        if (t->int8)
+            return true;
+    return false;
 }
 
 static double now(void)
@@ -118,22 +129,25 @@ void bench_report(struct check *ck, const struct tier *t, const char *shape, dou
     case_end(ck);
 }
 
-static int open_tier(struct check *ck, const char *name, const char *kind, const char *isa, enum dtype dtype)
+static int open_tier(struct check *ck, const char *name, const char *kind, const char *isa, enum dtype dtype,
+                     bool int8)
 {
-    struct backend_options opt = {.kind = kind, .isa = isa};
+    struct backend_options opt = {
+        .kind = kind, .isa = isa, .precision = int8 ? PRECISION_INT8 : PRECISION_ANY};
     bool is_ref = strcmp(kind, "ref") == 0;
     struct error err = {0};
     if (ck->tiers == TIERS_MAX)
         return error_set(&ck->err, ERR_INTERNAL, "more than %d tiers", TIERS_MAX);
     struct tier *t = &ck->tier[ck->tiers];
-    *t = (struct tier){.name = name, .dtype = dtype, .is_ref = is_ref};
+    *t = (struct tier){.dtype = dtype, .is_ref = is_ref, .int8 = int8};
+    snprintf(t->name, sizeof t->name, int8 ? "%s+int8" : "%s", name);
     int rc = backend_open(&t->be, &opt, &err);
-    if (rc == ERR_UNSUPPORTED && !is_ref && !ck->only_isa) {
-        printf("tier %s: not on this machine (%s)\n", name, err.msg);
+    if (rc == ERR_UNSUPPORTED && !is_ref && (!ck->only_isa || int8)) {
+        printf("tier %s: not on this machine (%s)\n", t->name, err.msg);
         return 0;
     }
     if (rc) {
-        fprintf(stderr, "tier %s: %s\n", name, err.msg);
+        fprintf(stderr, "tier %s: %s\n", t->name, err.msg);
         return rc;
     }
     if (!is_ref)
@@ -154,6 +168,14 @@ static bool wanted(const char *only, const char *name)
     return !only || strcmp(only, name) == 0;
 }
 
+static int open_cpu(struct check *ck, const char *name)
+{
+    int rc = open_tier(ck, name, "cpu", name, DTYPE_F32, false), tiers = ck->tiers;
+    if (!rc && tiers && strcmp(ck->tier[tiers - 1].name, name) == 0)
+        rc = open_tier(ck, name, "cpu", name, DTYPE_F32, true);
+    return rc;
+}
+
 /* ref itself runs in all three storage types; the others in the type that they choose. The emulated tiers
  * compute what the AMX and AVX512-BF16 tiers would, on machines without them. */
 static int open_tiers(struct check *ck)
@@ -162,15 +184,18 @@ static int open_tiers(struct check *ck)
     struct backend_options opt = {.kind = "ref"};
     char isa[64];
     int rc = backend_open(&ck->ref, &opt, &ck->err);
+    opt.precision = PRECISION_INT8;
+    if (!rc)
+        rc = backend_open(&ck->ref_int8, &opt, &ck->err);
     for (int i = 0; i < 3 && !rc && wanted(ck->only_isa, "ref"); i++)
-        rc = open_tier(ck, stored[i], "ref", NULL, (enum dtype)i);
+        rc = open_tier(ck, stored[i], "ref", NULL, (enum dtype)i, false);
     for (int i = 0; !rc && cpu_tier_name(i); i++)
         if (wanted(ck->only_isa, cpu_tier_name(i)) && strcmp(cpu_tier_name(i), "ref") != 0)
-            rc = open_tier(ck, cpu_tier_name(i), "cpu", cpu_tier_name(i), DTYPE_F32);
+            rc = open_cpu(ck, cpu_tier_name(i));
     if (!rc && wanted(ck->only_isa, "cuda"))
-        rc = open_tier(ck, "cuda", "cuda", cuda_isa(ck, "fp16", isa, sizeof isa), DTYPE_F16);
+        rc = open_tier(ck, "cuda", "cuda", cuda_isa(ck, "fp16", isa, sizeof isa), DTYPE_F16, false);
     if (!rc && ck->tiers && wanted(ck->only_isa, "cuda") && strcmp(ck->tier[ck->tiers - 1].name, "cuda") == 0)
-        rc = open_tier(ck, "cuda+bf16", "cuda", cuda_isa(ck, "bf16", isa, sizeof isa), DTYPE_BF16);
+        rc = open_tier(ck, "cuda+bf16", "cuda", cuda_isa(ck, "bf16", isa, sizeof isa), DTYPE_BF16, false);
     return rc;
 }
 
@@ -206,6 +231,7 @@ static void close_tiers(struct check *ck)
     for (int i = 0; i < ck->tiers; i++)
         backend_close(&ck->tier[i].be);
     backend_close(&ck->ref);
+    backend_close(&ck->ref_int8);
 }
 
 /* Prints the score of a tier at the running op and starts it anew. */
@@ -254,7 +280,7 @@ static void bench_op(struct check *ck)
         if (t->is_ref || !serves(ck, t))
             continue;
         if (t->peak == 0 && t->be->pool)
-            t->peak = cpu_peak_flops(t->be);
+            t->peak = cpu_peak_flops(t->be, t->int8);
         timed = t->be;
         ck->running = t;
         ck->op->bench(ck, t);
@@ -315,10 +341,11 @@ static int parse_args(struct check *ck, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-    struct check ck = {.seed = 1, .rounds = 8, .golden.name = "published"};
+    struct check ck = {.seed = 1, .rounds = 8, .golden = {.name = "published"}};
     int ran = 0;
     if (parse_args(&ck, argc, argv))
         return usage();
+    log_set_level(LOG_LEVEL_WARNING); /* not a line for each backend */
     if (open_tiers(&ck)) {
         fprintf(stderr, "checkkernels: %s\n", ck.err.msg);
         close_tiers(&ck);

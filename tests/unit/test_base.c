@@ -319,6 +319,16 @@ TEST(flags_of_the_ai_runner)
     CHECK(read_with(&c, "BFLOAT16", "true") && c.bf16 == BF16_YES);
     CHECK(read_with(&c, "BFLOAT16", "false") && c.bf16 == BF16_NO);
     CHECK(read_with(&c, "BFLOAT16", "") && c.bf16 == BF16_ANY && !c.deepcache && !c.warm_up);
+    CHECK(read_with(&c, "LATENTD_PRECISION", "int8") && c.precision == PRECISION_INT8 && c.bf16 == BF16_ANY);
+    CHECK(read_with(&c, "LATENTD_PRECISION", "bf16") && c.precision == PRECISION_BF16 && c.bf16 == BF16_YES);
+    CHECK(read_with(&c, "LATENTD_PRECISION", "fp32") && c.precision == PRECISION_FP32 && c.bf16 == BF16_NO);
+    CHECK(read_with(&c, "LATENTD_PRECISION", "") && c.precision == PRECISION_ANY && c.bf16 == BF16_ANY);
+    CHECK(!read_with(&c, "LATENTD_PRECISION", "int4"));
+    CHECK(!read_with(&c, "LATENTD_PRECISION", "INT8"));
+    setenv("BFLOAT16", "false", 1);
+    CHECK(!read_with(&c, "LATENTD_PRECISION", "bf16"), "BFLOAT16 says the opposite");
+    CHECK(read_with(&c, "LATENTD_PRECISION", "int8") && c.precision == PRECISION_INT8 && c.bf16 == BF16_NO);
+    unsetenv("BFLOAT16");
     CHECK(read_with(&c, "SAFETY_CHECKER_DEVICE", "cpu") && c.safety_on_cpu);
     CHECK(read_with(&c, "SAFETY_CHECKER_DEVICE", "cuda") && !c.safety_on_cpu);
     CHECK(read_with(&c, "SAFETY_CHECKER_DEVICE", "cuda:1") && !c.safety_on_cpu);

@@ -24,11 +24,18 @@ struct start {
     unsigned char picture[BYTES];
 };
 
+static enum precision precision; /* of the starts that follow */
+
 static bool open_as(struct start *s, const char *tier, enum pipeline_kind kind, size_t most)
 {
     struct error err = {0};
-    struct backend_options opt = {
-        .kind = "cpu", .isa = tier, .threads = 2, .store = folder, .store_most = most, .store_least = 0};
+    struct backend_options opt = {.kind = "cpu",
+                                  .isa = tier,
+                                  .threads = 2,
+                                  .store = folder,
+                                  .store_most = most,
+                                  .store_least = 0,
+                                  .precision = precision};
     struct model_options from = {.pipeline = kind, .dir = "models", .id = "latentd/emoji"};
     struct text_to_image_params q = {.prompt = "a red heart",
                                      .negative_prompt = "",
@@ -108,6 +115,53 @@ static void end(void)
 }
 
 static const char *const tiers[] = {"avx2", "avx512", "avx512bf16", "amx", "ref"};
+
+/* A tier of this machine with int8; NULL: none. */
+static const char *int8_tier(void)
+{
+    static const char *const with[] = {"amx", "avx512", "amx-emulated"};
+    for (size_t i = 0; i < sizeof with / sizeof *with; i++) {
+        struct error err = {0};
+        struct backend *be = NULL;
+        struct backend_options opt = {
+            .kind = "cpu", .isa = with[i], .threads = 1, .precision = PRECISION_INT8};
+        int rc = backend_open(&be, &opt, &err);
+        backend_close(&be);
+        if (rc == 0)
+            return with[i];
+    }
+    return NULL;
+}
+
+TEST(each_precision_has_files_of_its_own)
+{
+    const char *tier = int8_tier();
+    struct start first, other, again;
+    if (!tier)
+        SKIP("no tier of this machine has int8");
+    begin();
+    precision = PRECISION_INT8;
+    if (open_start(&first, tier))
+        CHECK(save(&first) == 3);
+    precision = PRECISION_ANY;
+    if (open_start(&other, tier)) {
+        CHECK(other.be->mapped_bytes == 0, "weights in int8 were taken for others");
+        CHECK(other.be->weight_bytes > first.be->weight_bytes, "%zu, in int8 %zu", other.be->weight_bytes,
+              first.be->weight_bytes);
+        CHECK(save(&other) == 3);
+    }
+    precision = PRECISION_INT8;
+    if (open_start(&again, tier)) {
+        CHECK(again.be->mapped_bytes == again.be->weight_bytes);
+        CHECK(again.be->weight_bytes == first.be->weight_bytes);
+        CHECK(memcmp(first.picture, again.picture, BYTES) == 0);
+    }
+    precision = PRECISION_ANY;
+    close_start(&first);
+    close_start(&other);
+    close_start(&again);
+    end();
+}
 
 TEST(the_next_start_maps_what_this_one_packed)
 {
