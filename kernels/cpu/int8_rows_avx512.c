@@ -15,7 +15,7 @@ static inline __attribute__((always_inline)) __m512 load(const void *x, enum dty
 
 static __mmask16 lanes(int n)
 {
-    return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1u);
+    return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1u);
 }
 
 /* Magnitudes of bf16 order as their bits do. */
