@@ -63,19 +63,22 @@ static const struct entry {
     enum needs needs;
     bool automatic; /* may be chosen when no tier is named */
 } tiers[] = {
-    {{"avx2", &gemm_avx2, &rows_avx2, NULL, NULL, NULL}, NEEDS_AVX2, true},
+    {{"avx2", &gemm_avx2, &rows_avx2, NULL, NULL, NULL, NULL}, NEEDS_AVX2, true},
     {{"avx512bf16-emulated", &gemm_avx512bf16_emulated, &rows_avx512, pack_avx512, NULL,
-      &int8_avx512vnni_emulated},
+      &int8_avx512vnni_emulated, NULL},
      NEEDS_AVX512,
      false},
-    {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512, &flash_amx_emulated, &int8_amx_emulated},
+    {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512, &flash_amx_emulated, &int8_amx_emulated,
+      &winograd2_amx_emulated},
      NEEDS_AVX512,
      false},
-    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL, &int8_avx512vnni}, NEEDS_AVX512, true},
-    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL, &int8_avx512vnni},
+    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL, &int8_avx512vnni, NULL}, NEEDS_AVX512, true},
+    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL, &int8_avx512vnni, NULL},
      NEEDS_AVX512BF16,
      true},
-    {{"amx", &gemm_amx, &rows_avx512bf16, pack_avx512, &flash_amx, &int8_amx}, NEEDS_AMX, true},
+    {{"amx", &gemm_amx, &rows_avx512bf16, pack_avx512, &flash_amx, &int8_amx, &winograd2_amx},
+     NEEDS_AMX,
+     true},
 };
 
 enum { TIERS = sizeof tiers / sizeof *tiers };

@@ -338,8 +338,8 @@ struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, i
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
                  size_t first, int count)
 {
-    struct run r = {p, first, 1, count};
-    struct finish f = make_finish(a, nr, c, &r);
+    struct finish f = gemm_end(a, nr, p, first, count);
+    f.c = c;
     rows->finish(&f);
 }
 
@@ -730,6 +730,8 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
     };
     if (w->int8)
         return int8_run(be, &g, err);
+    if (winograd2_suits(be->state, &g))
+        return winograd2_run(be, &g);
     return winograd_suits(be->state, &g) ? winograd_run(be, &g) : gemm_run(be, &g, err);
 }
 

@@ -24,8 +24,10 @@ struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, i
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
                  size_t first, int count);
 
-/* The same convolution by Winograd's method, where it suits: see winograd.c. */
+/* The same convolution by Winograd's method, where it suits: see winograd.c, and winograd2.c for bf16. */
 bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a);
 int winograd_run(struct backend *be, const struct gemm_args *a);
+bool winograd2_suits(const struct cpu_state *st, const struct gemm_args *a);
+int winograd2_run(struct backend *be, const struct gemm_args *a);
 
 #endif

@@ -5,6 +5,7 @@
 
 #include "int8.h"
 #include "thread_pool.h"
+#include "winograd2.h"
 
 enum { ALIGN = 64 };
 
@@ -45,13 +46,14 @@ static int chunk_channels(int channels, int most, int unit)
     return ((channels + chunks - 1) / chunks + line - 1) / line * line;
 }
 
-static void lay_out(struct cpu_weight *w, const struct tier *t, const struct weight_source *src)
+/* CHUNK: channels of a chunk; 0: as many as suit the kernel. */
+static void lay_out(struct cpu_weight *w, const struct tier *t, const struct weight_source *src, int chunk)
 {
     const struct gemm_kernel *g = t->gemm;
     int taps = src->kh * src->kw, unit = g->k_unit;
     w->channels = (src->in_c + unit - 1) / unit * unit;
     int slab_taps = src->kh == 2 ? 9 : taps; /* the four of an upsampled convolution share a slab of 3x3 */
-    w->chunk = chunk_channels(w->channels, g->k_block / slab_taps, unit);
+    w->chunk = chunk ? chunk : chunk_channels(w->channels, g->k_block / slab_taps, unit);
     w->dtype = storage_dtype(t, src);
     w->taps = taps;
     w->panel_cols = src->kind == WEIGHT_GEGLU ? g->nr / 2 : g->nr;
@@ -201,19 +203,26 @@ static void pack_panel(void *ctx, int p, int worker)
     }
 }
 
-/* ---- Upsampled convolutions ---- */
+/* ---- Other forms of 3x3 convolutions ---- */
+
+/* Kernels that are made of 3x3 kernels here, in fp32, and rounded once, as the weights themselves are. */
+struct form {
+    int kh, kw, places, chunk;
+    void (*kernel)(const float k[9], int place, float *out); /* [kh][kw] */
+    int (*channel)(int c);                                   /* where channel C goes; NULL: nowhere else */
+};
+
+struct form_job {
+    const struct pack_job *pack;
+    const struct form *form;
+    float *numbers; /* [out_c][in_c][kh][kw] */
+    int place;
+};
 
 /* A 3x3 convolution of a picture that was doubled sees only 2x2 different inputs at each output: the kernel's
  * rows 0 | 1 + 2 where the output row is even, 0 + 1 | 2 where it is odd, columns likewise. Nine products
- * become four, with sums of weights that are made here in fp32 and rounded once, as the weights themselves
- * are. */
-struct up_job {
-    const struct pack_job *pack;
-    float *numbers; /* [out_c][in_c][2][2] */
-    int place;      /* 2 * (odd row) + (odd column) */
-};
-
-static void up_kernel(const float k[9], int place, float out[4])
+ * become four. PLACE: 2 * (odd row) + (odd column). */
+static void up_kernel(const float k[9], int place, float *out)
 {
     const int py = place / 2, px = place % 2;
     for (int i = 0; i < 4; i++) {
@@ -226,75 +235,115 @@ static void up_kernel(const float k[9], int place, float out[4])
     }
 }
 
-static void up_output(void *ctx, int o, int worker)
+/* U of Winograd's F(2, 3) along rows: for each row of the kernel g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2
+ * or g2, by PLACE. */
+static void winograd2_kernel(const float k[9], int place, float *out)
 {
-    const struct up_job *job = ctx;
+    for (int y = 0; y < 3; y++, k += 3)
+        out[y] = place == 0   ? k[0]
+                 : place == 1 ? 0.5f * (k[0] + k[1] + k[2])
+                 : place == 2 ? 0.5f * (k[0] - k[1] + k[2])
+                              : k[2];
+}
+
+static const struct form up_form = {2, 2, 4, 0, up_kernel, NULL},
+                         winograd2_form = {3, 1, W2_PLACES, W2_STEP, winograd2_kernel, w2_channel};
+
+static void form_output(void *ctx, int o, int worker)
+{
+    const struct form_job *job = ctx;
     const struct weight_source *src = job->pack->src;
     const struct host_array *a = &src->w[0];
-    float *row = pool_scratch(job->pack->pool, worker); /* UP_CHANNELS_MAX holds it */
+    const struct form *form = job->form;
+    float *row = pool_scratch(job->pack->pool, worker); /* FORM_CHANNELS_MAX holds it */
     size_t count = (size_t)src->in_c * 9, at = (size_t)o * count;
     job->pack->tier->rows->convert(row, DTYPE_F32, (const char *)a->data + at * dtype_size(a->dtype),
                                    a->dtype, count);
-    for (int i = 0; i < src->in_c; i++)
-        up_kernel(row + 9 * i, job->place, job->numbers + ((size_t)o * (size_t)src->in_c + (size_t)i) * 4);
+    for (int i = 0; i < src->in_c; i++) {
+        size_t to = (size_t)o * (size_t)src->in_c + (size_t)(form->channel ? form->channel(i) : i);
+        form->kernel(row + 9 * i, job->place, job->numbers + to * (size_t)(form->kh * form->kw));
+    }
 }
 
-enum { UP_CHANNELS_MAX = POOL_SCRATCH / 9 / (int)sizeof(float) };
+enum { FORM_CHANNELS_MAX = POOL_SCRATCH / 9 / (int)sizeof(float), WINOGRAD2_UNIT = 128, WINOGRAD2_MAX = 512 };
 
 /* Whether the four convolutions are packed, too: not where fp32 takes Winograd's method instead. */
 static bool packs_up(const struct tier *t, const struct weight_source *src)
 {
     return src->upsample && t->gemm->dtype == DTYPE_BF16 && src->kh == 3 && src->kw == 3 &&
-           src->in_c <= UP_CHANNELS_MAX;
+           src->in_c <= FORM_CHANNELS_MAX;
 }
 
-static struct weight_source up_source(const struct weight_source *src, const float *numbers)
+/* Whether the kernels of F(2, 3) are: those of 128, 256 and 512 channels, which are the VAE's. A UNet has ten
+ * times as many weights, and most of them meet few positions. */
+static bool packs_winograd2(const struct tier *t, const struct weight_source *src)
 {
-    struct weight_source up = *src;
-    up.kh = up.kw = 2;
-    up.upsample = false;
-    up.w[0] = (struct host_array){numbers, DTYPE_F32, (size_t)src->out_c * (size_t)src->in_c * 4};
-    return up;
+    return t->winograd2 && src->kind == WEIGHT_CONV2D && src->kh == 3 && src->kw == 3 && !src->upsample &&
+           src->in_c % WINOGRAD2_UNIT == 0 && src->in_c <= WINOGRAD2_MAX && src->out_c >= W2_COLS;
 }
 
-static int pack_up(struct backend *be, struct cpu_weight *w, const struct cpu_weight *layout,
-                   const struct weight_source *src, struct error *err)
+/* SRC with FORM's kernels, which are still to be made. */
+static struct weight_source form_source(const struct weight_source *src, const struct form *form)
+{
+    struct weight_source s = *src;
+    s.kh = form->kh;
+    s.kw = form->kw;
+    s.upsample = false;
+    s.w[0] = (struct host_array){NULL, DTYPE_F32,
+                                 (size_t)src->out_c * (size_t)src->in_c * (size_t)(form->kh * form->kw)};
+    return s;
+}
+
+/* FORM's convolutions, each laid out as LAYOUT says, at TO and each BYTES behind. */
+static int pack_form(struct backend *be, char *to, size_t bytes, const struct form *form,
+                     const struct cpu_weight *layout, const struct weight_source *src, struct error *err)
 {
     struct pack_job whole = {.tier = cpu_tier(be), .pool = be->pool, .src = src};
-    struct up_job job = {.pack = &whole,
-                         .numbers = malloc((size_t)src->out_c * (size_t)src->in_c * 4 * sizeof(float))};
+    size_t count = (size_t)src->out_c * (size_t)src->in_c * (size_t)(form->kh * form->kw);
+    struct form_job job = {.pack = &whole, .form = form, .numbers = malloc(count * sizeof(float))};
     if (!job.numbers)
         return error_set(err, ERR_NOMEM, "out of memory packing a convolution");
-    struct weight_source up = up_source(src, job.numbers);
-    for (job.place = 0; job.place < 4; job.place++) {
-        pool_run(be->pool, src->out_c, up_output, &job);
-        struct cpu_weight *to =
-            (struct cpu_weight *)(void *)((char *)w + w->up + (size_t)job.place * w->up_bytes);
-        memset(to, 0, layout->data);
-        *to = *layout;
-        struct pack_job part = {.tier = whole.tier, .pool = be->pool, .src = &up, .w = to};
-        pool_run(be->pool, to->panels, pack_panel, &part);
+    struct weight_source made = form_source(src, form);
+    made.w[0].data = job.numbers;
+    for (job.place = 0; job.place < form->places; job.place++, to += bytes) {
+        pool_run(be->pool, src->out_c, form_output, &job);
+        struct cpu_weight *w = (struct cpu_weight *)(void *)to;
+        memset(w, 0, layout->data);
+        *w = *layout;
+        struct pack_job part = {.tier = whole.tier, .pool = be->pool, .src = &made, .w = w};
+        pool_run(be->pool, w->panels, pack_panel, &part);
     }
     free(job.numbers);
     return 0;
+}
+
+/* The forms' place behind the matrix of BYTES: sets FORM's layout, *AT and *EACH; returns the bytes with
+ * them. */
+static size_t lay_out_form(struct backend *be, const struct form *form, const struct weight_source *src,
+                           size_t bytes, struct cpu_weight *layout, size_t *at, size_t *each)
+{
+    struct weight_source made = form_source(src, form);
+    lay_out(layout, cpu_tier(be), &made, form->chunk);
+    *at = align_up(bytes);
+    *each = align_up(layout->data + (size_t)layout->panels * layout->panel_bytes);
+    return *at + (size_t)form->places * *each;
 }
 
 int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
 {
     if (w->int8)
         return int8_pack(be, w, src, err);
-    struct cpu_weight layout, up;
+    struct cpu_weight layout, up, wino;
     memset(&layout, 0, sizeof layout);
     memset(&up, 0, sizeof up);
-    lay_out(&layout, cpu_tier(be), src);
+    memset(&wino, 0, sizeof wino);
+    lay_out(&layout, cpu_tier(be), src, 0);
     size_t bytes = layout.data + (size_t)layout.panels * layout.panel_bytes;
-    if (packs_up(cpu_tier(be), src)) {
-        struct weight_source part = up_source(src, NULL);
-        lay_out(&up, cpu_tier(be), &part);
-        layout.up = align_up(bytes);
-        layout.up_bytes = align_up(up.data + (size_t)up.panels * up.panel_bytes);
-        bytes = layout.up + 4 * layout.up_bytes;
-    }
+    if (packs_up(cpu_tier(be), src))
+        bytes = lay_out_form(be, &up_form, src, bytes, &up, &layout.up, &layout.up_bytes);
+    if (packs_winograd2(cpu_tier(be), src))
+        bytes =
+            lay_out_form(be, &winograd2_form, src, bytes, &wino, &layout.winograd2, &layout.winograd2_bytes);
     int rc = be->mem_alloc(be, bytes, &w->packed, err);
     if (rc)
         return rc;
@@ -304,7 +353,11 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     *packed = layout;
     struct pack_job job = {.tier = cpu_tier(be), .pool = be->pool, .src = src, .w = packed};
     pool_run(be->pool, packed->panels, pack_panel, &job);
-    rc = layout.up ? pack_up(be, packed, &up, src, err) : 0;
+    if (layout.up)
+        rc = pack_form(be, (char *)packed + layout.up, layout.up_bytes, &up_form, &up, src, err);
+    if (!rc && layout.winograd2)
+        rc = pack_form(be, (char *)packed + layout.winograd2, layout.winograd2_bytes, &winograd2_form, &wino,
+                       src, err);
     if (rc) {
         be->mem_free(be, w->packed, bytes);
         w->packed = NULL;

@@ -31,12 +31,22 @@ struct conv {
     bool upsample;
     enum act act;
     bool residual;
-    bool inside; /* as inside a network: written in the backend's type, with a row added to each picture */
+    bool inside; /* as inside a network: read and written in the backend's type, with a row added to each
+                    picture */
 };
 
 static tensor make(int n, int h, int w, int c, enum dtype t, void *data)
 {
     return (tensor){n, h, w, c, c, t, data};
+}
+
+/* In place. */
+static void to_bf16(float *v, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint16_t h = bf16_from_f32(v[i]);
+        memcpy((char *)v + 2 * i, &h, sizeof h);
+    }
 }
 
 /* The convolution of seeded numbers, as floats [n, oh, ow, o]; the caller frees. */
@@ -73,6 +83,11 @@ static float *convolve(struct backend *be, struct conv s)
     if (s.residual)
         a.residual = make(s.n, ty.h, ty.w, s.o, DTYPE_F32, r);
     if (s.inside) {
+        if (be->dtype == DTYPE_BF16) {
+            to_bf16(x, in);
+            to_bf16(r, out);
+            tx.dtype = a.residual.dtype = DTYPE_BF16;
+        }
         a.add_bc = make(1, 1, 1, s.o, DTYPE_F32, b);
         ty.dtype = be->dtype;
     }
@@ -112,6 +127,7 @@ static const struct conv large[] = {
     {1, 17, 19, 64, 96, 3, true, ACT_NONE, true, false},
     {2, 33, 70, 96, 128, 3, false, ACT_NONE, true, false},
     {1, 64, 64, 320, 64, 3, false, ACT_NONE, false, false},
+    {1, 43, 63, 128, 96, 3, false, ACT_NONE, true, true}, /* bf16: F(2, 3) along rows, an odd side */
     {1, 100, 101, 32, 48, 3, false, ACT_NONE, true,
      false}, /* enough tiles for strips that a thread takes by itself
               */
@@ -151,6 +167,9 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
         {1, 24, 24, 64, 32, 3, false, ACT_NONE, false, false}, /* few tiles alone, many in a batch */
         {1, 9, 9, 64, 64, 3, false, ACT_NONE, false, true},    /* tiles that two pictures share, in a batch */
         {1, 5, 16, 64, 96, 3, false, ACT_GELU, false, true},
+        {1, 37, 30, 128, 96, 3, false, ACT_NONE, true, true}, /* bf16: F(2, 3) along rows */
+        {1, 50, 31, 256, 40, 3, false, ACT_SILU, true, true},
+        {1, 16, 24, 128, 64, 3, false, ACT_NONE, false, true}, /* too few alone, many in a batch */
         {1, 9, 16, 32, 64, 3, true, ACT_NONE, false, true},
     };
     for (int t = 0; cpu_tier_name(t); t++)
