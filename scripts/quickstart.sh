@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The first command: installs what is missing, builds latentd, starts it with the model that ships with the project, and asks
 # it for a picture of "a mountain lion". Leaves the daemon running until Ctrl-C; with --once it stops. With
-# PIPELINE=image-to-video and a video model as MODEL_ID, the picture becomes the first frame of a video.
+# PIPELINE=image-to-video the picture becomes the first frame of a video, which the shipped video model makes.
 #
 #   scripts/quickstart.sh [--once] [PROMPT]      PORT (8000) and OUT (mountain-lion.png, or .mp4) may be set
 set -euo pipefail
@@ -23,8 +23,7 @@ case $kind in
 text-to-image) out=${OUT:-mountain-lion.png} ;;
 image-to-video)
     out=${OUT:-mountain-lion.mp4}
-    [ -n "${MODEL_ID:-}" ] || { echo "no video model ships with latentd: set MODEL_ID to one that lies below MODEL_DIR" >&2; exit 2; }
-    export PIPELINE MODEL_ID
+    export PIPELINE MODEL_ID="${MODEL_ID:-latentd/emoji-video}"
     ;;
 *) echo "PIPELINE is $kind; a first picture or video is made with text-to-image or image-to-video" >&2; exit 2 ;;
 esac

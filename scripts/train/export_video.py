@@ -12,13 +12,15 @@ from transformers import CLIPImageProcessor
 import train_image_encoder
 import video_vae
 from common import CACHE, Ema
-from train_video import SIGMA_MAX, SIGMA_MIN, build
+from train_video import SIGMA_MAX, build
 from video_data import sprites
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# SVD's but for the smallest level.
+# SVD's but for the smallest level. Below it the noise that is left hides nothing that the picture does not say better: frames get crisper, each
+# in its own way, which flickers (docs/emoji-video-model.md has the figures).
+SIGMA_LAST = 6.0
 SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1,
-                 interpolation_type="linear", prediction_type="v_prediction", sigma_max=SIGMA_MAX, sigma_min=SIGMA_MIN,
+                 interpolation_type="linear", prediction_type="v_prediction", sigma_max=SIGMA_MAX, sigma_min=SIGMA_LAST,
                  timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True)
 
 

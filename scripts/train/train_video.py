@@ -6,20 +6,26 @@ sigma, the timestep 0.25 ln sigma, the code of the noisy input picture beside ev
 as the one token, and (fps - 1, motion bucket, noise strength) as added time ids. The motion of a clip is what the image
 encoder's head says of its first frame. Clips do not depend on fps: it is drawn at random.
 
+The pipeline's guidance grows from 1 in the first frame to 3 in the last. A picture that fixes its clip has nothing to gain
+from that: where the unconditional half is the weaker one, guidance only overdoes contrast. So the guided output is what is
+trained: without conditions the UNet learns to answer 0, with them it learns an answer that is right once it is multiplied by
+the guidance of its frame.
+
 Frames are learned one by one. Given the picture, its motion, the bucket and the frame's number, a frame is fixed but for
 what the noise hides, so nothing has to pass between frames: the temporal convolutions and the temporal attention stay
 zero, the temporal transformer's other parts bring the frame's number in, and a step sees as many clips as frames.
 """
 import argparse
 import os
-import re
 import time
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.resnet import SpatioTemporalResBlock
+from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 
 import train_image_encoder
 from common import Clock, Ema, Muon, Stop, Team, arguments, begin, log, rate, save
@@ -27,7 +33,7 @@ from video_data import FRAMES, background, frame, place_of, sprites
 from video_vae import LATENTS, code_of, encode
 
 CONFIG = dict(
-    sample_size=16, in_channels=2 * LATENTS, out_channels=LATENTS, num_frames=FRAMES, block_out_channels=(64, 96),
+    sample_size=16, in_channels=2 * LATENTS, out_channels=LATENTS, num_frames=FRAMES, block_out_channels=(96, 96),
     down_block_types=("DownBlockSpatioTemporal",) * 2, up_block_types=("UpBlockSpatioTemporal",) * 2, layers_per_block=1,
     transformer_layers_per_block=1, num_attention_heads=3, cross_attention_dim=train_image_encoder.CONFIG["projection_dim"],
     addition_time_embed_dim=32, projection_class_embeddings_input_dim=96,
@@ -35,10 +41,13 @@ CONFIG = dict(
 
 # SVD's least is 0.002; a short training is better spent on what is above this.
 SIGMA_MIN, SIGMA_MAX = 0.2, 700.0
+GUIDANCE = (1.0, 3.0)  # of the first and the last frame, as the pipeline has it
 
 
 class Clips:
-    """Batches of clips as the UNet meets them."""
+    """Batches of clips as the UNet meets them: SHARED frames of each."""
+
+    SHARED = 4
 
     def __init__(self, work, rng):
         self.pics, _ = sprites(work)
@@ -57,16 +66,18 @@ class Clips:
     @torch.no_grad()
     def __call__(self, n):
         """Frame numbers [N], latents [N, 1, C, h, w], image latents [N, C, h, w], tokens [N, 1, D], time ids [N, 3]"""
-        rng = self.rng
-        scenes = [(self.pics[self.pick()], background(rng), place_of(rng)) for _ in range(n)]
-        first = [frame(*s, 0, 0, 0) for s in scenes]
+        rng, each = self.rng, self.SHARED if n % self.SHARED == 0 else 1
+        of = np.repeat(np.arange(n // each), each)
+        scenes = [(self.pics[self.pick()], background(rng), place_of(rng)) for _ in range(n // each)]
+        first = np.stack([frame(*s, 0, 0, 0) for s in scenes])
         token = self.eye(pixel_values=train_image_encoder.as_pixels(first)).image_embeds
         kinds = self.head(token).argmax(1).tolist()
         bucket = rng.integers(0, 256, n)
         number = rng.integers(0, FRAMES, n)
-        self.frames = frames = np.stack([frame(*s, k, b / 255, t) for s, k, b, t in zip(scenes, kinds, bucket, number)])
-        strength = np.where(rng.random(n) < 0.5, 0.02, 0.1 * rng.random(n)).astype(np.float32)
-        noisy = np.stack(first) * 2 - 1 + strength[:, None, None, None] * rng.standard_normal(frames.shape, dtype=np.float32)
+        self.frames = frames = np.stack([frame(*scenes[i], kinds[i], b / 255, t) for i, b, t in zip(of, bucket, number)])
+        strength = np.where(rng.random(n // each) < 0.5, 0.02, 0.1 * rng.random(n // each)).astype(np.float32)
+        noisy = first * 2 - 1 + strength[:, None, None, None] * rng.standard_normal(first.shape, dtype=np.float32)
+        noisy, token, strength = noisy[of], token[of], strength[of]
         z = torch.from_numpy(encode(frames * 2 - 1, self.code)).permute(0, 3, 1, 2).contiguous()[:, None]
         c = torch.from_numpy(encode(noisy, self.code)).permute(0, 3, 1, 2).contiguous()
         fps = np.where(rng.random(n) < 0.5, 6, rng.integers(1, 31, n))
@@ -75,37 +86,50 @@ class Clips:
 
 
 class FrameNumber(torch.nn.Module):
-    """Stands for the sinusoids of the frame's number in its video: of the number that is set."""
+    """Stands for the sinusoids of the frame's number in its video: of the numbers that are set."""
+
+    now = None
 
     def __init__(self, sinusoids):
         super().__init__()
-        self.sinusoids, self.now = sinusoids, None
+        self.sinusoids = sinusoids
 
     def forward(self, _):
-        return self.sinusoids(self.now)
+        return self.sinusoids(FrameNumber.now)
 
 
 def build():
     """The UNet, with the branches between frames at zero"""
     unet = UNetSpatioTemporalConditionModel(**CONFIG)
     for n, p in unet.named_parameters():
-        if "temporal_res_block.conv2" in n or re.search(r"temporal_transformer_blocks\.\d+\.attn1\.to_out", n):
-            torch.nn.init.zeros_(p)
         if "temporal_res_block" in n or "temporal_transformer_blocks.0.attn1" in n or "temporal_transformer_blocks.0.norm1" in n:
+            torch.nn.init.zeros_(p)
             p.requires_grad_(False)
     return unet
 
 
+def norm(m, x):
+    """GroupNorm of [N, C, H, W]: PyTorch's is many times faster in this layout than in that of its fast convolutions."""
+    if x.dim() != 4:
+        return F.group_norm(x, m.num_groups, m.weight, m.bias, m.eps)
+    with torch.autocast("cpu", enabled=False):
+        x = x.contiguous()
+        y = F.group_norm(x, m.num_groups, m.weight.to(x.dtype), m.bias.to(x.dtype), m.eps)
+        return y.contiguous(memory_format=torch.channels_last)
+
+
 def frame_by_frame(unet):
-    """Makes UNET compute single frames whose numbers are set in the object returned"""
-    unet.mid_block.attentions[0].time_proj = number = FrameNumber(unet.mid_block.attentions[0].time_proj)
-    for m in unet.modules():
+    """Makes UNET compute single frames whose numbers are set in FrameNumber.now"""
+    for m in list(unet.modules()):
+        if isinstance(m, TransformerSpatioTemporalModel):
+            m.time_proj = FrameNumber(m.time_proj)
+        if isinstance(m, torch.nn.GroupNorm):
+            m.forward = lambda x, m=m: norm(m, x)
         if isinstance(m, SpatioTemporalResBlock):
             m.forward = lambda x, temb=None, image_only_indicator=None, m=m: m.spatial_res_block(x, temb)
             for c in m.spatial_res_block.modules():
                 if isinstance(c, torch.nn.Conv2d):
                     c.to(memory_format=torch.channels_last)
-    return number
 
 
 def sigmas(n, shift):
@@ -118,10 +142,10 @@ def sigmas(n, shift):
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     arguments(ap, 80)
-    ap.add_argument("--batch", type=int, default=16, help="frames a step of each process")
+    ap.add_argument("--batch", type=int, default=32, help="frames a step of each process")
     ap.add_argument("--lr", type=float, default=3e-3)
     ap.add_argument("--shift", type=float, default=0.9, help="mean of ln sigma")
-    ap.add_argument("--drop", type=float, default=0.08, help="share of clips without conditions, for guidance")
+    ap.add_argument("--drop", type=float, default=0.06, help="share of clips without conditions")
     a = ap.parse_args()
     begin(a.work, a.threads)
     cv2.setNumThreads(1)
@@ -129,7 +153,7 @@ def main():
     team = Team(a.device)
     clips = Clips(a.work, np.random.default_rng([int(time.time()), team.rank]))
     unet = build()
-    number = frame_by_frame(unet)
+    frame_by_frame(unet)
     opt = Muon(unet.named_parameters(), a.lr, plain=("conv_in", "conv_out.", "embed"), team=team)
     ema = Ema(unet.parameters(), 0.995)
     path, step, used = os.path.join(a.work, "video.pt"), 0, 0.0
@@ -144,16 +168,16 @@ def main():
     torch.manual_seed(int(time.time()) + 7919 * team.rank)
     means, seen, t0, c0 = {}, 0, time.time(), time.process_time()
 
-    def keep():
+    def store():
         save(path, dict(model=unet.state_dict(), opt=opt.state_dict(), ema=ema.state(), step=step,
                         used=time.time() - clock.start))
 
     share, done = clock.share(), False
     while share < 1 and not done:
-        number.now, z, c, token, ids = clips(a.batch)
-        drop = torch.rand(a.batch)  # most of the dropped clips lose both conditions, some only one
-        c = c * (drop >= 0.8 * a.drop)[:, None, None, None]
-        token = token * ((drop < 0.2 * a.drop) | (drop >= a.drop))[:, None, None]
+        FrameNumber.now, z, c, token, ids = clips(a.batch)
+        guidance = torch.linspace(*GUIDANCE, FRAMES)[FrameNumber.now][:, None, None, None, None]
+        keep = torch.rand(a.batch) >= a.drop
+        c, token = c * keep[:, None, None, None], token * keep[:, None, None]
         s = sigmas(a.batch, a.shift)
         w = s[:, None, None, None, None]
         noise = torch.randn_like(z)
@@ -165,7 +189,8 @@ def main():
         with torch.autocast(a.device, torch.bfloat16):
             v = run(x_in, 0.25 * s.log(), token, ids).sample
         target = (w * z - noise) * -c_in  # what v must be for x / (s^2 + 1) - s / sqrt(s^2 + 1) v to be z
-        each = (v.float() - target).square().mean((1, 2, 3, 4))
+        kept = keep[:, None, None, None, None]
+        each = torch.where(kept, guidance * v.float() - target, (guidance - 1) * v.float()).square().mean((1, 2, 3, 4))
         each.mean().backward()
         share, end, total = team.mean_grads(list(unet.parameters()), (
             0.0 if team.rank else clock.share(), float(stop.now), each.mean().item()))
@@ -176,8 +201,8 @@ def main():
         ema.update()
         step += 1
         seen += a.batch * team.size
-        for k, e in zip(s.tolist(), each.tolist()):
-            b = "high" if k > 10 else "mid" if k > 1 else "low"
+        for k, e, full in zip(s.tolist(), each.tolist(), keep.tolist()):
+            b = "bare" if not full else "high" if k > 10 else "mid" if k > 1 else "low"
             means[b] = means.get(b, e) + 0.03 * (e - means.get(b, e))
         if team.rank:
             continue
@@ -186,10 +211,10 @@ def main():
                 per_s=seen / (time.time() - t0), cpu=(time.process_time() - c0) / seen * team.size)
             seen, t0, c0 = 0, time.time(), time.process_time()
         if time.time() - last > 120:
-            keep()
+            store()
             last = time.time()
     if not team.rank:
-        keep()
+        store()
 
 
 if __name__ == "__main__":

@@ -64,18 +64,19 @@ def background(rng):
 
 
 def pose(kind, m, t):
-    """How the emoji stands in frame t of 14 when the motion is m (0..1): dx, dy, angle, scale, pivot below centre"""
+    """How the emoji stands in frame t of 14 when the motion is m (0..1): dx, dy, angle, scale, pivot below centre.
+    All kinds move by about as many pixels a frame."""
     u, name = t / (FRAMES - 1), MOTIONS[kind]
     if name == "slide":
-        return -26 * m * u, 0, 0, 1, 0
+        return -30 * m * u, 0, 0, 1, 0
     if name == "spin":
-        return 0, 0, 45 * m * u, 1, 0
+        return 0, 0, 50 * m * u, 1, 0
     if name == "bounce":
-        return 0, -20 * m * abs(np.sin(2 * np.pi * u)), 0, 1, 0
+        return 0, -18 * m * np.sin(np.pi * u), 0, 1, 0
     if name == "pulse":
-        return 0, 0, 0, 1 + 0.22 * m * np.sin(2 * np.pi * u), 0
+        return 0, 0, 0, 1 + 0.24 * m * np.sin(2 * np.pi * u), 0
     if name == "wave":
-        return 0, 0, 16 * m * np.sin(2 * np.pi * u), 1, 0.5
+        return 0, 0, 11 * m * np.sin(2 * np.pi * u), 1, 0.5
     return 6 * m * np.sin(2 * np.pi * u), -24 * m * u, 0, 1, 0
 
 

@@ -160,9 +160,10 @@ class Guesser:
     """Codes of frames as the UNet gives them: its guess from a code with noise of one of the later levels."""
 
     def __init__(self, work, rng):
-        from train_video import Clips, build, frame_by_frame  # they import this module
+        from train_video import GUIDANCE, Clips, FrameNumber, build, frame_by_frame  # they import this module
         self.path, self.clips, self.unet, self.loaded = os.path.join(work, "video.pt"), Clips(work, rng), build().eval(), 0
-        self.number = frame_by_frame(self.unet)
+        frame_by_frame(self.unet)
+        self.frame, self.guidance = FrameNumber, torch.linspace(*GUIDANCE, FRAMES)
 
     def load(self):
         """The newest averaged weights of the training that may be going on."""
@@ -177,13 +178,14 @@ class Guesser:
         """Codes [N, 32, 16, 16] and the frames that they stand for [N, 3, 128, 128]"""
         if time.time() - self.loaded > 150:
             self.load()
-        self.number.now, z, c, token, ids = self.clips(n)
+        self.frame.now, z, c, token, ids = self.clips(n)
         s = torch.exp(torch.empty(n).uniform_(np.log(0.2), np.log(6.0)))
         w = s[:, None, None, None, None]
         x = z + w * torch.randn_like(z)
         c_in = 1 / (w ** 2 + 1).sqrt()
         with torch.autocast("cpu", torch.bfloat16):
             v = self.unet(torch.cat([x * c_in, c[:, None]], 2), 0.25 * s.log(), token, ids).sample
+        v = v * self.guidance[self.frame.now][:, None, None, None, None]
         return (x * c_in ** 2 - w * c_in * v.float())[:, 0], torch.from_numpy(self.clips.frames * 2 - 1).permute(0, 3, 1, 2)
 
 

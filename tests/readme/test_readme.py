@@ -13,7 +13,7 @@ import tempfile
 import zlib
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from daemon import TOP, Count, Daemon, video_shelf  # noqa: E402
+from daemon import TOP, Count, Daemon  # noqa: E402
 
 PAGES = ("README.md", "docs/running.md")
 # Lines that are not run here, and why.
@@ -46,15 +46,13 @@ def free_port():
 class Daemons:
     """One of each pipeline, started when a line needs it."""
 
-    def __init__(self, shelf):
-        self.running, self.shelf = {}, shelf
+    def __init__(self):
+        self.running = {}
 
     def url(self, pipeline):
         if pipeline not in self.running:
-            settings = {"image-to-video": {"MODEL_ID": "latentd/svd", "MODEL_DIR": self.shelf},
+            settings = {"image-to-video": {"MODEL_ID": "latentd/emoji-video"},
                         "upscale": {"MODEL_ID": "latentd/upscaler", "MODEL_DIR": str(TOP / "tests/golden/data/upscale")}}
-            if pipeline == "image-to-video":
-                video_shelf(self.shelf)
             self.running[pipeline] = Daemon(PIPELINE=pipeline, **settings.get(pipeline, {"MODEL_ID": "latentd/emoji"}))
         return self.running[pipeline].url
 
@@ -108,7 +106,7 @@ def main():
         work = pathlib.Path(folder) / "work"
         work.mkdir()
         png(work / "small.png", 24, 24)  # the reader's own
-        daemons = Daemons(folder)
+        daemons = Daemons()
         try:
             for page in PAGES:
                 for line in commands(page):
