@@ -40,11 +40,6 @@ static size_t round_up(size_t n, size_t unit)
     return (n + unit - 1) / unit * unit;
 }
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 static struct memory lay_out(const struct job *job, int worker)
 {
     const size_t nr = (size_t)job->g->nr, es = dtype_size(job->g->dtype), keys = (size_t)job->block_k;

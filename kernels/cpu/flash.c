@@ -31,16 +31,6 @@ struct job {
     int pack_items, chunk, chunks, stretch;
 };
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static int div_up(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static struct flash_rows rows_from(tensor x, int n, int t, int first)
 {
     const size_t size = dtype_size(x.dtype);

@@ -75,16 +75,6 @@ struct worker_memory {
     bool waits, other;     /* other: which of two places the next tile's sums go to */
 };
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static int div_up(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static int round_up(int a, int b)
 {
     return div_up(a, b) * b;

@@ -271,4 +271,14 @@ int cpu_pack_matrix(struct backend *, weight *w, const struct weight_source *src
 /* The layout that ref's embed_tokens reads: fp32 [rows][C]. */
 int cpu_pack_embedding(struct backend *, weight *w, const struct weight_source *src, struct error *);
 
+static inline int min_int(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static inline int div_up(int a, int b)
+{
+    return (a + b - 1) / b;
+}
+
 #endif

@@ -57,16 +57,6 @@ struct job {
     int parts, part_panels;           /* panels of a product item */
 };
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static int div_up(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static size_t place_of_u(const struct cpu_weight *w, int nr)
 {
     return (size_t)w->panels * (size_t)w->channels * (size_t)nr + PAD;

@@ -54,16 +54,6 @@ struct memory {
     size_t v_row, v_place;
 };
 
-static int min_int(int a, int b)
-{
-    return a < b ? a : b;
-}
-
-static int div_up(int a, int b)
-{
-    return (a + b - 1) / b;
-}
-
 static size_t row_bytes(int channels)
 {
     return (size_t)(channels / W2_STEP) * W2_TILE;
