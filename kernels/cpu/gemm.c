@@ -31,6 +31,8 @@ enum {
     DIRECT_CHANNELS = 640,        /* channels of a slice that is read in place */
     DIRECT_BYTES = 1 << 20,       /* of x in a block that is read in place, where whole slices are taken */
     STREAM_LINES_BYTES = 1 << 20, /* of y, where lines are written whole */
+    HALF_LINE = 32,               /* bytes: what a row of a GEGLU panel of bf16 comes to */
+    NEAR_BYTES = 36 << 10,        /* of B, which then stays in the first level beside the tiles that pass */
     TAPS_MAX = 121,
 };
 
@@ -57,6 +59,7 @@ struct job {
     int blocks, cols_panels; /* blocks in all; panels of an item */
     int slab_h, slab_w;      /* PADDED; FLAT uses slab_w = block_rows, slab_h = taps */
     int slice_chunks, slices;
+    bool joins; /* panels end two by two, in whole lines of y: struct worker_memory's halves */
 };
 
 /* The part of a block that is regular: `segments` runs of `length` output positions. */
@@ -66,11 +69,18 @@ struct block {
     int segments, length;
 };
 
+/* The panels of a work item: place by place, P0 to P1. */
+struct panels {
+    int p0, p1;
+};
+
 struct worker_memory {
     size_t tap[4][TAPS_MAX]; /* by place */
     char *wide;              /* one chunk of B, widened */
     char *slab;
+    char *halves; /* [block_rows][HALF_LINE]: the even panel's, until the odd one's are there */
     float *c;
+    struct panels panels;
     struct finish pending; /* the end of the last tile, where it waits */
     bool waits, other;     /* other: which of two places the next tile's sums go to */
 };
@@ -253,8 +263,14 @@ static struct run output_run(const struct job *job, int place, int p, size_t fir
 static bool past_caches(const struct job *job)
 {
     tensor y = job->a->y;
-    return tensor_streams(y) || (job->g->defers && !job->a->geglu && job->taps == 1 &&
+    return tensor_streams(y) || (job->g->defers && (!job->a->geglu || job->joins) && job->taps == 1 &&
                                  tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
+}
+
+/* Whether panel P's outputs are kept back for the next one. */
+static bool kept_back(const struct job *job, const struct worker_memory *m, int p)
+{
+    return job->joins && p % 2 == 0 && p + 1 < m->panels.p1;
 }
 
 static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
@@ -271,10 +287,10 @@ static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
 
 /* Asks for the lines of y that R will be written to, unless they are written past the caches, and for those
  * of the residual: they arrive during the last chunk. */
-static void prefetch_output(const struct job *job, struct run r)
+static void prefetch_output(const struct job *job, const struct worker_memory *m, struct run r)
 {
     const struct gemm_args *a = job->a;
-    if (!past_caches(job))
+    if (!past_caches(job) && !kept_back(job, m, r.p))
         prefetch_run(a->y, job->w->panel_cols, &r, true);
     if (a->residual.data && job->g->defers)
         prefetch_run(a->residual, job->w->panel_cols, &r, false);
@@ -333,11 +349,38 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
     rows->finish(&f);
 }
 
+/* ---- Whole lines of a GEGLU ---- */
+
+/* Whether panels of an item may end two by two. */
+static bool may_join(const struct job *job)
+{
+    tensor y = job->a->y;
+    size_t size = dtype_size(y.dtype);
+    return job->a->geglu && job->g->defers && job->mode == DIRECT &&
+           (size_t)job->w->panel_cols * size == HALF_LINE &&
+           (((uintptr_t)y.data | (size_t)y.ld * size) & (2 * HALF_LINE - 1)) == 0;
+}
+
+static void join(const struct job *job, const struct worker_memory *m, int p, size_t first, struct finish *f)
+{
+    char *half = m->halves + first % (size_t)job->block_rows * HALF_LINE;
+    if (kept_back(job, m, p)) {
+        f->y = half;
+        f->y_stride = HALF_LINE;
+    } else if (job->joins && p % 2 == 1 && p > m->panels.p0) {
+        f->before = half;
+    }
+}
+
 /* Finishes what waits, now. */
 static void finish_pending(const struct job *job, struct worker_memory *m)
 {
-    if (m->waits)
-        job->rows->finish(&m->pending);
+    const struct finish *f = &m->pending;
+    if (m->waits) {
+        for (int r = 0; f->before && r < f->rows; r++)
+            memcpy(f->y + (size_t)r * f->y_stride - HALF_LINE, f->before + r * HALF_LINE, HALF_LINE);
+        job->rows->finish(f);
+    }
     m->waits = false;
 }
 
@@ -360,7 +403,8 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int plac
         count = together(job, first + (size_t)done, rows - done);
         struct run r = output_run(job, place, p, first + (size_t)done, count);
         m->pending = make_finish(job->a, nr, c + (size_t)done * (size_t)nr, &r);
-        m->pending.stream = past_caches(job);
+        m->pending.stream = past_caches(job) && !kept_back(job, m, p);
+        join(job, m, p, first + (size_t)done, &m->pending);
         m->waits = true;
         if (count < rows || !job->g->defers || !job->g->defers(&m->pending))
             finish_pending(job, m);
@@ -399,7 +443,7 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
         int rows = g->m_align > 1 ? min_int(g->mr, length - done) : (length - done) / (tiles - i);
         set_prefetch(g, t, next);
         if (last && together(job, first + (size_t)done, rows) == rows)
-            prefetch_output(job, output_run(job, place, p, first + (size_t)done, rows));
+            prefetch_output(job, m, output_run(job, place, p, first + (size_t)done, rows));
         t->c = c + (size_t)(one ? (m->other ? g->mr : 0) : done) * (size_t)g->nr;
         t->pending = m->waits ? &m->pending : NULL;
         g->run(rows, t);
@@ -419,11 +463,6 @@ static size_t segment_row(const struct job *job, const struct block *b, int s)
         return b->first;
     return ((size_t)b->n * (size_t)job->oh + (size_t)(b->y + s)) * (size_t)job->ow + (size_t)b->x;
 }
-
-/* The panels of a work item: place by place, P0 to P1. */
-struct panels {
-    int p0, p1;
-};
 
 static const struct cpu_weight *weight_at(const struct job *job, int place)
 {
@@ -475,6 +514,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
                           .a_chunk = job->mode == DIRECT ? position : slab_chunk_bytes(job),
                           .b = data,
                           .add = chunk > 0};
+    t.b_near = job->taps == 1 && bytes <= NEAR_BYTES;
     t.half = !job->a->geglu && job->a->y.c - p * g->nr <= g->nr / 2;
     /* Rows of half a tile that are whole rows of the picture go two by two. */
     const bool pairs = g->pairs_halves && job->mode == PADDED && job->places == 1 && b->length == job->ow &&
@@ -513,6 +553,11 @@ static struct block block_at(const struct job *job, int i)
     return b;
 }
 
+static size_t halves_bytes(const struct job *job)
+{
+    return job->joins ? (size_t)job->block_rows * HALF_LINE : 0;
+}
+
 static struct worker_memory worker_memory(const struct job *job, int worker)
 {
     char *p = pool_scratch(job->pool, worker);
@@ -521,7 +566,8 @@ static struct worker_memory worker_memory(const struct job *job, int worker)
     m.slab = p;
     if (job->mode != DIRECT)
         p += ((size_t)job->slice_chunks * slab_chunk_bytes(job) + 4095) / 4096 * 4096;
-    m.c = (float *)p;
+    m.halves = p;
+    m.c = (float *)(p + halves_bytes(job));
     set_taps(job, &m);
     return m;
 }
@@ -546,12 +592,13 @@ static void run_item(void *ctx, int item, int worker)
     struct block b = block_at(job, item % job->blocks);
     int p0 = item / job->blocks * job->cols_panels, p1 = min_int(job->w->panels, p0 + job->cols_panels);
     struct worker_memory m = worker_memory(job, worker);
+    m.panels = (struct panels){p0, p1};
     if (job->g->begin)
         job->g->begin();
     for (int slice = 0; slice < job->slices; slice++) {
         if (job->mode != DIRECT)
             fill_slab(job, &b, &m, slice);
-        run_slice(job, &b, &m, slice, (struct panels){p0, p1});
+        run_slice(job, &b, &m, slice, m.panels);
     }
     finish_pending(job, &m);
     job->rows->fence();
@@ -631,7 +678,8 @@ static void choose_slices(struct job *job)
 static size_t scratch_before_c(const struct job *job)
 {
     size_t slab = job->mode == DIRECT ? 0 : (size_t)job->slice_chunks * slab_chunk_bytes(job);
-    return (size_t)round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096) + (slab + 4095) / 4096 * 4096;
+    return (size_t)round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096) + (slab + 4095) / 4096 * 4096 +
+           halves_bytes(job);
 }
 
 /* Where there are several slices, the sums of all panels of an item wait in c: no more panels than fit. */
@@ -696,6 +744,7 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     job.mode = choose_mode(&job);
     choose_block(&job);
     choose_columns(&job);
+    job.joins = may_join(&job);
     choose_slices(&job);
     int rc = fit_columns(&job, err);
     if (rc)

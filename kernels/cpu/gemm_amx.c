@@ -21,7 +21,7 @@
 #include "tier.h"
 #include "vec_gelu.h"
 
-enum { NR = 32, ROWS = 16, STEP = 32 };
+enum { NR = 32, ROWS = 16, STEP = 32, HALF_LINE = 32 };
 
 /* Tiles 0 to 3: sums [row half][column half]; 4, 5: A; 6, 7: B. */
 static void configure(int rows)
@@ -49,7 +49,7 @@ static void end(void)
 struct ending {
     const struct finish *f;
     const float *c;
-    const char *residual;
+    const char *residual, *before;
     char *y;
     int left, pace; /* rows to do, rows at a time */
     vf bias[2], add[2];
@@ -73,6 +73,7 @@ static struct ending begin_ending(const struct gemm_tile *t, int steps)
         return e;
     e.c = f->c;
     e.residual = f->residual;
+    e.before = f->before;
     e.y = f->y;
     e.left = f->rows;
     e.pace = (f->rows + steps - 1) / steps;
@@ -110,23 +111,34 @@ VEC void end_row(struct ending *e, enum act act, bool stream)
     e->y += e->f->y_stride;
 }
 
-VEC void end_geglu_row(struct ending *e)
+VEC void end_geglu_row(struct ending *e, bool stream)
 {
     vf value = v_add(v_load(e->c), e->bias[0]), gate = v_add(v_load(e->c + 16), e->bias[1]);
-    _mm256_storeu_si256((__m256i *)(void *)e->y,
-                        _mm512_castsi512_si256(vb_narrow(v_mul(value, v_gelu(gate)), v_zero())));
+    __m256i half = _mm512_castsi512_si256(vb_narrow(v_mul(value, v_gelu(gate)), v_zero()));
+    if (e->before) {
+        __m256i before = _mm256_loadu_si256((const __m256i *)(const void *)e->before);
+        __m512i line = _mm512_inserti64x4(_mm512_castsi256_si512(before), half, 1);
+        if (stream)
+            _mm512_stream_si512((__m512i *)(void *)(e->y - HALF_LINE), line);
+        else
+            _mm512_storeu_si512(e->y - HALF_LINE, line);
+        e->before += HALF_LINE;
+    } else {
+        _mm256_storeu_si256((__m256i *)(void *)e->y, half);
+    }
     e->c += NR;
     e->y += e->f->y_stride;
 }
 
 static void end_rows(struct ending *e, int rows)
 {
-    bool stream = e->f && e->f->stream && (((uintptr_t)e->y | e->f->y_stride) & 63) == 0;
+    const size_t line = (uintptr_t)e->y - (e->before ? HALF_LINE : 0);
+    bool stream = e->f && e->f->stream && ((line | e->f->y_stride) & 63) == 0;
     rows = rows < e->left ? rows : e->left;
     e->left -= rows;
     for (; rows > 0; rows--)
         if (e->f->geglu)
-            end_geglu_row(e);
+            end_geglu_row(e, stream);
         else if (e->f->act == ACT_GELU)
             end_row(e, ACT_GELU, stream);
         else
@@ -154,8 +166,9 @@ static void load_sums(const struct gemm_tile *t, bool two)
     }
 }
 
-/* 32 rows. Loads go ahead of the products that wait for them. */
-static void run_two(const struct gemm_tile *t)
+/* 32 rows. Loads go ahead of the products that wait for them. Of A and B one stays in the first level, the
+ * other passes by. */
+VEC void run_two(const struct gemm_tile *t, bool b_near)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
     const size_t line = NR * 4, lda = t->lda, half = t->a_half ? t->a_half : ROWS * lda;
@@ -167,10 +180,17 @@ static void run_two(const struct gemm_tile *t)
         for (int tap = 0; tap < t->taps; tap++) {
             const char *a = slab + t->tap[tap];
             for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
-                tile_load_once(6, b, line);
-                tile_load_once(7, b + 64, line);
-                tile_load(4, a, lda);
-                tile_load(5, a + half, lda);
+                if (b_near) {
+                    tile_load(6, b, line);
+                    tile_load(7, b + 64, line);
+                    tile_load_once(4, a, lda);
+                    tile_load_once(5, a + half, lda);
+                } else {
+                    tile_load_once(6, b, line);
+                    tile_load_once(7, b + 64, line);
+                    tile_load(4, a, lda);
+                    tile_load(5, a + half, lda);
+                }
                 for (int l = 0; l < t->prefetch_lines; l++, next += 64)
                     __builtin_prefetch(next, 0, 2);
                 tile_dot(0, 4, 6);
@@ -247,8 +267,10 @@ static void run(int rows, const struct gemm_tile *tile)
     if (rows == 2 * ROWS) {
         if (t.half)
             run_half(tile);
+        else if (t.b_near)
+            run_two(tile, true);
         else
-            run_two(tile);
+            run_two(tile, false);
         return;
     }
     for (; rows > 0; rows -= ROWS) {

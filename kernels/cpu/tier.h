@@ -23,7 +23,9 @@ struct finish {
     enum dtype y_type;
     enum act act;
     bool geglu;
-    bool stream; /* y is too large for the caches: store past them where that is possible */
+    const char *before; /* NULL, or [rows][cols] of y_type: outputs that belong right before y's and are
+                           stored with them, as whole lines */
+    bool stream;        /* y is too large for the caches: store past them where that is possible */
 };
 
 /* One call of the micro-kernel: rows x nr outputs over `taps * channels` products.
@@ -39,6 +41,7 @@ struct gemm_tile {
     const void *b;     /* chunks of F32: [taps][k][nr]; BF16: [taps][k/2][nr][2]; the last may be shorter */
     float *c;          /* [rows][nr] */
     bool add;          /* add to c instead of overwriting it */
+    bool b_near;       /* B fits the first level and is met again: A had better pass by */
     bool half;         /* only the first nr / 2 columns are wanted; the others may be left as they are */
     const char *prefetch;         /* memory that will be read next; any valid address */
     int prefetch_lines;           /* how much of it: lines for each k_unit products; whole_slices only */
