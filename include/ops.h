@@ -139,6 +139,15 @@ tensor attention(pass *p, tensor q, tensor k, tensor v, struct attention_args a)
 /* torch.nn.GroupNorm over [H, W, C/groups]; the second also applies SiLU. w: WEIGHT_NORM. */
 tensor group_norm(pass *p, const weight *w, tensor x, int groups, float eps);
 tensor group_norm_silu(pass *p, const weight *w, tensor x, int groups, float eps);
+/* conv2d of group_norm_silu, as one op where a backend can: the first half of a ResnetBlock2D. LAST: nobody
+ * reads X afterwards; its memory is given back as soon as it may be. */
+struct norm_silu {
+    const weight *w;
+    int groups;
+    float eps;
+    bool last;
+};
+tensor norm_silu_conv2d(pass *p, struct norm_silu norm, const weight *w, tensor x, struct conv2d_args a);
 /* torch.nn.LayerNorm over C. */
 tensor layer_norm(pass *p, const weight *w, tensor x, float eps);
 tensor silu(pass *p, tensor x);

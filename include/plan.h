@@ -24,5 +24,8 @@ const struct plan_report *plan_report(const struct backend *be);
 void plan_reset(struct backend *be);
 /* The type that activations would have: set before walking, so that sizes are those of the real backend. */
 void plan_set_dtype(struct backend *be, enum dtype dtype);
+/* The same, and what TARGET does in one op, for which other tensors are alive. TARGET must outlive the walk.
+ */
+void plan_set_target(struct backend *be, const struct backend *target);
 
 #endif

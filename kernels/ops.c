@@ -182,21 +182,29 @@ static int conv_side(int in, int k, const struct conv2d_args *a)
     return side + pad < k ? 0 : (side + pad - k) / a->stride + 1;
 }
 
-tensor conv2d(pass *p, const weight *w, tensor x, struct conv2d_args a)
+/* The shape of the output; the stride of A becomes 1 where it is 0. */
+static tensor conv2d_shape(pass *p, const weight *w, tensor x, struct conv2d_args *a)
 {
-    if (a.stride == 0)
-        a.stride = 1;
-    int oh = conv_side(x.h, w->kh, &a), ow = conv_side(x.w, w->kw, &a);
-    tensor y = {.n = x.n, .h = oh, .w = ow, .c = w->out_c};
+    if (a->stride == 0)
+        a->stride = 1;
+    tensor y = {.n = x.n, .h = conv_side(x.h, w->kh, a), .w = conv_side(x.w, w->kw, a), .c = w->out_c};
     if (pass_failed(p))
         return y;
-    if (w->kind != WEIGHT_CONV2D || x.c != w->in_c || oh < 1 || ow < 1)
+    if (w->kind != WEIGHT_CONV2D || x.c != w->in_c || y.h < 1 || y.w < 1)
         bad_shape(p, "conv2d", x, "does not fit the kernel");
-    else if (a.add_bc.data &&
-             (a.add_bc.n != x.n || a.add_bc.c != w->out_c || tensor_rows(a.add_bc) != (size_t)x.n))
-        bad_shape(p, "conv2d", a.add_bc, "is not [N, 1, 1, O]");
-    else if (a.residual.data && !same_shape(a.residual, y))
-        bad_shape(p, "conv2d", a.residual, "as residual is not the output's shape");
+    else if (a->add_bc.data &&
+             (a->add_bc.n != x.n || a->add_bc.c != w->out_c || tensor_rows(a->add_bc) != (size_t)x.n))
+        bad_shape(p, "conv2d", a->add_bc, "is not [N, 1, 1, O]");
+    else if (a->residual.data && !same_shape(a->residual, y))
+        bad_shape(p, "conv2d", a->residual, "as residual is not the output's shape");
+    return y;
+}
+
+tensor conv2d(pass *p, const weight *w, tensor x, struct conv2d_args a)
+{
+    tensor y = conv2d_shape(p, w, x, &a);
+    if (pass_failed(p))
+        return y;
     y = tensor_new(p, y.n, y.h, y.w, y.c, a.f32_out ? DTYPE_F32 : p->be->dtype);
     if (!pass_failed(p))
         p->be->ops.conv2d(p->be, y, x, w, &a, p->err);
@@ -279,6 +287,27 @@ tensor group_norm_silu(pass *p, const weight *w, tensor x, int groups, float eps
     tensor y = like(p, x);
     if (!pass_failed(p))
         p->be->ops.group_norm_silu(p->be, y, x, w, groups, eps, p->err);
+    return y;
+}
+
+tensor norm_silu_conv2d(pass *p, struct norm_silu norm, const weight *w, tensor x, struct conv2d_args a)
+{
+    struct backend *be = p->be;
+    check_norm(p, "norm_silu_conv2d", norm.w, x, norm.groups);
+    tensor y = conv2d_shape(p, w, x, &a);
+    if (pass_failed(p) || !be->fuses_norm || !be->fuses_norm(be, y, x, w, &a)) {
+        tensor h = group_norm_silu(p, norm.w, x, norm.groups, norm.eps);
+        if (norm.last)
+            tensor_free(p, &x);
+        y = conv2d(p, w, h, a);
+        tensor_free(p, &h);
+        return y;
+    }
+    y = tensor_new(p, y.n, y.h, y.w, y.c, a.f32_out ? DTYPE_F32 : be->dtype);
+    if (!pass_failed(p))
+        be->norm_silu_conv2d(be, y, x, &norm, w, &a, p->err);
+    if (norm.last)
+        tensor_free(p, &x);
     return y;
 }
 

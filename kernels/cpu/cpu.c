@@ -221,6 +221,10 @@ static void serve(struct backend *be, const struct tier *t)
     SERVE(be, pack_conv2d, cpu_pack_matrix, t->name);
     SERVE(be, pack_linear, cpu_pack_matrix, t->name);
     SERVE(be, pack_embedding, cpu_pack_embedding, t->name);
+    if (t->winograd2) {
+        be->fuses_norm = cpu_fuses_norm;
+        be->norm_silu_conv2d = cpu_norm_silu_conv2d;
+    }
     if (be->int8)
         be->served_by[OP_conv2d] = be->served_by[OP_linear] = t->int8->serves;
 }

@@ -13,6 +13,7 @@ struct gemm_args {
     size_t add_positions;    /* outputs that share a row of add_bc; 0: those of a picture */
     enum act act;
     bool geglu;
+    const float *norm_scale, *norm_shift; /* winograd2_run() only: as in struct w2_input */
 };
 
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err);

@@ -97,14 +97,14 @@ static void apply_chunk(void *ctx, int chunk, int worker)
         job->rows->fence();
 }
 
-static int run_group_norm(struct backend *be, tensor y, tensor x, const weight *w, int groups, float eps,
-                          bool act)
+static struct job group_norm_job(struct backend *be, tensor y, tensor x, const weight *w, int groups,
+                                 float eps, bool act)
 {
     const struct cpu_state *st = be->state;
     size_t rows = (size_t)x.h * (size_t)x.w, c = (size_t)x.c;
     size_t fit = PARTIAL_DOUBLES / (2 * c) - 1, chunks = (rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
     chunks = chunks < CHUNKS_MAX ? chunks : CHUNKS_MAX;
-    struct job job = {
+    return (struct job){
         .rows = st->tier->rows,
         .y = y,
         .x = x,
@@ -118,7 +118,23 @@ static int run_group_norm(struct backend *be, tensor y, tensor x, const weight *
         .shift = (float *)st->partial + c,
         .partial = st->partial + c,
     };
-    for (job.n = 0; job.n < x.n && rows; job.n++) {
+}
+
+void group_norm_factors(struct backend *be, tensor x, const weight *w, int groups, float eps,
+                        const float **scale, const float **shift)
+{
+    struct job job = group_norm_job(be, x, x, w, groups, eps, true);
+    pool_run(be->pool, job.chunks, sum_chunk, &job);
+    find_scales(&job);
+    *scale = job.scale;
+    *shift = job.shift;
+}
+
+static int run_group_norm(struct backend *be, tensor y, tensor x, const weight *w, int groups, float eps,
+                          bool act)
+{
+    struct job job = group_norm_job(be, y, x, w, groups, eps, act);
+    for (job.n = 0; job.n < x.n && x.h && x.w; job.n++) {
         pool_run(be->pool, job.chunks, sum_chunk, &job);
         find_scales(&job);
         pool_run(be->pool, job.chunks, apply_chunk, &job);

@@ -262,6 +262,15 @@ int cpu_group_norm(struct backend *, tensor y, tensor x, const weight *w, int gr
                    struct error *);
 int cpu_group_norm_silu(struct backend *, tensor y, tensor x, const weight *w, int groups, float eps,
                         struct error *);
+/* Of one picture: GroupNorm as x * scale[c] + shift[c]. Good until the next norm. */
+void group_norm_factors(struct backend *be, tensor x, const weight *w, int groups, float eps,
+                        const float **scale, const float **shift);
+/* Bytes of x from which on norm and convolution are one: smaller ones wait for the convolution in the
+ * last-level cache. Tests change it. */
+extern size_t cpu_fused_bytes;
+bool cpu_fuses_norm(const struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a);
+int cpu_norm_silu_conv2d(struct backend *, tensor y, tensor x, const struct norm_silu *norm, const weight *w,
+                         const struct conv2d_args *a, struct error *);
 int cpu_layer_norm(struct backend *, tensor y, tensor x, const weight *w, float eps, struct error *);
 int cpu_silu(struct backend *, tensor y, tensor x, struct error *);
 int cpu_add(struct backend *, tensor y, tensor a, tensor b, struct error *);

@@ -92,7 +92,9 @@ static void fill_row(const struct job *job, const struct block *b, const struct 
                           .right = x.w - x0,
                           .pairs = pairs,
                           .channels = job->w->channels,
-                          .zeros = m->zeros};
+                          .zeros = m->zeros,
+                          .scale = job->a->norm_scale,
+                          .shift = job->a->norm_shift};
     job->kernel->input(&in);
 }
 

@@ -35,7 +35,9 @@ struct w2_input {
     size_t stride;    /* bytes from column to column */
     int left, right;  /* columns before LEFT and from RIGHT on are zeros */
     int pairs, channels;
-    const char *zeros; /* [channels] */
+    const char *zeros;          /* [channels] */
+    const float *scale, *shift; /* NULL, or [channels] as they lie in V: what is convolved is SiLU of scale *
+                                   x + shift inside of the picture */
 };
 
 /* Outputs of a group and panel. */

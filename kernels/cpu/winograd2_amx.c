@@ -40,23 +40,54 @@ VEC void store_difference(char *p, struct halves a, struct halves b)
     _mm512_store_si512(p, vb_narrow(v_sub(a.even, b.even), v_sub(a.odd, b.odd)));
 }
 
-VEC struct halves load_column(const struct w2_input *in, int column, size_t c)
+/* x / (1 + exp(-x)) to 1e-4 of it, for what bf16 then rounds to 2e-3: 2^t is 2^floor(t) p(t - floor(t)), p
+ * of degree 3. */
+VEC vf quick_silu(vf x)
 {
-    const char *p = column < in->left || column >= in->right
-                        ? in->zeros
-                        : in->row + (ptrdiff_t)column * (ptrdiff_t)in->stride;
-    return widen(p + c);
+    vf t = v_mul(x, v_set1(-1.44269504f)), r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vf p = v_fma(v_set1(0.078024536f), r, v_set1(0.2260672f));
+    p = v_fma(p, r, v_set1(0.6958335f));
+    p = v_fma(p, r, v_set1(0.99992526f));
+    return v_mul(x, _mm512_rcp14_ps(v_add(v_set1(1.0f), _mm512_scalef_ps(p, t))));
 }
 
-static void input(const struct w2_input *in)
+/* Scales and shifts of 32 channels. */
+struct factors {
+    struct halves scale, shift;
+};
+
+VEC struct factors load_factors(const struct w2_input *in, size_t channel)
+{
+    const float *scale = in->scale + channel, *shift = in->shift + channel;
+    struct factors f = {{v_load(scale), v_load(scale + 16)}, {v_load(shift), v_load(shift + 16)}};
+    return f;
+}
+
+/* F: NULL, or the norm's; zeros beyond the picture are not normed. */
+VEC struct halves load_column(const struct w2_input *in, int column, size_t c, const struct factors *f)
+{
+    const bool outside = column < in->left || column >= in->right;
+    const char *p = outside ? in->zeros : in->row + (ptrdiff_t)column * (ptrdiff_t)in->stride;
+    struct halves d = widen(p + c);
+    if (!f || outside)
+        return d;
+    struct halves y = {quick_silu(v_fma(d.even, f->scale.even, f->shift.even)),
+                       quick_silu(v_fma(d.odd, f->scale.odd, f->shift.odd))};
+    return y;
+}
+
+VEC void input_as(const struct w2_input *in, bool norm)
 {
     char *line = in->dst;
     for (size_t c = 0; c < (size_t)in->channels * 2; c += W2_STEP * 2, line += W2_TILE) {
-        struct halves d0 = load_column(in, 0, c), d1 = load_column(in, 1, c);
+        struct factors factors = {{v_zero(), v_zero()}, {v_zero(), v_zero()}}, *f = norm ? &factors : NULL;
+        if (norm)
+            factors = load_factors(in, c / 2);
+        struct halves d0 = load_column(in, 0, c, f), d1 = load_column(in, 1, c, f);
         const char *next = in->next + c;
         char *dst = line;
         for (int t = 0; t < in->pairs; t++, dst += W2_STEP * 2, next += 2 * in->stride) {
-            struct halves d2 = load_column(in, 2 * t + 2, c), d3 = load_column(in, 2 * t + 3, c);
+            struct halves d2 = load_column(in, 2 * t + 2, c, f), d3 = load_column(in, 2 * t + 3, c, f);
             __builtin_prefetch(next);
             __builtin_prefetch(next + in->stride);
             store_difference(dst, d0, d2);
@@ -67,6 +98,14 @@ static void input(const struct w2_input *in)
             d1 = d3;
         }
     }
+}
+
+static void input(const struct w2_input *in)
+{
+    if (in->scale)
+        input_as(in, true);
+    else
+        input_as(in, false);
 }
 
 /* ---- y ---- */

@@ -9,6 +9,7 @@
 
 struct plan {
     struct plan_report report;
+    const struct backend *target; /* NULL: none */
 };
 
 static double tensor_bytes(tensor x)
@@ -277,6 +278,21 @@ static int plan_unpack(struct backend *be, weight *w, struct error *err)
     return count(be, OP_unpack, 0, 0, 0, 0);
 }
 
+static bool plan_fuses_norm(const struct backend *be, tensor y, tensor x, const weight *w,
+                            const struct conv2d_args *a)
+{
+    const struct backend *target = ((const struct plan *)be->state)->target;
+    return target && target->fuses_norm && target->fuses_norm(target, y, x, w, a);
+}
+
+/* The normed picture is neither written nor read again. */
+static int plan_norm_silu_conv2d(struct backend *be, tensor y, tensor x, const struct norm_silu *norm,
+                                 const weight *w, const struct conv2d_args *a, struct error *err)
+{
+    count(be, OP_group_norm_silu, 0, tensor_bytes(x), (double)norm->w->bytes, 0);
+    return plan_conv2d(be, y, x, w, a, err);
+}
+
 /* A region that only plans has no memory behind it. */
 static int plan_mem_alloc(struct backend *be, size_t bytes, void **mem, struct error *err)
 {
@@ -307,6 +323,8 @@ int ops_plan(struct backend *be)
     OPS_LIST(PLAN_SERVE)
     be->mem_alloc = plan_mem_alloc;
     be->mem_free = plan_mem_free;
+    be->fuses_norm = plan_fuses_norm;
+    be->norm_silu_conv2d = plan_norm_silu_conv2d;
     be->close = plan_close;
     be->state = calloc(1, sizeof(struct plan));
     return OP_COUNT;
@@ -319,10 +337,17 @@ const struct plan_report *plan_report(const struct backend *be)
 
 void plan_reset(struct backend *be)
 {
-    memset(be->state, 0, sizeof(struct plan));
+    struct plan *plan = be->state;
+    memset(&plan->report, 0, sizeof plan->report);
 }
 
 void plan_set_dtype(struct backend *be, enum dtype dtype)
 {
     be->dtype = dtype;
+}
+
+void plan_set_target(struct backend *be, const struct backend *target)
+{
+    ((struct plan *)be->state)->target = target;
+    be->dtype = target->dtype;
 }

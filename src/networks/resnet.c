@@ -48,11 +48,12 @@ void resnet_load(struct loader *l, struct resnet *r, struct resnet_shape s, stru
 
 tensor resnet_forward(pass *p, const struct resnet *r, tensor x, tensor time)
 {
-    tensor h = group_norm_silu(p, &r->norm1, x, r->groups, r->eps);                        /* N H W in_c */
-    replace(p, &h, conv2d(p, &r->conv1, h, (struct conv2d_args){.add_bc = time}));         /* N H W out_c */
-    replace(p, &h, group_norm_silu(p, &r->norm2, h, r->groups, r->eps));                   /* N H W out_c */
+    struct norm_silu norm1 = {&r->norm1, r->groups, r->eps, false},
+                     norm2 = {&r->norm2, r->groups, r->eps, true};
+    tensor h =
+        norm_silu_conv2d(p, norm1, &r->conv1, x, (struct conv2d_args){.add_bc = time});    /* N H W out_c */
     tensor s = r->shortcut ? conv2d(p, &r->conv_shortcut, x, (struct conv2d_args){0}) : x; /* N H W out_c */
-    replace(p, &h, conv2d(p, &r->conv2, h, (struct conv2d_args){.residual = s}));          /* N H W out_c */
+    h = norm_silu_conv2d(p, norm2, &r->conv2, h, (struct conv2d_args){.residual = s});     /* N H W out_c */
     if (r->shortcut)
         tensor_free(p, &s);
     return h;

@@ -133,7 +133,7 @@ int request_plan(struct model *m, const struct request *q, struct plan_report *r
     if (rc)
         goto out;
     region_init(region, NULL, 0);
-    plan_set_dtype(be, m->be->dtype);
+    plan_set_target(be, m->be);
     rc = walk(m, q, NULL, (pass){.be = be, .mem = region, .err = err}, true, NULL);
     *report = *plan_report(be);
     report->region_bytes = region->peak;

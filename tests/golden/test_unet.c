@@ -95,7 +95,7 @@ static void check_plan(struct stage *s, const struct unet *net, const struct gol
     const struct golden_array *out = golden_find(g, 0, "out");
     if (!CHECK(backend_open(&plan, &(struct backend_options){.kind = "plan"}, &err) == 0, "%s", err.msg))
         return;
-    plan_set_dtype(plan, s->be->dtype);
+    plan_set_target(plan, s->be);
     region_init(&none, NULL, SIZE_MAX);
     pass p = {.be = plan, .mem = &none, .err = &err};
     struct inputs in = inputs_of(&p, g, 0);

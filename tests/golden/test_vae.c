@@ -20,7 +20,7 @@ static void check_plan(struct stage *s, const struct vae *net, vae_half *half, c
     struct error err = {0};
     if (!CHECK(backend_open(&plan, &(struct backend_options){.kind = "plan"}, &err) == 0, "%s", err.msg))
         return;
-    plan_set_dtype(plan, s->be->dtype);
+    plan_set_target(plan, s->be);
     region_init(&none, NULL, SIZE_MAX);
     pass p = {.be = plan, .mem = &none, .err = &err};
     half(&p, net, image(&p, in));
@@ -121,7 +121,7 @@ static void check_large(struct stage *s, const char *folder)
                "%s", s->err.msg))
         return;
     CHECK(vae_tile_side(net, 2048, 2048) == 0 && vae_tile_side(net, 2048, 2056) == 512);
-    plan_set_dtype(plan, s->be->dtype);
+    plan_set_target(plan, s->be);
     for (int i = 0; i < 3; i++) {
         pass p = {.be = plan, .mem = mem[i], .err = &s->err};
         region_init(mem[i], NULL, 0);

@@ -24,7 +24,7 @@ static void check_plan(struct stage *s, network_walk *walk, const void *net, con
     struct error err = {0};
     if (!CHECK(backend_open(&plan, &(struct backend_options){.kind = "plan"}, &err) == 0, "%s", err.msg))
         return;
-    plan_set_dtype(plan, s->be->dtype);
+    plan_set_target(plan, s->be);
     region_init(&none, NULL, SIZE_MAX);
     pass p = {.be = plan, .mem = &none, .err = &err};
     walk(&p, net, g, run);

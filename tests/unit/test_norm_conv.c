@@ -1,0 +1,266 @@
+/* conv2d of group_norm_silu in one (norm_silu_conv2d): every tier that has it against ref, beside the two ops
+ * on the same tier; its bits in any batch and with any number of threads; and that a plan knows of it. */
+#include "../kernels/cpu/cpu.h"
+#include "../kernels/cpu/tier.h"
+#include "backend.h"
+#include "plan.h"
+#include "region.h"
+#include "test.h"
+
+enum { GROUPS = 32 };
+
+/* The Ith CPU tier; NULL and *MORE set: it cannot run here. */
+static struct backend *open_tier(int i, int threads, bool *more)
+{
+    struct backend_options opt = {.kind = "cpu", .isa = cpu_tier_name(i), .threads = threads};
+    struct error err = {0};
+    struct backend *be = NULL;
+    *more = opt.isa != NULL;
+    if (!opt.isa || backend_open(&be, &opt, &err))
+        return NULL;
+    return be;
+}
+
+static struct backend *open_ref(void)
+{
+    struct error err = {0};
+    struct backend *be = NULL;
+    CHECK(backend_open(&be, &(struct backend_options){.kind = "ref"}, &err) == 0, "%s", err.msg);
+    return be;
+}
+
+/* Numbers that bf16 holds exactly, around MEAN. */
+static float *numbers(size_t count, unsigned seed, float size, float mean)
+{
+    float *v = aligned_alloc(64, (count * sizeof *v + 63) / 64 * 64);
+    for (size_t i = 0; i < count; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        v[i] = ((float)(int)(seed >> 25) / 64.0f - 1.0f) * size + mean;
+    }
+    return v;
+}
+
+struct layer {
+    int n, h, w, c, o;
+    bool add, residual;
+    enum act act;
+};
+
+struct data {
+    float *x, *gamma, *beta, *w, *bias, *add, *residual;
+};
+
+static size_t positions(const struct layer *l)
+{
+    return (size_t)l->n * (size_t)l->h * (size_t)l->w;
+}
+
+static struct data make(const struct layer *l)
+{
+    const size_t c = (size_t)l->c, o = (size_t)l->o;
+    return (struct data){.x = numbers(positions(l) * c, 1, 1, 0.5f),
+                         .gamma = numbers(c, 2, 0.5f, 1),
+                         .beta = numbers(c, 3, 1, 1), /* SiLU of it is not 0, unlike what lies outside */
+                         .w = numbers(o * c * 9, 4, 0.0625f, 0),
+                         .bias = numbers(o, 5, 1, 0),
+                         .add = numbers((size_t)l->n * o, 6, 1, 0),
+                         .residual = numbers(positions(l) * o, 7, 1, 0)};
+}
+
+static void data_free(struct data *d)
+{
+    float *all[] = {d->x, d->gamma, d->beta, d->w, d->bias, d->add, d->residual};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++)
+        free(all[i]);
+}
+
+static weight pack(struct backend *be, enum weight_kind kind, int o, int c, int k, const float *w,
+                   const float *b)
+{
+    struct error err = {0};
+    weight out = {0};
+    struct weight_source src = {.kind = kind,
+                                .out_c = o,
+                                .in_c = c,
+                                .kh = k,
+                                .kw = k,
+                                .parts = 1,
+                                .w = {{w, DTYPE_F32, (size_t)o * (size_t)c * (size_t)(k * k)}},
+                                .bias = {{b, DTYPE_F32, (size_t)o}}};
+    CHECK(weight_pack(be, &out, &src, &err) == 0, "%s", err.msg);
+    return out;
+}
+
+enum how { IN_ONE, IN_TWO, BY_PASS };
+
+/* y on BE as fp32; the caller frees. BY_PASS: norm_silu_conv2d() of ops.h, in a region of the size that a
+ * plan of it found, after which X and nothing else was given back. */
+static float *compute(struct backend *be, const struct layer *l, const struct data *d, enum how how)
+{
+    struct error err = {0};
+    weight norm = pack(be, WEIGHT_NORM, l->c, 1, 1, d->gamma, d->beta);
+    weight w = pack(be, WEIGHT_CONV2D, l->o, l->c, 3, d->w, d->bias);
+    struct region region;
+    struct backend *plan = NULL;
+    void *mem = NULL;
+    size_t bytes = (size_t)64 << 20;
+    float *y = numbers(positions(l) * (size_t)l->o, 9, 1, 0);
+    struct norm_silu n = {&norm, GROUPS, 1e-6f, true};
+    if (how == BY_PASS) {
+        CHECK(backend_open(&plan, &(struct backend_options){.kind = "plan"}, &err) == 0, "%s", err.msg);
+        plan_set_target(plan, be);
+    }
+    for (int planning = how == BY_PASS; planning >= 0; planning--) {
+        pass p = {planning ? plan : be, &region, &err};
+        if (!planning)
+            CHECK(be->mem_alloc(be, bytes, &mem, &err) == 0, "%s", err.msg);
+        region_init(&region, mem, planning ? 0 : bytes);
+        tensor x = tensor_from_host(&p, d->x, l->n, l->h, l->w, l->c, be->dtype);
+        tensor add = tensor_from_host(&p, d->add, l->n, 1, 1, l->o, be->dtype);
+        tensor residual = tensor_from_host(&p, d->residual, l->n, l->h, l->w, l->o, be->dtype);
+        struct conv2d_args a = {.act = l->act, .stride = 1};
+        if (l->add)
+            a.add_bc = add;
+        if (l->residual)
+            a.residual = residual;
+        tensor out;
+        if (how == BY_PASS) {
+            out = norm_silu_conv2d(&p, n, &w, x, a);
+        } else if (how == IN_ONE) {
+            out = tensor_new(&p, l->n, l->h, l->w, l->o, be->dtype);
+            CHECK(be->norm_silu_conv2d(be, out, x, &n, &w, &a, &err) == 0, "%s", err.msg);
+        } else {
+            out = conv2d(&p, &w, group_norm_silu(&p, &norm, x, GROUPS, 1e-6f), a);
+        }
+        if (planning)
+            bytes = region.peak;
+        else
+            CHECK(tensor_to_host(&p, out, y) == 0, "%s", err.msg);
+        if (how == BY_PASS) {
+            tensor_free(&p, &out);
+            tensor_free(&p, &add);
+            tensor_free(&p, &residual);
+            CHECK(region.count == 0, "%d tensors were not given back", region.count);
+            CHECK(region.peak == bytes, "%zu bytes were planned, %zu used", bytes, region.peak);
+        }
+    }
+    CHECK(err.code == 0, "%s", err.msg);
+    backend_close(&plan);
+    be->mem_free(be, mem, bytes);
+    weight_free(be, &w);
+    weight_free(be, &norm);
+    return y;
+}
+
+struct distance {
+    double rms, most;
+};
+
+static struct distance distance(const float *a, const float *b, size_t count)
+{
+    struct distance d = {0, 0};
+    for (size_t i = 0; i < count; i++) {
+        double e = fabs((double)a[i] - (double)b[i]);
+        d.rms += e * e;
+        d.most = e > d.most || isnan(e) ? e : d.most;
+    }
+    d.rms = sqrt(d.rms / (double)count);
+    return d;
+}
+
+/* In one op the normed picture is not rounded: on the whole it must not be further from ref than two. */
+static int check_layer(const struct layer *l)
+{
+    struct data d = make(l);
+    struct backend *ref = open_ref();
+    float *want = compute(ref, l, &d, IN_TWO);
+    const size_t count = positions(l) * (size_t)l->o;
+    int ran = 0;
+    bool more = true;
+    for (int i = 0; more; i++) {
+        struct backend *be = open_tier(i, 2, &more);
+        if (!be)
+            continue;
+        if (be->norm_silu_conv2d) {
+            float *two = compute(be, l, &d, IN_TWO), *one = compute(be, l, &d, IN_ONE);
+            struct distance a = distance(two, want, count), b = distance(one, want, count);
+            CHECK(b.rms <= 1.1 * a.rms && b.most <= 1.5 * a.most,
+                  "%s, [%d, %d, %d, %d] -> %d: in one off by %g, at most %g; in two by %g, at most %g",
+                  be->tier, l->n, l->h, l->w, l->c, l->o, b.rms, b.most, a.rms, a.most);
+            free(one);
+            free(two);
+            ran++;
+        }
+        backend_close(&be);
+    }
+    free(want);
+    backend_close(&ref);
+    data_free(&d);
+    return ran;
+}
+
+TEST(as_near_to_ref_as_two_ops)
+{
+    static const struct layer list[] = {
+        {1, 32, 32, 128, 64, false, false, ACT_NONE}, {1, 33, 47, 128, 64, true, true, ACT_NONE},
+        {2, 35, 32, 256, 33, true, false, ACT_SILU},  {1, 43, 24, 128, 40, false, true, ACT_NONE},
+        {1, 9, 149, 512, 32, true, true, ACT_NONE},
+    };
+    int ran = 0;
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        ran += check_layer(&list[i]);
+    CHECK(ran > 0 || !cpu_tier_name(1), "no tier has it");
+}
+
+TEST(bits_do_not_depend_on_batch_or_threads)
+{
+    const struct layer two = {2, 34, 40, 128, 64, true, true, ACT_NONE};
+    struct layer one = two;
+    one.n = 1;
+    struct data d = make(&two), second = d;
+    const size_t x = positions(&one) * (size_t)one.c, y = positions(&one) * (size_t)one.o;
+    second.x += x;
+    second.add += one.o;
+    second.residual += y;
+    bool more = true;
+    for (int i = 0; more; i++) {
+        struct backend *few = open_tier(i, 1, &more), *many = more ? open_tier(i, 3, &more) : NULL;
+        if (few && many && few->norm_silu_conv2d) {
+            float *both = compute(few, &two, &d, IN_ONE), *a = compute(many, &one, &d, IN_ONE),
+                  *b = compute(many, &one, &second, IN_ONE);
+            CHECK(memcmp(both, a, y * sizeof *a) == 0 && memcmp(both + y, b, y * sizeof *b) == 0, "%s",
+                  few->tier);
+            free(both);
+            free(a);
+            free(b);
+        }
+        backend_close(&few);
+        backend_close(&many);
+    }
+    data_free(&d);
+}
+
+/* Both ways, by the seam, in the memory that was planned for it. */
+TEST(a_plan_knows)
+{
+    const struct layer l = {1, 64, 32, 128, 64, true, true, ACT_NONE};
+    const size_t least = cpu_fused_bytes, count = positions(&l) * (size_t)l.o;
+    struct data d = make(&l);
+    bool more = true;
+    for (int i = 0; more; i++) {
+        struct backend *be = open_tier(i, 2, &more);
+        if (!be)
+            continue;
+        float *two = compute(be, &l, &d, BY_PASS);
+        cpu_fused_bytes = 0;
+        float *one = compute(be, &l, &d, BY_PASS);
+        cpu_fused_bytes = least;
+        CHECK((memcmp(one, two, count * sizeof *one) != 0) == (be->norm_silu_conv2d != NULL), "%s", be->tier);
+        free(one);
+        free(two);
+        backend_close(&be);
+    }
+    data_free(&d);
+}
+
+TEST_MAIN()
