@@ -153,6 +153,14 @@ class Ema:
         self.n = st["n"]
 
 
+def averaged(model, named, st):
+    """MODEL with its state, and the running means of the parameters NAMED."""
+    model.load_state_dict(st["model"])
+    ema = Ema((p for _, p in named), 0.998)
+    ema.load(st["ema"])
+    ema.swap()
+
+
 class Clock:
     """Share of the time budget that is used, for schedules that must end in time.
 

@@ -11,25 +11,16 @@ from transformers import CLIPImageProcessor
 
 import train_image_encoder
 import video_vae
-from common import CACHE, Ema
-from train_video import SIGMA_MAX, build
+from common import CACHE, averaged
+from train_video import SIGMA_LAST, SIGMA_MAX, build
+from train_video_time import temporal
 from video_data import sprites
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# SVD's but for the smallest level. Below it the noise that is left hides nothing that the picture does not say better: frames get crisper, each
-# in its own way, which flickers (docs/emoji-video-model.md has the figures).
-SIGMA_LAST = 6.0
+# SVD's but for the smallest level (docs/emoji-video-model.md has the figures)
 SCHEDULER = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000, steps_offset=1,
                  interpolation_type="linear", prediction_type="v_prediction", sigma_max=SIGMA_MAX, sigma_min=SIGMA_LAST,
                  timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True)
-
-
-def averaged(model, named, st):
-    """MODEL with its state, and the running means of the parameters NAMED."""
-    model.load_state_dict(st["model"])
-    ema = Ema((p for _, p in named), 0.998)
-    ema.load(st["ema"])
-    ema.swap()
 
 
 def main():
@@ -41,8 +32,8 @@ def main():
     load = lambda name: torch.load(os.path.join(a.work, name), map_location="cpu")
     vae = video_vae.build(video_vae.code_of(a.work, pics))
     averaged(vae.decoder, video_vae.trained(vae.decoder), load("decoder.pt"))
-    unet, st = build(), load("video.pt")
-    averaged(unet, list(unet.named_parameters()), st)
+    unet, st = build(), load("video_time.pt")
+    averaged(unet, temporal(unet), st)
     eye = train_image_encoder.build()
     eye.load_state_dict(load("encoder.pt")["model"])
     for m in (vae, unet, eye):

@@ -12,8 +12,8 @@ trained: without conditions the UNet learns to answer 0, with them it learns an 
 the guidance of its frame.
 
 Frames are learned one by one. Given the picture, its motion, the bucket and the frame's number, a frame is fixed but for
-what the noise hides, so nothing has to pass between frames: the temporal convolutions and the temporal attention stay
-zero, the temporal transformer's other parts bring the frame's number in, and a step sees as many clips as frames.
+what the noise hides, so nothing need pass between frames yet: the temporal convolutions and the temporal attention stay
+zero until train_video_time.py trains them, the temporal transformer's other parts bring the frame's number in, and a step sees as many clips as frames.
 """
 import argparse
 import os
@@ -41,6 +41,9 @@ CONFIG = dict(
 
 # SVD's least is 0.002; a short training is better spent on what is above this.
 SIGMA_MIN, SIGMA_MAX = 0.2, 700.0
+# Where the sampler stops. Below it the noise that is left hides nothing that the picture does not say better: frames get
+# crisper, each in its own way, which flickers.
+SIGMA_LAST = 6.0
 GUIDANCE = (1.0, 3.0)  # of the first and the last frame, as the pipeline has it
 
 
@@ -63,6 +66,9 @@ class Clips:
             self.order = self.rng.permutation(len(self.pics)).tolist()
         return self.order.pop()
 
+    def buckets_and_numbers(self, n):
+        return self.rng.integers(0, 256, n), self.rng.integers(0, FRAMES, n)
+
     @torch.no_grad()
     def __call__(self, n):
         """Frame numbers [N], latents [N, 1, C, h, w], image latents [N, C, h, w], tokens [N, 1, D], time ids [N, 3]"""
@@ -72,8 +78,7 @@ class Clips:
         first = np.stack([frame(*s, 0, 0, 0) for s in scenes])
         token = self.eye(pixel_values=train_image_encoder.as_pixels(first)).image_embeds
         kinds = self.head(token).argmax(1).tolist()
-        bucket = rng.integers(0, 256, n)
-        number = rng.integers(0, FRAMES, n)
+        bucket, number = self.buckets_and_numbers(n)
         self.frames = frames = np.stack([frame(*scenes[i], kinds[i], b / 255, t) for i, b, t in zip(of, bucket, number)])
         strength = np.where(rng.random(n // each) < 0.5, 0.02, 0.1 * rng.random(n // each)).astype(np.float32)
         noisy = first * 2 - 1 + strength[:, None, None, None] * rng.standard_normal(first.shape, dtype=np.float32)
