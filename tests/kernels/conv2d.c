@@ -390,8 +390,8 @@ static void bench_shape(struct check *ck, const struct tier *t, const struct con
     b.a.residual = place(ck, d.residual, ck->type, 0, 0);
     b.a.add_bc = rows_of(place(ck, d.add_bc, ck->type, 0, 0), s);
     char shape[80];
-    snprintf(shape, sizeof shape, "%dx%dx%d -> %d, %dx%d%s%s", s->h, s->w, s->c, s->o, s->k, s->k,
-             s->a.upsample ? " up" : "", s->residual ? " + res" : "");
+    snprintf(shape, sizeof shape, "%dx%dx%d -> %d, %dx%d%s%s%s", s->h, s->w, s->c, s->o, s->k, s->k,
+             s->a.stride > 1 ? " / 2" : "", s->a.upsample ? " up" : "", s->residual ? " + res" : "");
     double flops = 2.0 * (double)tensor_count(b.y) * s->c * s->k * s->k, size = (double)dtype_size(ck->type);
     double bytes = size * ((double)tensor_count(b.x) + (double)tensor_count(b.y)) + (double)w.bytes;
     bench_report(ck, t, shape, bench_time(call, &b), flops, bytes);
