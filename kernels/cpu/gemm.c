@@ -31,7 +31,6 @@ enum {
     DIRECT_CHANNELS = 640,        /* channels of a slice that is read in place */
     DIRECT_BYTES = 1 << 20,       /* of x in a block that is read in place, where whole slices are taken */
     STREAM_LINES_BYTES = 1 << 20, /* of y, where lines are written whole */
-    HALF_LINE = 32,               /* bytes: what a row of a GEGLU panel of bf16 comes to */
     NEAR_BYTES = 36 << 10,        /* of B, which then stays in the first level beside the tiles that pass */
     TAPS_MAX = 121,
 };
@@ -59,7 +58,7 @@ struct job {
     int blocks, cols_panels; /* blocks in all; panels of an item */
     int slab_h, slab_w;      /* PADDED; FLAT uses slab_w = block_rows, slab_h = taps */
     int slice_chunks, slices;
-    bool joins; /* panels end two by two, in whole lines of y: struct worker_memory's halves */
+    bool joins; /* panels of a GEGLU end two by two */
 };
 
 /* The part of a block that is regular: `segments` runs of `length` output positions. */
@@ -78,7 +77,7 @@ struct worker_memory {
     size_t tap[4][TAPS_MAX]; /* by place */
     char *wide;              /* one chunk of B, widened */
     char *slab;
-    char *halves; /* [block_rows][HALF_LINE]: the even panel's, until the odd one's are there */
+    char *halves; /* [block_rows][GEMM_HALF_LINE], where panels are joined */
     float *c;
     struct panels panels;
     struct finish pending; /* the end of the last tile, where it waits */
@@ -267,12 +266,6 @@ static bool past_caches(const struct job *job)
                                  tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
 }
 
-/* Whether panel P's outputs are kept back for the next one. */
-static bool kept_back(const struct job *job, const struct worker_memory *m, int p)
-{
-    return job->joins && p % 2 == 0 && p + 1 < m->panels.p1;
-}
-
 static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
 {
     size_t size = dtype_size(x.dtype), bytes = (size_t)cols * size;
@@ -290,7 +283,7 @@ static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
 static void prefetch_output(const struct job *job, const struct worker_memory *m, struct run r)
 {
     const struct gemm_args *a = job->a;
-    if (!past_caches(job) && !kept_back(job, m, r.p))
+    if (!past_caches(job) && !(job->joins && gemm_kept_back(r.p, m->panels.p1)))
         prefetch_run(a->y, job->w->panel_cols, &r, true);
     if (a->residual.data && job->g->defers)
         prefetch_run(a->residual, job->w->panel_cols, &r, false);
@@ -351,36 +344,37 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
 
 /* ---- Whole lines of a GEGLU ---- */
 
-/* Whether panels of an item may end two by two. */
-static bool may_join(const struct job *job)
+bool gemm_joins(const struct gemm_args *a, int panel_cols)
 {
-    tensor y = job->a->y;
-    size_t size = dtype_size(y.dtype);
-    return job->a->geglu && job->g->defers && job->mode == DIRECT &&
-           (size_t)job->w->panel_cols * size == HALF_LINE &&
-           (((uintptr_t)y.data | (size_t)y.ld * size) & (2 * HALF_LINE - 1)) == 0;
+    size_t size = dtype_size(a->y.dtype);
+    return a->geglu && (size_t)panel_cols * size == GEMM_HALF_LINE &&
+           (((uintptr_t)a->y.data | (size_t)a->y.ld * size) & (2 * GEMM_HALF_LINE - 1)) == 0;
 }
 
-static void join(const struct job *job, const struct worker_memory *m, int p, size_t first, struct finish *f)
+void gemm_join(struct finish *f, char *half, int p, int p0, int p1)
 {
-    char *half = m->halves + first % (size_t)job->block_rows * HALF_LINE;
-    if (kept_back(job, m, p)) {
+    if (gemm_kept_back(p, p1)) {
         f->y = half;
-        f->y_stride = HALF_LINE;
-    } else if (job->joins && p % 2 == 1 && p > m->panels.p0) {
+        f->y_stride = GEMM_HALF_LINE;
+        f->stream = false;
+    } else if (p % 2 == 1 && p > p0) {
         f->before = half;
     }
+}
+
+void gemm_finish_joined(const struct row_ops *rows, const struct finish *f)
+{
+    for (int r = 0; f->before && r < f->rows; r++)
+        memcpy(f->y + (size_t)r * f->y_stride - GEMM_HALF_LINE, f->before + r * GEMM_HALF_LINE,
+               GEMM_HALF_LINE);
+    rows->finish(f);
 }
 
 /* Finishes what waits, now. */
 static void finish_pending(const struct job *job, struct worker_memory *m)
 {
-    const struct finish *f = &m->pending;
-    if (m->waits) {
-        for (int r = 0; f->before && r < f->rows; r++)
-            memcpy(f->y + (size_t)r * f->y_stride - HALF_LINE, f->before + r * HALF_LINE, HALF_LINE);
-        job->rows->finish(f);
-    }
+    if (m->waits)
+        gemm_finish_joined(job->rows, &m->pending);
     m->waits = false;
 }
 
@@ -403,8 +397,11 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int plac
         count = together(job, first + (size_t)done, rows - done);
         struct run r = output_run(job, place, p, first + (size_t)done, count);
         m->pending = make_finish(job->a, nr, c + (size_t)done * (size_t)nr, &r);
-        m->pending.stream = past_caches(job) && !kept_back(job, m, p);
-        join(job, m, p, first + (size_t)done, &m->pending);
+        m->pending.stream = past_caches(job);
+        if (job->joins)
+            gemm_join(&m->pending,
+                      m->halves + (first + (size_t)done) % (size_t)job->block_rows * GEMM_HALF_LINE, p,
+                      m->panels.p0, m->panels.p1);
         m->waits = true;
         if (count < rows || !job->g->defers || !job->g->defers(&m->pending))
             finish_pending(job, m);
@@ -555,7 +552,7 @@ static struct block block_at(const struct job *job, int i)
 
 static size_t halves_bytes(const struct job *job)
 {
-    return job->joins ? (size_t)job->block_rows * HALF_LINE : 0;
+    return job->joins ? (size_t)job->block_rows * GEMM_HALF_LINE : 0;
 }
 
 static struct worker_memory worker_memory(const struct job *job, int worker)
@@ -744,7 +741,7 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     job.mode = choose_mode(&job);
     choose_block(&job);
     choose_columns(&job);
-    job.joins = may_join(&job);
+    job.joins = job.mode == DIRECT && job.g->defers && gemm_joins(a, job.w->panel_cols);
     choose_slices(&job);
     int rc = fit_columns(&job, err);
     if (rc)

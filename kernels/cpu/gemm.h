@@ -25,6 +25,24 @@ struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, i
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
                  size_t first, int count);
 
+/* ---- Whole lines of a GEGLU: a row of a panel of bf16 is half a line, so panels end two by two. The even
+ * one's rows are kept back, [rows][GEMM_HALF_LINE], until the odd one's are there. ---- */
+
+enum { GEMM_HALF_LINE = 32 };
+
+/* Whether y lies so that this is possible; PANEL_COLS outputs a panel. */
+bool gemm_joins(const struct gemm_args *a, int panel_cols);
+/* Whether panel P of P1 panels is kept back. */
+static inline bool gemm_kept_back(int p, int p1)
+{
+    return p % 2 == 0 && p + 1 < p1;
+}
+/* Lets F, the end of panel P of P0 to P1, write to HALF, its first row's place, or take along what waits
+ * there. */
+void gemm_join(struct finish *f, char *half, int p, int p0, int p1);
+/* F by row_ops.finish, and what it takes along. */
+void gemm_finish_joined(const struct row_ops *rows, const struct finish *f);
+
 /* The same convolution by Winograd's method, where it suits: see winograd.c, and winograd2.c for bf16. */
 bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a);
 int winograd_run(struct backend *be, const struct gemm_args *a);

@@ -21,7 +21,9 @@
 #include "tier.h"
 #include "vec_gelu.h"
 
-enum { NR = 32, ROWS = 16, STEP = 32, HALF_LINE = 32 };
+#include "geglu_line.h"
+
+enum { NR = 32, ROWS = 16, STEP = 32 };
 
 /* Tiles 0 to 3: sums [row half][column half]; 4, 5: A; 6, 7: B. */
 static void configure(int rows)
@@ -52,6 +54,7 @@ struct ending {
     const char *residual, *before;
     char *y;
     int left, pace; /* rows to do, rows at a time */
+    bool stream;
     vf bias[2], add[2];
 };
 
@@ -74,6 +77,7 @@ static struct ending begin_ending(const struct gemm_tile *t, int steps)
     e.c = f->c;
     e.residual = f->residual;
     e.before = f->before;
+    e.stream = streams_lines(f);
     e.y = f->y;
     e.left = f->rows;
     e.pace = (f->rows + steps - 1) / steps;
@@ -114,26 +118,15 @@ VEC void end_row(struct ending *e, enum act act, bool stream)
 VEC void end_geglu_row(struct ending *e, bool stream)
 {
     vf value = v_add(v_load(e->c), e->bias[0]), gate = v_add(v_load(e->c + 16), e->bias[1]);
-    __m256i half = _mm512_castsi512_si256(vb_narrow(v_mul(value, v_gelu(gate)), v_zero()));
-    if (e->before) {
-        __m256i before = _mm256_loadu_si256((const __m256i *)(const void *)e->before);
-        __m512i line = _mm512_inserti64x4(_mm512_castsi256_si512(before), half, 1);
-        if (stream)
-            _mm512_stream_si512((__m512i *)(void *)(e->y - HALF_LINE), line);
-        else
-            _mm512_storeu_si512(e->y - HALF_LINE, line);
-        e->before += HALF_LINE;
-    } else {
-        _mm256_storeu_si256((__m256i *)(void *)e->y, half);
-    }
+    store_geglu(e->y, e->before, value, gate, stream);
+    e->before = e->before ? e->before + GEMM_HALF_LINE : NULL;
     e->c += NR;
     e->y += e->f->y_stride;
 }
 
 static void end_rows(struct ending *e, int rows)
 {
-    const size_t line = (uintptr_t)e->y - (e->before ? HALF_LINE : 0);
-    bool stream = e->f && e->f->stream && ((line | e->f->y_stride) & 63) == 0;
+    const bool stream = e->stream;
     rows = rows < e->left ? rows : e->left;
     e->left -= rows;
     for (; rows > 0; rows--)

@@ -38,6 +38,7 @@ struct job {
     int block_h, block_w;    /* output rows and columns of a block; 1x1: block_w positions */
     int blocks_y, blocks_x;  /* of a picture */
     int blocks, cols_panels; /* blocks in all; panels of an item */
+    bool joins;              /* panels of a GEGLU end two by two */
 };
 
 struct block {
@@ -52,6 +53,8 @@ struct worker_memory {
     float *scaled; /* the sums of a tile as floats */
     float *scale;  /* of the rows of a 1x1 block, or of the picture */
     uint8_t *slab;
+    char *halves;               /* [block_w][GEMM_HALF_LINE], where panels are joined */
+    int p0, p1;                 /* the item's panels */
     struct int8_ending pending; /* the end of the last tile, where it waits */
     bool waits, other;          /* other: which of two places the next tile's sums go to */
 };
@@ -164,7 +167,7 @@ struct tile_rows {
 static bool past_caches(const struct job *job)
 {
     tensor y = job->a->y;
-    return tensor_streams(y) || (job->k->defers && !job->a->geglu && is_1x1(job) &&
+    return tensor_streams(y) || (job->k->defers && (!job->a->geglu || job->joins) && is_1x1(job) &&
                                  tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
 }
 
@@ -181,11 +184,12 @@ static void prefetch(tensor x, size_t row, int rows, int col, int cols, bool wri
 }
 
 /* Asks for the lines of y that are written next, unless past the caches, and those of the residual. */
-static void prefetch_output(const struct job *job, int p, size_t first, int rows)
+static void prefetch_output(const struct job *job, const struct worker_memory *m, int p, size_t first,
+                            int rows)
 {
     const struct gemm_args *a = job->a;
     int cols = job->w->w.panel_cols;
-    if (!past_caches(job))
+    if (!past_caches(job) && !(job->joins && gemm_kept_back(p, m->p1)))
         prefetch(a->y, first, rows, p * cols, cols, true);
     if (a->residual.data)
         prefetch(a->residual, first, rows, p * cols, cols, false);
@@ -196,7 +200,7 @@ static void finish_pending(const struct job *job, struct worker_memory *m)
     if (m->waits) {
         int8_scale_rows(m->scaled, &m->pending, m->pending.f.rows);
         m->pending.f.c = m->scaled;
-        job->rows->finish(&m->pending.f);
+        gemm_finish_joined(job->rows, &m->pending.f);
     }
     m->waits = false;
 }
@@ -218,6 +222,8 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int p, c
                                           .row = is_1x1(job) ? scale + done : scale,
                                           .step = is_1x1(job) ? 1 : 0};
         m->pending.f.stream = past_caches(job);
+        if (job->joins)
+            gemm_join(&m->pending.f, m->halves + at % (size_t)job->block_w * GEMM_HALF_LINE, p, m->p0, m->p1);
         m->waits = true;
     }
     if (!job->k->defers || !job->k->defers(&m->pending.f))
@@ -281,9 +287,9 @@ static void run_tile(const struct job *job, const struct block *b, struct worker
                           .pending = m->waits && job->k->defers ? &m->pending : NULL};
     next->done += (size_t)(t.taps * t.channels / INT8_UNIT * next->lines) * 64;
     if (is_1x1(job))
-        prefetch_output(job, p, b->first + (size_t)r->first, r->rows);
+        prefetch_output(job, m, p, b->first + (size_t)r->first, r->rows);
     else if (r->first % m->slab_w + r->rows <= b->w || r->half)
-        prefetch_output(job, p, output_at(job, b, m->slab_w, r->first), r->rows);
+        prefetch_output(job, m, p, output_at(job, b, m->slab_w, r->first), r->rows);
     job->k->run(r->rows, &t);
     m->waits = m->waits && !job->k->defers;
     m->other = !m->other;
@@ -366,13 +372,19 @@ static size_t scales_bytes(const struct job *job)
     return (size_t)round_up((is_1x1(job) ? job->block_w : 1) * (int)sizeof(float), 64);
 }
 
+static size_t halves_bytes(const struct job *job)
+{
+    return job->joins ? (size_t)job->block_w * GEMM_HALF_LINE : 0;
+}
+
 static struct worker_memory worker_memory(const struct job *job, const struct block *b, int worker)
 {
     char *p = pool_scratch(job->pool, worker);
     struct worker_memory m = {.c = (int32_t *)(void *)p, .scaled = (float *)(void *)(p + C_BYTES)};
     p += C_BYTES + C_BYTES / 2;
     m.scale = (float *)(void *)p;
-    m.slab = (uint8_t *)p + scales_bytes(job);
+    m.halves = p + scales_bytes(job);
+    m.slab = (uint8_t *)m.halves + halves_bytes(job);
     m.slab_w = is_1x1(job) ? b->w : (b->w - 1) * job->step + job->kw;
     for (int t = 0; t < job->kh * job->kw; t++)
         m.tap[t] = (size_t)(t / job->kw * m.slab_w + t % job->kw) * (size_t)job->channels;
@@ -386,6 +398,8 @@ static void run_item(void *ctx, int item, int worker)
     struct worker_memory m = worker_memory(job, &b, worker);
     int p0 = item / job->blocks * job->cols_panels, p1 = min_int(job->w->w.panels, p0 + job->cols_panels);
     int tiles = div_up(b.h * b.w, job->k->mr);
+    m.p0 = p0;
+    m.p1 = p1;
     if (is_1x1(job))
         fill_rows(job, &b, &m);
     else
@@ -486,7 +500,9 @@ int int8_run(struct backend *be, const struct gemm_args *a, struct error *err)
         return 0;
     choose_block(&job);
     choose_columns(&job);
-    if (slab_bytes(&job, job.block_h, job.block_w) + scales_bytes(&job) + 2 * C_BYTES > POOL_SCRATCH)
+    job.joins = is_1x1(&job) && job.k->defers && gemm_joins(a, w->w.panel_cols);
+    if (slab_bytes(&job, job.block_h, job.block_w) + scales_bytes(&job) + halves_bytes(&job) + 2 * C_BYTES >
+        POOL_SCRATCH)
         return error_set(err, ERR_INTERNAL, "a layer of %d channels does not fit a thread's scratch in int8",
                          a->x.c);
     int rc = is_1x1(&job) ? 0 : find_most(be, &job, err);

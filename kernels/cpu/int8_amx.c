@@ -14,7 +14,9 @@
 #include "int8.h"
 #include "vec_gelu.h"
 
-enum { ROWS = 16, STEP = INT8_UNIT, LINE = INT8_NR * 4, B_BYTES = STEP * INT8_NR };
+#include "geglu_line.h"
+
+enum { ROWS = 16, STEP = INT8_UNIT, LINE = INT8_NR * 4, B_BYTES = STEP * INT8_NR, NEAR_BYTES = 36 << 10 };
 
 static void begin(void)
 {
@@ -36,7 +38,7 @@ struct ending {
     const struct int8_ending *e;
     const int32_t *c;
     const float *row;
-    const char *residual;
+    const char *residual, *before;
     char *y;
     int left, pace;
     bool stream;
@@ -61,10 +63,11 @@ static struct ending begin_ending(const struct int8_ending *p, int steps)
     e.c = p->c;
     e.row = p->row;
     e.residual = f->residual;
+    e.before = f->before;
     e.y = f->y;
     e.left = f->rows;
     e.pace = (f->rows + steps - 1) / steps;
-    e.stream = f->stream && (((uintptr_t)f->y | f->y_stride) & 63) == 0;
+    e.stream = streams_lines(f);
     for (int i = 0; i < 2; i++) {
         e.scale[i] = v_load(p->scale + 16 * i);
         e.bias[i] = v_load(f->bias + 16 * i);
@@ -114,8 +117,8 @@ VEC void end_geglu_row(struct ending *e)
 {
     vf v[2];
     row_values(e, v);
-    _mm256_storeu_si256((__m256i *)(void *)e->y,
-                        _mm512_castsi512_si256(vb_narrow(v_mul(v[0], v_gelu(v[1])), v_zero())));
+    store_geglu(e->y, e->before, v[0], v[1], e->stream);
+    e->before = e->before ? e->before + GEMM_HALF_LINE : NULL;
     e->y += e->e->f.y_stride;
 }
 
@@ -132,8 +135,8 @@ static void end_rows(struct ending *e, int rows)
             end_row(e, ACT_NONE);
 }
 
-/* 32 rows. Loads go ahead of the products that wait for them. */
-static void run_two(const struct int8_tile *t)
+/* 32 rows. Loads go ahead of the products that wait for them. B_NEAR: as in gemm_amx.c. */
+VEC void run_two(const struct int8_tile *t, bool b_near)
 {
     const char *b = (const char *)t->b, *next = t->prefetch;
     const size_t lda = t->lda;
@@ -145,10 +148,17 @@ static void run_two(const struct int8_tile *t)
     for (int tap = 0; tap < t->taps; tap++) {
         const uint8_t *a = t->a + t->tap[tap], *half = t->a_half + t->tap[tap];
         for (int k = 0; k < t->channels; k += STEP, b += B_BYTES) {
-            tile_load_once(6, b, LINE);
-            tile_load_once(7, b + 64, LINE);
-            tile_load(4, a + k, lda);
-            tile_load(5, half + k, lda);
+            if (b_near) {
+                tile_load(6, b, LINE);
+                tile_load(7, b + 64, LINE);
+                tile_load_once(4, a + k, lda);
+                tile_load_once(5, half + k, lda);
+            } else {
+                tile_load_once(6, b, LINE);
+                tile_load_once(7, b + 64, LINE);
+                tile_load(4, a + k, lda);
+                tile_load(5, half + k, lda);
+            }
             for (int l = 0; l < t->prefetch_lines; l++, next += 64)
                 __builtin_prefetch(next, 0, 2);
             tile_dot_int8(0, 4, 6);
@@ -194,8 +204,10 @@ static void run_one(const struct int8_tile *t)
 
 static void run(int rows, const struct int8_tile *t)
 {
-    if (rows > ROWS)
-        run_two(t);
+    if (rows > ROWS && t->taps == 1 && t->channels * INT8_NR <= NEAR_BYTES)
+        run_two(t, true);
+    else if (rows > ROWS)
+        run_two(t, false);
     else
         run_one(t);
 }

@@ -147,6 +147,11 @@ static void cases(struct check *ck)
         {1, 1, 131, 64, 64, 1, false, {0}, true, true, 0, 0},
         {1, 1, 1500, 40, 80, 1, false, {0}, true, true, 0, 0},
         {2, 1, 513, 33, 70, 1, true, {0}, true, false, 0, 0},
+        /* panels of a GEGLU that end in whole lines: two blocks, past the caches; with a residual; where y is
+         * a view that lies aside of lines */
+        {1, 1, 530, 1024, 2048, 1, true, {0}, true, false, 0, 0},
+        {1, 1, 70, 64, 192, 1, true, {0}, true, true, 0, 0},
+        {1, 1, 45, 32, 128, 1, true, {0}, true, true, 32, 16},
         {1, 1, 70, 2600, 40, 1, false, {.act = ACT_GELU}, true, true, 0, 0},
         {1, 1, 20, 64, 3000, 1, false, {0}, true, false, 0, 0},
         {1, 1, 9, 5120, 320, 1, false, {0}, true, true, 0, 0},
