@@ -139,7 +139,7 @@ tensor attention(pass *p, tensor q, tensor k, tensor v, struct attention_args a)
 /* torch.nn.GroupNorm over [H, W, C/groups]; the second also applies SiLU. w: WEIGHT_NORM. */
 tensor group_norm(pass *p, const weight *w, tensor x, int groups, float eps);
 tensor group_norm_silu(pass *p, const weight *w, tensor x, int groups, float eps);
-/* conv2d of group_norm_silu, as one op where a backend can: the first half of a ResnetBlock2D. LAST: nobody
+/* conv2d of group_norm_silu, as one op where a backend can: what a ResnetBlock2D does twice. LAST: nobody
  * reads X afterwards; its memory is given back as soon as it may be. */
 struct norm_silu {
     const weight *w;

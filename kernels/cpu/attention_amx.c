@@ -182,11 +182,7 @@ static void pack_queries(const struct flow *f, struct state *st, int at)
 /* 2^x, x <= 127, as numbers whose upper halves are the results rounded to bf16. */
 VEC __m512i exp2_bf16(vf x)
 {
-    vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
-    vf p = v_fma(v_set1(0.078024536f), r, v_set1(0.2260672f));
-    p = v_fma(p, r, v_set1(0.6958335f));
-    p = v_fma(p, r, v_set1(0.99992526f + 0x1p-8f));
-    return _mm512_castps_si512(_mm512_scalef_ps(p, x));
+    return _mm512_castps_si512(v_exp2_rough(x, 0x1p-8f));
 }
 
 /* 2^x to the last digits of fp32. */

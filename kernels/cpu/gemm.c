@@ -31,7 +31,6 @@ enum {
     DIRECT_CHANNELS = 640,        /* channels of a slice that is read in place */
     DIRECT_BYTES = 1 << 20,       /* of x in a block that is read in place, where whole slices are taken */
     STREAM_LINES_BYTES = 1 << 20, /* of y, where lines are written whole */
-    NEAR_BYTES = 36 << 10,        /* of B, which then stays in the first level beside the tiles that pass */
     TAPS_MAX = 121,
 };
 
@@ -511,7 +510,6 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
                           .a_chunk = job->mode == DIRECT ? position : slab_chunk_bytes(job),
                           .b = data,
                           .add = chunk > 0};
-    t.b_near = job->taps == 1 && bytes <= NEAR_BYTES;
     t.half = !job->a->geglu && job->a->y.c - p * g->nr <= g->nr / 2;
     /* Rows of half a tile that are whole rows of the picture go two by two. */
     const bool pairs = g->pairs_halves && job->mode == PADDED && job->places == 1 && b->length == job->ow &&

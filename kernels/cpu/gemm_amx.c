@@ -260,7 +260,7 @@ static void run(int rows, const struct gemm_tile *tile)
     if (rows == 2 * ROWS) {
         if (t.half)
             run_half(tile);
-        else if (t.b_near)
+        else if (b_stays_near(t.taps, (t.channels ? t.channels : t.k) * NR * 2))
             run_two(tile, true);
         else
             run_two(tile, false);

@@ -16,7 +16,7 @@
 
 #include "geglu_line.h"
 
-enum { ROWS = 16, STEP = INT8_UNIT, LINE = INT8_NR * 4, B_BYTES = STEP * INT8_NR, NEAR_BYTES = 36 << 10 };
+enum { ROWS = 16, STEP = INT8_UNIT, LINE = INT8_NR * 4, B_BYTES = STEP * INT8_NR };
 
 static void begin(void)
 {
@@ -135,7 +135,7 @@ static void end_rows(struct ending *e, int rows)
             end_row(e, ACT_NONE);
 }
 
-/* 32 rows. Loads go ahead of the products that wait for them. B_NEAR: as in gemm_amx.c. */
+/* 32 rows. Loads go ahead of the products that wait for them. B_NEAR: b_stays_near(). */
 VEC void run_two(const struct int8_tile *t, bool b_near)
 {
     const char *b = (const char *)t->b, *next = t->prefetch;
@@ -204,7 +204,7 @@ static void run_one(const struct int8_tile *t)
 
 static void run(int rows, const struct int8_tile *t)
 {
-    if (rows > ROWS && t->taps == 1 && t->channels * INT8_NR <= NEAR_BYTES)
+    if (rows > ROWS && b_stays_near(t->taps, t->channels * INT8_NR))
         run_two(t, true);
     else if (rows > ROWS)
         run_two(t, false);

@@ -41,7 +41,6 @@ struct gemm_tile {
     const void *b;     /* chunks of F32: [taps][k][nr]; BF16: [taps][k/2][nr][2]; the last may be shorter */
     float *c;          /* [rows][nr] */
     bool add;          /* add to c instead of overwriting it */
-    bool b_near;       /* B fits the first level and is met again: A had better pass by */
     bool half;         /* only the first nr / 2 columns are wanted; the others may be left as they are */
     const char *prefetch;         /* memory that will be read next; any valid address */
     int prefetch_lines;           /* how much of it: lines for each k_unit products; whole_slices only */
@@ -265,8 +264,8 @@ int cpu_group_norm_silu(struct backend *, tensor y, tensor x, const weight *w, i
 /* Of one picture: GroupNorm as x * scale[c] + shift[c]. Good until the next norm. */
 void group_norm_factors(struct backend *be, tensor x, const weight *w, int groups, float eps,
                         const float **scale, const float **shift);
-/* Bytes of x from which on norm and convolution are one: smaller ones wait for the convolution in the
- * last-level cache. Tests change it. */
+/* Bytes of x from which on norm and convolution are one: smaller ones gain nothing (SPEED.md). Tests change
+ * it. */
 extern size_t cpu_fused_bytes;
 bool cpu_fuses_norm(const struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a);
 int cpu_norm_silu_conv2d(struct backend *, tensor y, tensor x, const struct norm_silu *norm, const weight *w,

@@ -4,7 +4,16 @@
 #ifndef LATENTD_CPU_TILE_AMX_H
 #define LATENTD_CPU_TILE_AMX_H
 
+#include <stdbool.h>
+
 #include "vec_bf16.h"
+
+/* Whether B of a call, BYTES of it, had better stay in the first level while tiles of A pass by: it fits, and
+ * without several TAPS A is met once a panel. Else the other way round. */
+static inline bool b_stays_near(int taps, int bytes)
+{
+    return taps == 1 && bytes <= 36 << 10;
+}
 
 /* Intel SDM, LDTILECFG: palette 1 has eight tiles of up to 16 rows of 64 bytes. */
 struct tile_config {

@@ -52,4 +52,15 @@ VEC vf vb_dot(vb a, vb b, vf c)
 }
 #endif
 
+/* 2^x (1 +- 7.5e-5), and LIFT 2^floor(x) more: 2^floor(x) p(x - floor(x)), p of degree 3. For what bf16
+ * rounds. */
+VEC vf v_exp2_rough(vf x, float lift)
+{
+    vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    vf p = v_fma(v_set1(0.078024536f), r, v_set1(0.2260672f));
+    p = v_fma(p, r, v_set1(0.6958335f));
+    p = v_fma(p, r, v_set1(0.99992526f + lift));
+    return _mm512_scalef_ps(p, x);
+}
+
 #endif

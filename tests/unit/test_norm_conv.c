@@ -94,7 +94,7 @@ static weight pack(struct backend *be, enum weight_kind kind, int o, int c, int 
 enum how { IN_ONE, IN_TWO, BY_PASS };
 
 /* y on BE as fp32; the caller frees. BY_PASS: norm_silu_conv2d() of ops.h, in a region of the size that a
- * plan of it found, after which X and nothing else was given back. */
+ * plan of it found. */
 static float *compute(struct backend *be, const struct layer *l, const struct data *d, enum how how)
 {
     struct error err = {0};
@@ -207,13 +207,17 @@ TEST(as_near_to_ref_as_two_ops)
         {1, 9, 149, 512, 32, true, true, ACT_NONE},
     };
     int ran = 0;
+    if (!cpu_tier_usable("amx-emulated"))
+        SKIP("no tier that has it can run here");
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         ran += check_layer(&list[i]);
-    CHECK(ran > 0 || !cpu_tier_name(1), "no tier has it");
+    CHECK(ran > 0, "no tier has it");
 }
 
 TEST(bits_do_not_depend_on_batch_or_threads)
 {
+    if (!cpu_tier_usable("amx-emulated"))
+        SKIP("no tier that has it can run here");
     const struct layer two = {2, 34, 40, 128, 64, true, true, ACT_NONE};
     struct layer one = two;
     one.n = 1;
