@@ -153,6 +153,25 @@ class Ema:
         self.n = st["n"]
 
 
+class Meter:
+    """Running means by name, and how many a second a team does, for the log"""
+
+    def __init__(self, team):
+        self.team, self.means = team, {}
+        self.restart()
+
+    def restart(self):
+        self.seen, self.wall, self.cpu = 0, time.time(), time.process_time()
+
+    def note(self, name, value):
+        self.means[name] = self.means.get(name, value) + 0.03 * (value - self.means.get(name, value))
+
+    def write(self, work, name, **more):
+        log(work, name, **more, **self.means, per_s=self.seen / (time.time() - self.wall),
+            cpu=(time.process_time() - self.cpu) / self.seen * self.team.size)
+        self.restart()
+
+
 def averaged(model, named, st):
     """MODEL with its state, and the running means of the parameters NAMED."""
     model.load_state_dict(st["model"])

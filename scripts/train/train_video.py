@@ -13,7 +13,8 @@ the guidance of its frame.
 
 Frames are learned one by one. Given the picture, its motion, the bucket and the frame's number, a frame is fixed but for
 what the noise hides, so nothing need pass between frames yet: the temporal convolutions and the temporal attention stay
-zero until train_video_time.py trains them, the temporal transformer's other parts bring the frame's number in, and a step sees as many clips as frames.
+zero until train_video_time.py trains them, the temporal transformer's other parts bring the frame's number in, and a
+step sees many clips.
 """
 import argparse
 import os
@@ -28,7 +29,7 @@ from diffusers.models.resnet import SpatioTemporalResBlock
 from diffusers.models.transformers.transformer_temporal import TransformerSpatioTemporalModel
 
 import train_image_encoder
-from common import Clock, Ema, Muon, Stop, Team, arguments, begin, log, rate, save
+from common import Clock, Ema, Meter, Muon, Stop, Team, arguments, begin, rate, save
 from video_data import FRAMES, background, frame, place_of, sprites
 from video_vae import LATENTS, code_of, encode
 
@@ -144,6 +145,19 @@ def sigmas(n, shift):
     return torch.where(torch.rand(n) < 0.15, wide, s).clamp(min=0.7 * SIGMA_MIN)
 
 
+def noised(z, s):
+    """The codes Z with noise of the levels S [N]: what the UNet gets of them, and what v must be for
+    x / (s^2 + 1) - s / sqrt(s^2 + 1) v to be z"""
+    w, noise = s[:, None, None, None, None], torch.randn_like(z)
+    c_in = 1 / (w ** 2 + 1).sqrt()
+    return (z + w * noise) * c_in, (w * z - noise) * -c_in
+
+
+def error_of(v, target, guidance, keep):
+    """Of the guided output; without conditions v ought to be 0"""
+    return torch.where(keep[:, None, None, None, None], guidance * v - target, (guidance - 1) * v)
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__)
     arguments(ap, 80)
@@ -171,7 +185,7 @@ def main():
     run = torch.compile(unet, dynamic=False) if a.compile else unet
     clock, stop, last = Clock(a.minutes, a.until, time.time() - used), Stop(), time.time()
     torch.manual_seed(int(time.time()) + 7919 * team.rank)
-    means, seen, t0, c0 = {}, 0, time.time(), time.process_time()
+    meter = Meter(team)
 
     def store():
         save(path, dict(model=unet.state_dict(), opt=opt.state_dict(), ema=ema.state(), step=step,
@@ -184,18 +198,12 @@ def main():
         keep = torch.rand(a.batch) >= a.drop
         c, token = c * keep[:, None, None, None], token * keep[:, None, None]
         s = sigmas(a.batch, a.shift)
-        w = s[:, None, None, None, None]
-        noise = torch.randn_like(z)
-        x = z + w * noise
-        c_in = 1 / (w ** 2 + 1).sqrt()
-        x_in = torch.cat([x * c_in, c[:, None]], 2)
+        x, target = noised(z, s)
         for g in opt.param_groups:
             g["lr"] = rate(share, step, a.lr, warm=60, floor=0.01)
         with torch.autocast(a.device, torch.bfloat16):
-            v = run(x_in, 0.25 * s.log(), token, ids).sample
-        target = (w * z - noise) * -c_in  # what v must be for x / (s^2 + 1) - s / sqrt(s^2 + 1) v to be z
-        kept = keep[:, None, None, None, None]
-        each = torch.where(kept, guidance * v.float() - target, (guidance - 1) * v.float()).square().mean((1, 2, 3, 4))
+            v = run(torch.cat([x, c[:, None]], 2), 0.25 * s.log(), token, ids).sample
+        each = error_of(v.float(), target, guidance, keep).square().mean((1, 2, 3, 4))
         each.mean().backward()
         share, end, total = team.mean_grads(list(unet.parameters()), (
             0.0 if team.rank else clock.share(), float(stop.now), each.mean().item()))
@@ -205,16 +213,14 @@ def main():
         opt.zero_grad(set_to_none=True)
         ema.update()
         step += 1
-        seen += a.batch * team.size
+        meter.seen += a.batch * team.size
         for k, e, full in zip(s.tolist(), each.tolist(), keep.tolist()):
             b = "bare" if not full else "high" if k > 10 else "mid" if k > 1 else "low"
-            means[b] = means.get(b, e) + 0.03 * (e - means.get(b, e))
+            meter.note(b, e)
         if team.rank:
             continue
         if step % 25 == 0:
-            log(a.work, "video.log", step=step, loss=total / team.size, **means, share=share,
-                per_s=seen / (time.time() - t0), cpu=(time.process_time() - c0) / seen * team.size)
-            seen, t0, c0 = 0, time.time(), time.process_time()
+            meter.write(a.work, "video.log", step=step, loss=total / team.size, share=share)
         if time.time() - last > 120:
             store()
             last = time.time()

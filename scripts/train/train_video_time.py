@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import TemporalResnetBlock
 
-from common import Clock, Ema, Muon, Stop, Team, arguments, averaged, begin, log, rate, save
-from train_video import GUIDANCE, SIGMA_LAST, SIGMA_MAX, Clips, build, norm
+from common import Clock, Ema, Meter, Muon, Stop, Team, arguments, averaged, begin, rate, save
+from train_video import GUIDANCE, SIGMA_LAST, SIGMA_MAX, Clips, build, error_of, noised, norm
 from video_data import FRAMES
 
 TEMPORAL = ("temporal_res_block", "time_mixer", "temporal_transformer_blocks.0.attn1", "temporal_transformer_blocks.0.norm1")
@@ -69,7 +69,7 @@ def prepare(unet):
 def fast(unet):
     """The same sums, in layouts that are fast on a CPU"""
     for m in unet.modules():
-        if isinstance(m, torch.nn.GroupNorm):
+        if isinstance(m, torch.nn.GroupNorm):  # of frames; those between frames are called by temporal_resnet()
             m.forward = lambda x, m=m: norm(m, x)
         if isinstance(m, TemporalResnetBlock):
             m.forward = lambda x, temb, m=m: temporal_resnet(m, x, temb)
@@ -119,7 +119,7 @@ def main():
         step, used = st["step"], st["used"]
     clock, stop, last = Clock(a.minutes, a.until, time.time() - used), Stop(), time.time()
     torch.manual_seed(int(time.time()) + 7919 * team.rank)
-    means, seen, t0, c0 = {}, 0, time.time(), time.process_time()
+    meter = Meter(team)
     guidance = torch.linspace(*GUIDANCE, FRAMES)[:, None, None, None]
 
     def store():
@@ -132,17 +132,13 @@ def main():
         keep = torch.rand(a.batch) >= a.drop
         c, token = c * keep[:, None, None, None], token * keep[:, None, None]
         s = torch.exp(torch.empty(a.batch).uniform_(np.log(0.7 * SIGMA_LAST), np.log(SIGMA_MAX)))
-        w = s[:, None, None, None, None]
-        noise = torch.randn_like(z)
-        x = z + w * noise
-        c_in = 1 / (w ** 2 + 1).sqrt()
-        x_in = torch.cat([x * c_in, c[:, None].expand(-1, FRAMES, -1, -1, -1)], 2)
+        x, target = noised(z, s)
+        x = torch.cat([x, c[:, None].expand(-1, FRAMES, -1, -1, -1)], 2)
         for g in opt.param_groups:
             g["lr"] = rate(share, step, a.lr, warm=60, floor=0.01)
         with torch.autocast(a.device, torch.bfloat16):
-            v = unet(x_in, 0.25 * s.log(), token, ids).sample.float()
-        target = (w * z - noise) * -c_in  # what v must be for x / (s^2 + 1) - s / sqrt(s^2 + 1) v to be z
-        error = torch.where(keep[:, None, None, None, None], guidance * v - target, (guidance - 1) * v)
+            v = unet(x, 0.25 * s.log(), token, ids).sample.float()
+        error = error_of(v, target, guidance, keep)
         each = error.square().mean((1, 2, 3, 4))
         change = (error[:, 2:] - 2 * error[:, 1:-1] + error[:, :-2]).square().mean((1, 2, 3, 4))
         (each + a.change * change).mean().backward()
@@ -154,17 +150,15 @@ def main():
         opt.zero_grad(set_to_none=True)
         ema.update()
         step += 1
-        seen += a.batch * team.size
+        meter.seen += a.batch * team.size
         for k, e, d, full in zip(s.tolist(), each.tolist(), change.tolist(), keep.tolist()):
             b = "bare" if not full else "high" if k > 60 else "low"
-            for name, value in ((b, e), (b + "_change", d)):
-                means[name] = means.get(name, value) + 0.03 * (value - means.get(name, value))
+            meter.note(b, e)
+            meter.note(b + "_change", d)
         if team.rank:
             continue
         if step % 25 == 0:
-            log(a.work, "video_time.log", step=step, loss=total / team.size, **means, share=share,
-                per_s=seen / (time.time() - t0), cpu=(time.process_time() - c0) / seen * team.size)
-            seen, t0, c0 = 0, time.time(), time.process_time()
+            meter.write(a.work, "video_time.log", step=step, loss=total / team.size, share=share)
         if time.time() - last > 120:
             store()
             last = time.time()
