@@ -2,11 +2,13 @@
  * W.
  *
  * A is never laid out in full (no im2col in memory). Depending on the shape it is read
- *   DIRECT  in place: 1x1, where rows of the product are rows of x;
- *   PADDED  from a slab: the block's input rows with their halo, zeros at the edges, converted to the
- * kernel's type, upsampled if asked; every kernel position is then a constant offset from the output
- * position; FLAT    from a slab that holds each kernel position apart, so that a row tile may run across
- * picture rows and pictures: small or odd widths on kernels that want rows in sixteens.
+ *   DIRECT  in place: 1x1, where rows of the product are rows of x; where many panels follow, the first one
+ * leaves the tiles it reads in the slab: rows that are an even number of cache lines apart, as those of x
+ * mostly are, come out of the second level at two thirds of the speed of rows that lie together; PADDED  from
+ * a slab: the block's input rows with their halo, zeros at the edges, converted to the kernel's type,
+ * upsampled if asked; every kernel position is then a constant offset from the output position; FLAT    from
+ * a slab that holds each kernel position apart, so that a row tile may run across picture rows and pictures:
+ * small or odd widths on kernels that want rows in sixteens.
  *
  * Tiling. A work item is a block of about 256 positions times up to 512 outputs. Its channels are cut into
  * slices whose slab stays in the second-level cache (SLAB_BYTES); in a slice every panel of nr outputs runs
@@ -30,6 +32,11 @@ enum {
     SLAB_BYTES = 512 << 10,       /* likewise */
     DIRECT_CHANNELS = 640,        /* channels of a slice that is read in place */
     DIRECT_BYTES = 1 << 20,       /* of x in a block that is read in place, where whole slices are taken */
+    UNSLICED_CHANNELS = 2560,     /* most that are read in place as one slice, where whole slices are taken */
+    SLICE_CHANNELS = 1440,        /* of several */
+    SUMS_BYTES = 768 << 10,       /* of the panels of an item, while slices follow each other */
+    KEEP_PANELS = 16,             /* from so many on it pays to leave tiles of x in the slab */
+    NEAR_CHANNELS = 640,          /* B of so many stays in the first level */
     STREAM_LINES_BYTES = 1 << 20, /* of y, where lines are written whole */
     TAPS_MAX = 121,
 };
@@ -58,6 +65,7 @@ struct job {
     int slab_h, slab_w;      /* PADDED; FLAT uses slab_w = block_rows, slab_h = taps */
     int slice_chunks, slices;
     bool joins; /* panels of a GEGLU end two by two */
+    bool keeps; /* DIRECT: the first panel leaves tiles of x in the slab, which the others read */
 };
 
 /* The part of a block that is regular: `segments` runs of `length` output positions. */
@@ -448,7 +456,8 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
         if (last)
             finish_rows(job, m, place, p, t->c, first + (size_t)done, rows);
         done += rows;
-        t->a += (size_t)rows * t->lda;
+        t->a += t->a_half ? 2 * t->a_half : (size_t)rows * t->lda;
+        t->keep = t->keep ? t->keep + 2 * t->keep_half : NULL;
     }
 }
 
@@ -471,7 +480,8 @@ static struct next_b next_panel(const struct job *job, const struct block *b, co
 {
     const struct gemm_kernel *g = job->g;
     tensor x = job->a->x;
-    if (job->mode == DIRECT && p == all.p0 && x.ld == job->w->channels && b->length > g->mr) {
+    if (job->mode == DIRECT && p == all.p0 && job->slices == 1 && x.ld == job->w->channels &&
+        b->length > g->mr) {
         /* The first panel meets x itself far away: each tile asks for the rows of the next one. */
         size_t row = (size_t)x.ld * dtype_size(x.dtype);
         return (struct next_b){(const char *)x.data + (b->first + (size_t)g->mr) * row,
@@ -481,6 +491,31 @@ static struct next_b next_panel(const struct job *job, const struct block *b, co
     int tiles = b->segments * div_up(b->length, g->mr);
     return (struct next_b){raw + ahead * (ptrdiff_t)job->w->panel_bytes, bytes, 0,
                            div_up(g->k_unit * g->nr * 2 / 64, tiles)};
+}
+
+static int slice_channels(const struct job *job)
+{
+    return min_int(job->w->channels, job->slice_chunks * job->w->chunk);
+}
+
+/* T's rows, from channel C0 on: read in place and left in the slab (KEEP), or as they were kept. */
+static void use_tiles(const struct job *job, const struct worker_memory *m, struct gemm_tile *t, int slice,
+                      int c0, bool keep)
+{
+    const size_t line = (size_t)job->g->k_unit * dtype_size(job->g->dtype),
+                 tile = line * (size_t)job->g->m_align;
+    const size_t half = (size_t)(slice_channels(job) / job->g->k_unit) * tile;
+    char *at = m->slab + (size_t)((c0 - slice * slice_channels(job)) / job->g->k_unit) * tile;
+    if (keep) {
+        t->keep = at;
+        t->keep_half = half;
+        return;
+    }
+    t->a = at;
+    t->k = job->g->k_unit;
+    t->lda = line;
+    t->a_chunk = tile;
+    t->a_half = half;
 }
 
 /* c [positions of the block][nr] (+)= COUNT chunks of panel P, one of ALL. */
@@ -521,6 +556,8 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
             tensor x = job->a->x;
             t.lda = (size_t)x.ld * es;
             t.a = (const char *)x.data + b->first * t.lda + (size_t)c0 * es;
+            if (job->keeps)
+                use_tiles(job, m, &t, slice, c0, p == all.p0);
         } else {
             t.lda = position * (size_t)(job->mode == PADDED ? job->step : 1);
             t.a = m->slab + (size_t)(chunk - slice * job->slice_chunks) * slab_chunk_bytes(job) +
@@ -553,18 +590,39 @@ static size_t halves_bytes(const struct job *job)
     return job->joins ? (size_t)job->block_rows * GEMM_HALF_LINE : 0;
 }
 
+static size_t slab_bytes(const struct job *job)
+{
+    size_t bytes = job->mode != DIRECT ? (size_t)job->slice_chunks * slab_chunk_bytes(job)
+                   : job->keeps
+                       ? (size_t)job->block_rows * (size_t)slice_channels(job) * dtype_size(job->g->dtype)
+                       : 0;
+    return (bytes + 4095) / 4096 * 4096;
+}
+
 static struct worker_memory worker_memory(const struct job *job, int worker)
 {
     char *p = pool_scratch(job->pool, worker);
     struct worker_memory m = {.wide = p};
     p += round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096);
     m.slab = p;
-    if (job->mode != DIRECT)
-        p += ((size_t)job->slice_chunks * slab_chunk_bytes(job) + 4095) / 4096 * 4096;
+    p += slab_bytes(job);
     m.halves = p;
     m.c = (float *)(p + halves_bytes(job));
     set_taps(job, &m);
     return m;
+}
+
+/* Chunks of a call of the micro-kernel. Where A's tiles are kept and B is too long for the first level, sums
+ * go through memory now and then: that costs less, but for the FIRST panel. */
+static int call_chunks(const struct job *job, bool first)
+{
+    const int near = NEAR_CHANNELS / job->w->chunk;
+    if (!job->g->whole_slices)
+        return 1;
+    if (!job->keeps || first || job->slices > 1 || job->w->channels <= NEAR_CHANNELS || near == 0)
+        return job->slice_chunks;
+    int chunks = div_up(job->w->channels, job->w->chunk);
+    return div_up(chunks, div_up(chunks, near));
 }
 
 /* All panels of one slice, whose slab is filled. */
@@ -572,13 +630,15 @@ static void run_slice(const struct job *job, const struct block *b, struct worke
                       struct panels all)
 {
     int chunks = div_up(job->w->channels, job->w->chunk), first = slice * job->slice_chunks;
-    int end = min_int(chunks, first + job->slice_chunks), step = job->g->whole_slices ? end - first : 1;
+    int end = min_int(chunks, first + job->slice_chunks);
     size_t panel_floats = job->slices > 1 ? (size_t)job->block_rows * (size_t)job->g->nr : 0;
     float *c = m->c;
     for (int place = 0; place < job->places; place++)
-        for (int p = all.p0; p < all.p1; p++, c += panel_floats)
+        for (int p = all.p0; p < all.p1; p++, c += panel_floats) {
+            const int step = call_chunks(job, p == all.p0);
             for (int chunk = first; chunk < end; chunk += step)
                 run_chunks(job, b, m, slice, chunk, step, place, p, all, c);
+        }
 }
 
 static void run_item(void *ctx, int item, int worker)
@@ -614,11 +674,19 @@ static enum mode choose_mode(const struct job *job)
     return FLAT;
 }
 
+/* Slices where x is read in place and whole slices are taken: one, but then few rows of many channels would
+ * fit the second level, and B would come from the third level or memory too often. */
+static int direct_slices(const struct job *job)
+{
+    return job->w->channels > UNSLICED_CHANNELS ? div_up(job->w->channels, SLICE_CHANNELS) : 1;
+}
+
 static void choose_block(struct job *job)
 {
     int rows = job->g->whole_slices ? 2 * BLOCK_ROWS : BLOCK_ROWS;
-    if (job->mode == DIRECT && job->g->whole_slices) { /* x of a block stays in the second level */
-        int fit = DIRECT_BYTES / job->w->channels / 2 / job->g->mr * job->g->mr;
+    if (job->mode == DIRECT && job->g->whole_slices) { /* x of a block and slice stays in the second level */
+        int slice = div_up(job->w->channels, direct_slices(job));
+        int fit = DIRECT_BYTES / slice / 2 / job->g->mr * job->g->mr;
         rows = min_int(rows, fit > 2 * job->g->mr ? fit : 2 * job->g->mr);
     }
     if (job->mode == PADDED) {
@@ -650,7 +718,10 @@ static void choose_block(struct job *job)
 /* Panels of an item: up to BLOCK_COLS outputs, fewer where there would be too few items for the threads. */
 static void choose_columns(struct job *job)
 {
-    int want = pool_threads(job->pool) * (job->mode == DIRECT ? 4 : job->mode == PADDED ? 2 : 1);
+    const int threads = pool_threads(job->pool);
+    int want = threads * (job->mode == DIRECT ? 4 : job->mode == PADDED ? 2 : 1);
+    if (threads == 1 && job->mode == DIRECT)
+        want = 1;
     int parts =
         job->mode == DIRECT && job->g->whole_slices ? 1 : div_up(job->w->panels * job->g->nr, BLOCK_COLS);
     if (job->blocks * parts < want)
@@ -664,7 +735,7 @@ static void choose_slices(struct job *job)
     size_t fit = (size_t)SLAB_BYTES * (job->g->whole_slices ? 2 : 1) / slab_chunk_bytes(job);
     int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->w->chunk : fit > 1024 ? 1024 : (int)fit;
     if (job->mode == DIRECT && job->g->whole_slices)
-        most = chunks;
+        most = div_up(chunks, direct_slices(job));
     job->slices = div_up(chunks, most > 0 ? most : 1);
     job->slice_chunks = div_up(chunks, job->slices);
 }
@@ -672,8 +743,7 @@ static void choose_slices(struct job *job)
 /* Bytes of a worker's scratch that come before c, see worker_memory(). */
 static size_t scratch_before_c(const struct job *job)
 {
-    size_t slab = job->mode == DIRECT ? 0 : (size_t)job->slice_chunks * slab_chunk_bytes(job);
-    return (size_t)round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096) + (slab + 4095) / 4096 * 4096 +
+    return (size_t)round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096) + slab_bytes(job) +
            halves_bytes(job);
 }
 
@@ -686,8 +756,13 @@ static int fit_columns(struct job *job, struct error *err)
     if (used + panel > POOL_SCRATCH)
         return error_set(err, ERR_INTERNAL, "a convolution of %d channels does not fit a thread's scratch",
                          job->a->x.c);
-    if (job->slices > 1)
-        job->cols_panels = min_int(job->cols_panels, (int)((POOL_SCRATCH - used) / panel));
+    size_t fit = POOL_SCRATCH - used;
+    if (job->mode == DIRECT && job->g->whole_slices && fit > SUMS_BYTES) /* they stay in the second level */
+        fit = SUMS_BYTES > panel ? SUMS_BYTES : panel;
+    if (job->slices > 1) {
+        int parts = div_up(job->cols_panels, (int)(fit / panel));
+        job->cols_panels = div_up(job->cols_panels, parts);
+    }
     return 0;
 }
 
@@ -741,6 +816,7 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     choose_columns(&job);
     job.joins = job.mode == DIRECT && job.g->defers && gemm_joins(a, job.w->panel_cols);
     choose_slices(&job);
+    job.keeps = job.mode == DIRECT && job.g->keeps_tiles && job.cols_panels >= KEEP_PANELS;
     int rc = fit_columns(&job, err);
     if (rc)
         return rc;

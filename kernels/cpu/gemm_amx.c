@@ -53,8 +53,9 @@ struct ending {
     const float *c;
     const char *residual, *before;
     char *y;
+    size_t y_stride, residual_stride;
     int left, pace; /* rows to do, rows at a time */
-    bool stream;
+    bool stream, adds;
     vf bias[2], add[2];
 };
 
@@ -68,7 +69,14 @@ static bool defers(const struct finish *f)
     return f->cols == NR && (f->act == ACT_NONE || f->act == ACT_GELU);
 }
 
-static struct ending begin_ending(const struct gemm_tile *t, int steps)
+enum kind { PLAIN, GELU, GEGLU };
+
+static enum kind ending_kind(const struct finish *f)
+{
+    return !f ? PLAIN : f->geglu ? GEGLU : f->act == ACT_GELU ? GELU : PLAIN;
+}
+
+VEC struct ending begin_ending(const struct gemm_tile *t, int steps)
 {
     const struct finish *f = t->pending;
     struct ending e = {.f = f};
@@ -79,6 +87,9 @@ static struct ending begin_ending(const struct gemm_tile *t, int steps)
     e.before = f->before;
     e.stream = streams_lines(f);
     e.y = f->y;
+    e.y_stride = f->y_stride;
+    e.residual_stride = f->residual_stride;
+    e.adds = f->add;
     e.left = f->rows;
     e.pace = (f->rows + steps - 1) / steps;
     for (int i = 0; i < 2; i++) {
@@ -90,52 +101,68 @@ static struct ending begin_ending(const struct gemm_tile *t, int steps)
     return e;
 }
 
-VEC void end_row(struct ending *e, enum act act, bool stream)
+VEC void end_line(char *y, __m512i line, bool stream)
+{
+    if (stream)
+        _mm512_stream_si512((__m512i *)(void *)y, line);
+    else
+        _mm512_storeu_si512(y, line);
+}
+
+VEC void end_row(struct ending *e, enum kind kind)
 {
     vf lo = v_add(v_load(e->c), e->bias[0]), hi = v_add(v_load(e->c + 16), e->bias[1]);
-    if (e->f->add) { /* in the order of row_ops.finish, which ends the last tile of an item */
+    if (e->adds) { /* in the order of row_ops.finish, which ends the last tile of an item */
         lo = v_add(lo, e->add[0]);
         hi = v_add(hi, e->add[1]);
     }
-    if (act == ACT_GELU) {
+    if (kind == GELU) {
         lo = v_gelu(lo);
         hi = v_gelu(hi);
     }
     if (e->residual) {
         lo = v_add(lo, v_load_bf16(e->residual));
         hi = v_add(hi, v_load_bf16(e->residual + 32));
-        e->residual += e->f->residual_stride;
+        e->residual += e->residual_stride;
     }
-    __m512i line = vb_narrow(lo, hi);
-    if (stream)
-        _mm512_stream_si512((__m512i *)(void *)e->y, line);
-    else
-        _mm512_storeu_si512(e->y, line);
+    end_line(e->y, vb_narrow(lo, hi), e->stream);
     e->c += NR;
-    e->y += e->f->y_stride;
+    e->y += e->y_stride;
 }
 
-VEC void end_geglu_row(struct ending *e, bool stream)
+VEC void end_geglu_row(struct ending *e)
 {
     vf value = v_add(v_load(e->c), e->bias[0]), gate = v_add(v_load(e->c + 16), e->bias[1]);
-    store_geglu(e->y, e->before, value, gate, stream);
+    store_geglu(e->y, e->before, value, gate, e->stream);
     e->before = e->before ? e->before + GEMM_HALF_LINE : NULL;
     e->c += NR;
-    e->y += e->f->y_stride;
+    e->y += e->y_stride;
 }
 
-static void end_rows(struct ending *e, int rows)
+/* Up to ROWS of them. KIND is one where the caller knows it. */
+VEC void end_rows(struct ending *e, int rows, enum kind kind)
 {
-    const bool stream = e->stream;
     rows = rows < e->left ? rows : e->left;
     e->left -= rows;
     for (; rows > 0; rows--)
-        if (e->f->geglu)
-            end_geglu_row(e, stream);
-        else if (e->f->act == ACT_GELU)
-            end_row(e, ACT_GELU, stream);
+        if (kind == GEGLU)
+            end_geglu_row(e);
         else
-            end_row(e, ACT_NONE, stream);
+            end_row(e, kind);
+}
+
+/* The rest of them, of any kind. */
+static void end_all(struct ending *e)
+{
+    if (!e->f)
+        return;
+    enum kind kind = ending_kind(e->f);
+    if (kind == GEGLU)
+        end_rows(e, e->left, GEGLU);
+    else if (kind == GELU)
+        end_rows(e, e->left, GELU);
+    else
+        end_rows(e, e->left, PLAIN);
 }
 
 /* Loads sums 0 to TILES - 1 of c, or zeros. */
@@ -161,9 +188,11 @@ static void load_sums(const struct gemm_tile *t, bool two)
 
 /* 32 rows. Loads go ahead of the products that wait for them. Of A and B one stays in the first level, the
  * other passes by. */
-VEC void run_two(const struct gemm_tile *t, bool b_near)
+VEC void run_two(const struct gemm_tile *t, enum kind kind, bool b_near, bool keeps)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
+    char *keep = t->keep;
+    const size_t keep_half = t->keep_half;
     const size_t line = NR * 4, lda = t->lda, half = t->a_half ? t->a_half : ROWS * lda;
     float *c0 = t->c, *c1 = t->c + ROWS * NR;
     struct ending e = begin_ending(t, t->taps * (t->channels ? t->channels : t->k) / STEP);
@@ -184,6 +213,11 @@ VEC void run_two(const struct gemm_tile *t, bool b_near)
                     tile_load(4, a, lda);
                     tile_load(5, a + half, lda);
                 }
+                if (keeps) {
+                    tile_store(4, keep, STEP * 2);
+                    tile_store(5, keep + keep_half, STEP * 2);
+                    keep += ROWS * STEP * 2;
+                }
                 for (int l = 0; l < t->prefetch_lines; l++, next += 64)
                     __builtin_prefetch(next, 0, 2);
                 tile_dot(0, 4, 6);
@@ -191,11 +225,11 @@ VEC void run_two(const struct gemm_tile *t, bool b_near)
                 tile_dot(2, 5, 6);
                 tile_dot(3, 5, 7);
                 if (e.left > 0)
-                    end_rows(&e, e.pace);
+                    end_rows(&e, e.pace, kind);
             }
         }
     }
-    end_rows(&e, e.left);
+    end_rows(&e, e.left, kind);
     tile_store(0, c0, line);
     tile_store(1, c0 + ROWS, line);
     tile_store(2, c1, line);
@@ -208,7 +242,7 @@ static void run_half(const struct gemm_tile *t)
     const char *b = t->b, *slab = t->a;
     const size_t line = NR * 4, lda = t->lda, half = t->a_half ? t->a_half : ROWS * lda;
     struct ending e = begin_ending(t, 1);
-    end_rows(&e, e.left);
+    end_all(&e);
     load_sums(t, true);
     for (int left = t->channels ? t->channels : t->k; left > 0; left -= t->k, slab += t->a_chunk) {
         const int k = left < t->k ? left : t->k;
@@ -231,9 +265,10 @@ static void run_half(const struct gemm_tile *t)
 static void run_one(const struct gemm_tile *t)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
+    char *keep = t->keep;
     const size_t line = NR * 4;
     struct ending e = begin_ending(t, 1);
-    end_rows(&e, e.left);
+    end_all(&e);
     load_sums(t, false);
     for (int left = t->channels ? t->channels : t->k; left > 0; left -= t->k, slab += t->a_chunk) {
         const int k = left < t->k ? left : t->k;
@@ -241,6 +276,10 @@ static void run_one(const struct gemm_tile *t)
             const char *a = slab + t->tap[tap];
             for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
                 tile_load(4, a, t->lda);
+                if (keep) {
+                    tile_store(4, keep, STEP * 2);
+                    keep += ROWS * STEP * 2;
+                }
                 tile_load(6, b, line);
                 tile_load(7, b + 64, line);
                 for (int l = 0; l < t->prefetch_lines; l++, next += 64)
@@ -254,23 +293,39 @@ static void run_one(const struct gemm_tile *t)
     tile_store(1, t->c + ROWS, line);
 }
 
+VEC void run_kind(const struct gemm_tile *t, enum kind kind, bool b_near)
+{
+    if (t->keep && b_near)
+        run_two(t, kind, true, true);
+    else if (t->keep)
+        run_two(t, kind, false, true);
+    else if (b_near)
+        run_two(t, kind, true, false);
+    else
+        run_two(t, kind, false, false);
+}
+
 static void run(int rows, const struct gemm_tile *tile)
 {
     struct gemm_tile t = *tile;
     if (rows == 2 * ROWS) {
-        if (t.half)
+        const bool b_near = b_stays_near(t.taps, (t.channels ? t.channels : t.k) * NR * 2);
+        if (t.half && !t.keep)
             run_half(tile);
-        else if (b_stays_near(t.taps, (t.channels ? t.channels : t.k) * NR * 2))
-            run_two(tile, true);
+        else if (ending_kind(t.pending) == GEGLU)
+            run_kind(tile, GEGLU, b_near);
+        else if (ending_kind(t.pending) == GELU)
+            run_kind(tile, GELU, b_near);
         else
-            run_two(tile, false);
+            run_kind(tile, PLAIN, b_near);
         return;
     }
     for (; rows > 0; rows -= ROWS) {
         if (rows < ROWS)
             configure(rows);
         run_one(&t);
-        t.a += ROWS * t.lda;
+        t.a += t.a_half ? t.a_half : ROWS * t.lda;
+        t.keep = t.keep ? t.keep + t.keep_half : NULL;
         t.c += ROWS * NR;
         t.pending = NULL;
         if (rows < ROWS)
@@ -331,6 +386,7 @@ const struct gemm_kernel KERNEL = {
     .k_block = 288,
     .whole_slices = true,
     .pairs_halves = true,
+    .keeps_tiles = true,
     .run = run,
     .spread = spread,
     .defers = defers,

@@ -31,9 +31,12 @@ struct finish {
 /* One call of the micro-kernel: rows x nr outputs over `taps * channels` products.
  * c[r][j] (+)= sum over t, i of a[r][tap[t] + i] * b[t][i][j], one chunk of k channels after the other. */
 struct gemm_tile {
-    const char *a;     /* first row, in the kernel's dtype */
-    size_t lda;        /* bytes from one row to the next */
-    size_t a_half;     /* bytes from a row to the 16th behind it, where pairs_halves; 0: as lda says */
+    const char *a; /* first row, in the kernel's dtype */
+    size_t lda;    /* bytes from one row to the next */
+    size_t a_half; /* bytes from a row to the 16th behind it, where pairs_halves; 0: as lda says */
+    char *keep;    /* where keeps_tiles: NULL, or where a's tiles of 16 rows x k_unit are left, one after the
+                      other; one tap only */
+    size_t keep_half;  /* bytes from a tile's place to that of the same channels 16 rows on */
     const size_t *tap; /* [taps] byte offsets added to every row: kernel positions of a convolution */
     int taps, k;       /* k channels of a chunk from each tap, a multiple of k_unit */
     int channels;      /* of all chunks, where the kernel takes whole_slices; 0: k, one chunk */
@@ -63,6 +66,7 @@ struct gemm_kernel {
     int k_unit;        /* channels are padded to a multiple of it */
     int k_block;       /* products of a chunk: B of a chunk stays in the first-level cache */
     bool pairs_halves; /* the two halves of mr rows may lie apart: a_half */
+    bool keeps_tiles;  /* a call can leave the tiles of a that it reads behind: keep */
     bool whole_slices; /* a call takes all chunks of a slice: sums stay in registers, B comes from the second
                           level */
     void (*run)(int rows, const struct gemm_tile *t);

@@ -12,7 +12,7 @@
  * without several TAPS A is met once a panel. Else the other way round. */
 static inline bool b_stays_near(int taps, int bytes)
 {
-    return taps == 1 && bytes <= 36 << 10;
+    return taps == 1 && bytes <= 40 << 10;
 }
 
 /* Intel SDM, LDTILECFG: palette 1 has eight tiles of up to 16 rows of 64 bytes. */

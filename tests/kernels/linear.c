@@ -158,6 +158,14 @@ static void cases(struct check *ck)
         {1, 1, 77, 1024, 640, 2, false, {0}, false, false, 0, 0},
         {1, 1, 97, 64, 96, 1, false, {.act = ACT_GELU}, true, true, 0, 0},
         {4, 1, 275, 32, 480, 1, false, {0}, true, true, 0, 0}, /* more than a megabyte of outputs */
+        /* so many panels that tiles of x are kept: with an odd rest of rows, as a view, in chunks whose sums
+         * go through memory, in slices, and both GEGLU and GELU along the way */
+        {1, 1, 85, 64, 530, 1, false, {.act = ACT_GELU}, true, true, 0, 0},
+        {1, 1, 45, 96, 600, 1, false, {0}, true, false, 32, 64},
+        {1, 1, 74, 1280, 530, 1, false, {0}, true, true, 0, 0},
+        {2, 1, 67, 768, 1056, 1, true, {0}, true, false, 0, 0},
+        {1, 1, 90, 2880, 540, 1, false, {0}, true, true, 0, 0},
+        {1, 1, 20, 4096, 640, 1, false, {0}, true, false, 0, 0},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         run_case(ck, list[i]);
