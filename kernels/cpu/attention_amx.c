@@ -5,13 +5,15 @@
  * K is A as it is stored, V' is transposed once a head, Q becomes B tiles once a block of queries. A row of
  * ones under V' makes the sum of the weights one more output.
  *
+ * Heads of up to 64 channels go another way, see attention_narrow.h.
+ *
  * Cost of a tile of scores (16 keys x 16 queries), in cycles: the products take (d / 32 + d / 32) x 16 and
- * the row of ones 8, 72 at d = 64. Weights take per 32 scores 2 fma, 2 reduce, 6 fma, 2 scalef, all on port
+ * the row of ones 8, 88 at d = 80. Weights take per 32 scores 2 fma, 2 reduce, 6 fma, 2 scalef, all on port
  * 0: while tiles multiply, port 5 does no arithmetic of floats (128 fma take 72 cycles, beside four dot
  * products 143). So 96, and what need not be float is not: a shuffle packs, an or watches for overflow. Both
  * run side by side: while the vectors turn block u of scores into weights, the tiles add block u - 1 to the
  * output and compute the scores of block u + 1, in the places that the weights have left. What is used again
- * (scores, weights, queries, output: 38 KB at d = 64) stays in the first-level cache; K and V stream past it
+ * (scores, weights, queries, output: 42 KB at d = 80) stays in the first-level cache; K and V stream past it
  * from the second. SPEED.md has what was measured on the way.
  *
  * 2^x = 2^floor(x) p(x - floor(x)), p of degree 3: error 7.5e-5, a fiftieth of what rounding to bf16 costs.
@@ -27,22 +29,10 @@
 #else
 #define KERNEL flash_amx
 #endif
-#include "tile_amx.h"
+#include "attention_narrow.h"
+#include "attention_tiles.h"
 
-#include <math.h>
-#include <string.h>
-
-#include "flash.h"
-
-enum {
-    SIDE = 16,                   /* rows of a tile, columns of fp32 */
-    STEP = 32,                   /* products of a dot */
-    TILE = 1024,                 /* bytes */
-    COLS = FLASH_QUERIES / SIDE, /* tiles of a block of queries */
-    BELOW = 16,                  /* the first maximum is 2^-16: later ones may be 2^17 times larger */
-    ONES = 0x3f803f80,           /* a pair of bf16 */
-    CAREFUL = 0x8040             /* MXCSR: denormals are zero, in and out: they would cost an assist each */
-};
+enum { COLS = FLASH_QUERIES / SIDE }; /* tiles of a block of queries */
 
 /* A block of queries between two blocks of keys. */
 struct state {
@@ -75,88 +65,6 @@ struct flow {
     bool odd;    /* which pair of accumulators is next */
 };
 
-#define BARRIER() __asm__ volatile("" : : : "memory") /* tile loads do not say that they read memory */
-
-/* ---- Packing ---- */
-
-/* 16 x 16 words */
-VEC void transpose(__m512i r[SIDE])
-{
-    __m512i t[SIDE];
-    for (int i = 0; i < SIDE; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < SIDE; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        for (int h = 0; h < SIDE; h += 8) {
-            t[h + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0x88);
-            t[h + 4 + i] = _mm512_shuffle_i32x4(r[h + i], r[h + 4 + i], 0xdd);
-        }
-    }
-    for (int i = 0; i < 8; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-    }
-}
-
-/* COUNT numbers of bf16, the rest zeros. */
-VEC __m512i load_some(const char *p, int count)
-{
-    return count >= STEP ? _mm512_loadu_si512(p)
-           : count > 0   ? _mm512_maskz_loadu_epi16((__mmask32)((1u << count) - 1), p)
-                         : _mm512_setzero_si512();
-}
-
-/* 32 keys: K as A tiles [2][d_steps], V' as A tiles [d_tiles] of 16 channels x 32 keys. */
-static void pack_keys(char *dst, const char *k, size_t stride, int keys, int d)
-{
-    const int steps = flash_steps(d);
-    for (int key = 0; key < FLASH_KEYS; key++)
-        for (int i = 0; i < steps; i++)
-            _mm512_storeu_si512(dst + (key / SIDE * steps + i) * TILE + key % SIDE * 64,
-                                key < keys
-                                    ? load_some(k + (size_t)key * stride + (size_t)i * 64, d - i * STEP)
-                                    : _mm512_setzero_si512());
-}
-
-VEC __m512i load_pair(const char *v, size_t stride, int keys, int channels)
-{
-    if (channels <= 0)
-        return _mm512_setzero_si512();
-    const __mmask16 some = (__mmask16)(channels >= SIDE ? 0xffffu : (1u << channels) - 1);
-    __m256i even = keys > 0 ? _mm256_maskz_loadu_epi16(some, v) : _mm256_setzero_si256();
-    __m256i odd = keys > 1 ? _mm256_maskz_loadu_epi16(some, v + stride) : _mm256_setzero_si256();
-    return _mm512_or_si512(_mm512_cvtepu16_epi32(even), _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16));
-}
-
-static void pack_values(char *dst, const char *v, size_t stride, int keys, int d)
-{
-    for (int i = 0; i < flash_tiles(d); i++) {
-        __m512i r[SIDE];
-        for (int j = 0; j < SIDE; j++)
-            r[j] =
-                load_pair(v + (size_t)(2 * j) * stride + (size_t)i * 32, stride, keys - 2 * j, d - i * SIDE);
-        transpose(r);
-        if (i == d / SIDE)
-            r[d % SIDE] = _mm512_set1_epi32(ONES);
-        for (int j = 0; j < SIDE; j++)
-            _mm512_storeu_si512(dst + i * TILE + j * 64, r[j]);
-    }
-}
-
-static void pack(char *k_dst, char *v_dst, const struct flash_rows *k, const struct flash_rows *v, int keys,
-                 int d)
-{
-    pack_keys(k_dst, k->data, k->stride, keys, d);
-    pack_values(v_dst, v->data, v->stride, keys, d);
-}
-
 static void pack_queries(const struct flow *f, struct state *st, int at)
 {
     const struct flash_item *it = f->it;
@@ -179,25 +87,6 @@ static void pack_queries(const struct flow *f, struct state *st, int at)
 
 /* ---- Weights ---- */
 
-/* 2^x, x <= 127, as numbers whose upper halves are the results rounded to bf16. */
-VEC __m512i exp2_bf16(vf x)
-{
-    return _mm512_castps_si512(v_exp2_rough(x, 0x1p-8f));
-}
-
-/* 2^x to the last digits of fp32. */
-VEC vf exp2_fp32(vf x)
-{
-    vf r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    vf p = v_set1(1.5403530e-4f); /* ln^k 2 / k! */
-    p = v_fma(p, r, v_set1(1.3333558e-3f));
-    p = v_fma(p, r, v_set1(9.6181291e-3f));
-    p = v_fma(p, r, v_set1(5.5504109e-2f));
-    p = v_fma(p, r, v_set1(2.4022651e-1f));
-    p = v_fma(p, r, v_set1(6.9314718e-1f));
-    return _mm512_scalef_ps(v_fma(p, r, v_set1(1)), v_sub(x, r));
-}
-
 /* Weights of tile I of the unit. */
 static void weigh_tile(struct flow *f, int i)
 {
@@ -206,15 +95,13 @@ static void weigh_tile(struct flow *f, int i)
     const float *s = f->s + (size_t)i * 256;
     char *p = u->p + (t / 2 * COLS + c) * TILE + t % 2 * (TILE / 2);
     const vf scale = f->scale, minus = u->st->minus[c];
-    const __m512i upper =
-        _mm512_set4_epi32(0x0f0e, 0x0b0a, 0x0706, 0x0302); /* halves go to the lower ones' place */
     vb seen = f->seen;
 #pragma GCC unroll 8
     for (int r = 0; r < SIDE / 2; r++, s += 2 * SIDE, p += 64) {
         __m512i even = exp2_bf16(v_fma(v_load(s), scale, minus));
         __m512i odd = exp2_bf16(v_fma(v_load(s + SIDE), scale, minus));
         seen = _mm512_ternarylogic_epi32(seen, even, odd, 0xfe); /* or */
-        _mm512_storeu_si512(p, _mm512_mask_shuffle_epi8(odd, 0x3333333333333333, even, upper));
+        _mm512_storeu_si512(p, join_halves(even, odd));
     }
     f->seen = seen;
 }
@@ -509,32 +396,10 @@ static void finish(const struct flow *f, const struct state *st, int at, int c)
     const float *o = st->o + (size_t)c * 256;
     const int d = it->d;
     const vf factor = v_div(v_set1(1), v_load(o + (size_t)(d / SIDE * COLS) * 256 + d % SIDE * SIDE));
-    for (int i = 0; i * SIDE < d; i++, o += COLS * 256) {
-        __m512i r[SIDE];
-        for (int j = 0; j < SIDE; j++)
-            r[j] = _mm512_castps_si512(v_mul(v_load(o + j * SIDE), factor));
-        transpose(r);
-        for (int j = 0; j < SIDE && at + j < it->queries; j++) {
-            char *y = it->y + (size_t)(at + j) * it->y_stride + (size_t)i * 32;
-            if (d - i * SIDE >= SIDE)
-                v_store_bf16(y, _mm512_castsi512_ps(r[j]));
-            else
-                v_store_bf16_n(y, _mm512_castsi512_ps(r[j]), d - i * SIDE);
-        }
-    }
+    put_rows(it, o, COLS * 256, factor, at);
 }
 
-static void configure(void)
-{
-    struct tile_config c = {.palette = 1};
-    for (int t = 0; t < 8; t++) {
-        c.row_bytes[t] = 64;
-        c.rows[t] = SIDE;
-    }
-    tile_configure(&c);
-}
-
-static void run(const struct flash_item *it)
+static void run_wide(const struct flash_item *it)
 {
     const unsigned csr = _mm_getcsr();
     const int states = (it->queries + FLASH_QUERIES - 1) / FLASH_QUERIES;
@@ -554,6 +419,14 @@ static void run(const struct flash_item *it)
         finish(&f, &m.state[i / COLS], i * SIDE, i % COLS);
     tile_done();
     _mm_setcsr(csr);
+}
+
+static void run(const struct flash_item *it)
+{
+    if (it->d <= FLASH_NARROW)
+        run_narrow(it);
+    else
+        run_wide(it);
 }
 
 const struct flash_kernel KERNEL = {pack, run};

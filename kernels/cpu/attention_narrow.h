@@ -1,0 +1,369 @@
+/* Flash attention in AMX tiles for heads of up to FLASH_NARROW channels, for attention_amx.c.
+ *
+ * The output of sixteen queries stays in three or four tiles while all keys pass by, streamed from the
+ * second-level cache (or those of a stretch, where a head's keys are too many for it). The work is cut into
+ * slots: a group of 32 keys against a block of 16 queries. In a step the tiles score the slot after the next
+ * and add the slot before to the output, and the vectors turn the scores of the slot between into weights;
+ * each product is followed by its share of the weights.
+ *
+ * A slot has 2 x 2 products of K Q' and three or four of V' P', 16 cycles each, and weights of 16 x 12 float
+ * operations on the one port that the tiles leave (attention_amx.c): 192 cycles, at the lower clock that the
+ * processor takes when both run. A step takes a quarter more than that. For this, tiles are stored two
+ * products or more after their last one (a store that waits blocks the scheduler), and weights and scores are
+ * read half a step or more after they were written.
+ *
+ * Where the head leaves a row of its last tile of V' free, a row of ones makes the sum of the weights one
+ * more output; else vectors add them up. */
+#ifndef LATENTD_CPU_ATTENTION_NARROW_H
+#define LATENTD_CPU_ATTENTION_NARROW_H
+
+#include "attention_tiles.h"
+
+#define ALWAYS static inline __attribute__((always_inline)) /* TILES and SUMS are to be constants */
+
+enum {
+    NARROW_STEPS = 2,
+    GROUP_ROWS = FLASH_KEYS * SIDE, /* floats of a slot's scores */
+    K_GROUP = 2 * NARROW_STEPS * TILE,
+    RING = 4,
+    HIDE = 1,
+    FIRST = 2,
+    ADD = 4 /* flags of a slot: scores to hide, the block's first, an output before it */
+};
+
+/* Sixteen queries. */
+struct block {
+    char *q;  /* B tiles [NARROW_STEPS] */
+    float *o; /* [tiles][16 channels][16 queries], while it is not in tiles */
+    vf minus, sum;
+    int first; /* query, in the picture */
+};
+
+struct slot {
+    struct block *block;
+    const char *k, *v;
+    unsigned flags;
+};
+
+struct narrow {
+    const struct flash_item *it;
+    vf scale;                  /* times log2 e */
+    float *s[2];               /* scores */
+    char *p[2];                /* weights: a B tile */
+    struct block *block, *end; /* END: nowhere, where slots go that are none */
+    struct block *holder;      /* whose output is in tiles */
+    int tiles;
+    int k_group, v_group; /* bytes */
+    struct slot at;       /* what next_slot() gives next */
+    const char *hide;     /* K of the first group of the visit that has something to hide */
+    int first, left;      /* key, groups of the visit that are left */
+};
+
+/* ---- Weights ---- */
+
+struct weighing {
+    const float *s;
+    char *p;
+    vf scale, minus, sum;
+    vb seen; /* bits of all weights */
+};
+
+/* Rows FROM to TO of the slot's weights: keys 2 FROM to 2 TO. */
+ALWAYS void weigh_rows(struct weighing *w, const int from, const int to, const bool sums)
+{
+    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+#pragma GCC unroll 16
+    for (int j = from; j < to; j++) {
+        __m512i even = exp2_bf16(v_fma(v_load(w->s + 2 * j * SIDE), w->scale, w->minus));
+        __m512i odd = exp2_bf16(v_fma(v_load(w->s + (2 * j + 1) * SIDE), w->scale, w->minus));
+        w->seen = _mm512_ternarylogic_epi32(w->seen, even, odd, 0xfe); /* or */
+        if (sums)
+            w->sum = v_add(w->sum, v_add(_mm512_castsi512_ps(_mm512_and_si512(even, high)),
+                                         _mm512_castsi512_ps(_mm512_and_si512(odd, high))));
+        _mm512_storeu_si512(w->p + 64 * j, join_halves(even, odd));
+    }
+}
+
+/* ---- Output in tiles ---- */
+
+ALWAYS void put_output(const struct block *b, const int tiles)
+{
+    tile_store(0, b->o, 64);
+    tile_store(1, b->o + 256, 64);
+    tile_store(2, b->o + 512, 64);
+    if (tiles > 3)
+        tile_store(3, b->o + 768, 64);
+}
+
+ALWAYS void get_output(const struct block *b, const int tiles)
+{
+    tile_load(0, b->o, 64);
+    tile_load(1, b->o + 256, 64);
+    tile_load(2, b->o + 512, 64);
+    if (tiles > 3)
+        tile_load(3, b->o + 768, 64);
+}
+
+ALWAYS void zero_output(const int tiles)
+{
+    tile_zero(0);
+    tile_zero(1);
+    tile_zero(2);
+    if (tiles > 3)
+        tile_zero(3);
+}
+
+ALWAYS void hold(struct narrow *f, const struct slot *u, const int tiles)
+{
+    if (u->block == f->holder)
+        return;
+    put_output(f->holder, tiles);
+    f->holder = u->block;
+    if (u->flags & ADD)
+        get_output(u->block, tiles);
+    else
+        zero_output(tiles);
+}
+
+/* A weight of the slot is 2 or more: raises the maxima, scales the output so far, and makes its weights once
+ * more. */
+static void __attribute__((noinline))
+weigh_again(struct narrow *f, const struct slot *u, struct weighing w, bool sums)
+{
+    struct block *b = u->block;
+    vf top = v_load(w.s);
+    for (int i = 1; i < FLASH_KEYS; i++)
+        top = v_max(top, v_load(w.s + i * SIDE));
+    vf rise = v_max(v_add(v_fma(top, w.scale, w.minus), v_set1(BELOW)), v_zero());
+    vf shrink = exp2_fp32(v_sub(v_zero(), rise));
+    if (f->holder == b)
+        put_output(b, f->tiles);
+    BARRIER();
+    for (int i = 0; i < f->tiles * SIDE; i++)
+        v_store(b->o + i * SIDE, v_mul(v_load(b->o + i * SIDE), shrink));
+    BARRIER();
+    if (f->holder == b)
+        get_output(b, f->tiles);
+    w.minus = b->minus = v_sub(b->minus, rise);
+    w.sum = v_mul(b->sum, shrink);
+    weigh_rows(&w, 0, FLASH_KEYS / 2, sums);
+    b->sum = w.sum;
+    BARRIER();
+}
+
+/* ---- A step ---- */
+
+/* SUM += the tile of A at PLACE times tile 7; then the weights number N of ALL. */
+#define MULTIPLY(sum, place, n)                                                                              \
+    do {                                                                                                     \
+        tile_load_once(6, place, 64);                                                                        \
+        tile_dot(sum, 6, 7);                                                                                 \
+        weigh_rows(&w, SIDE *((n)-1) / all, SIDE * (n) / all, sums);                                         \
+    } while (0)
+
+/* PREV, number N of all slots, is added to the output; CUR gets its weights; the scores of NEXT are stored;
+ * FAR is scored. */
+ALWAYS void step(struct narrow *f, int n, const struct slot *prev, const struct slot *cur,
+                 const struct slot *far, const int tiles, const bool sums)
+{
+    const int all = 2 * NARROW_STEPS + tiles;
+    const char *k = far->k, *q = far->block->q, *v = prev->v;
+    float *to = f->s[n & 1];
+    struct weighing w = {f->s[~n & 1],      f->p[~n & 1],    f->scale,
+                         cur->block->minus, cur->block->sum, _mm512_setzero_si512()};
+    BARRIER();
+    tile_load(7, q, 64);
+    tile_store(5, to, 64);
+    tile_zero(5);
+    MULTIPLY(5, k, 1);
+    tile_store(4, to + 256, 64);
+    tile_zero(4);
+    MULTIPLY(4, k + 2 * TILE, 2);
+    tile_load(7, q + TILE, 64);
+    MULTIPLY(5, k + TILE, 3);
+    hold(f, prev, tiles);
+    MULTIPLY(4, k + 3 * TILE, 4);
+    tile_load(7, f->p[n & 1], 64);
+    MULTIPLY(0, v, 5);
+    MULTIPLY(1, v + TILE, 6);
+    MULTIPLY(2, v + 2 * TILE, 7);
+    if (tiles > 3)
+        MULTIPLY(3, v + 3 * TILE, 8);
+    BARRIER();
+    if (_mm512_test_epi32_mask(w.seen, _mm512_set1_epi32(0x40000000))) /* the exponent's highest bit */
+        weigh_again(f, cur, w, sums);
+    else if (sums)
+        cur->block->sum = w.sum;
+}
+
+/* Keys of the slot that lie behind the end or, if causal, behind the query. */
+static void hide_keys(const struct narrow *f, const struct slot *u, float *s)
+{
+    const int first = (int)((u->k - f->it->k) / K_GROUP) * FLASH_KEYS;
+    for (int r = 0; r < FLASH_KEYS; r++) {
+        int key = first + r, lanes = key >= f->it->keys ? SIDE : f->it->causal ? key - u->block->first : 0;
+        if (lanes > 0)
+            _mm512_mask_storeu_ps(s + r * SIDE, v_tail(lanes < SIDE ? lanes : SIDE), v_set1(-INFINITY));
+    }
+}
+
+static void find_maximum(const struct narrow *f, struct block *b, const float *s)
+{
+    vf even = v_load(s), odd = v_load(s + SIDE);
+    for (int i = 2; i < FLASH_KEYS; i += 2) {
+        even = v_max(even, v_load(s + i * SIDE));
+        odd = v_max(odd, v_load(s + (i + 1) * SIDE));
+    }
+    b->minus = v_fnma(v_max(even, odd), f->scale, v_set1(-BELOW));
+}
+
+/* What is to be done about the scores of a slot before they become weights. */
+static void __attribute__((noinline)) settle_scores(const struct narrow *f, const struct slot *u, float *s)
+{
+    if (u->flags & HIDE)
+        hide_keys(f, u, s);
+    if (u->flags & FIRST)
+        find_maximum(f, u->block, s);
+    BARRIER();
+}
+
+/* ---- The order of slots ---- */
+
+/* Begins the visit of the next block of queries to the keys from f->first on or, behind the last block, to
+ * those of the next stretch. */
+static void __attribute__((noinline)) next_visit(struct narrow *f)
+{
+    const struct flash_item *it = f->it;
+    int seen; /* keys from f->first on */
+    do {
+        if (++f->at.block >= f->end)
+            f->at.block = f->block, f->first += it->stretch;
+        if (f->first >= it->keys) {
+            f->at = (struct slot){f->end, it->k, it->v, 0};
+            f->k_group = f->v_group = 0;
+            f->left = INT_MAX;
+            f->hide = NULL;
+            return;
+        }
+        seen = it->keys - f->first;
+        if (it->causal && seen > f->at.block->first + SIDE - f->first)
+            seen = f->at.block->first + SIDE - f->first;
+    } while (seen <= 0);
+    f->left = ((seen < it->stretch ? seen : it->stretch) + FLASH_KEYS - 1) / FLASH_KEYS;
+    f->at.k = it->k + (size_t)(f->first / FLASH_KEYS) * K_GROUP;
+    f->at.v = it->v + (size_t)(f->first / FLASH_KEYS * f->v_group);
+    f->at.flags = f->first ? ADD : FIRST;
+    f->hide = it->k + (size_t)((it->causal ? f->at.block->first : it->keys) / FLASH_KEYS) * K_GROUP;
+}
+
+ALWAYS void next_slot(struct narrow *f, struct slot *u)
+{
+    if (!f->left)
+        next_visit(f);
+    *u = f->at;
+    if (f->hide && u->k >= f->hide)
+        u->flags |= HIDE;
+    f->at.k += f->k_group;
+    f->at.v += f->v_group;
+    f->at.flags = ADD;
+    f->left--;
+}
+
+ALWAYS void run_slots(struct narrow *f, const int tiles, const bool sums)
+{
+    const struct slot none = {f->end, f->it->k, f->it->v, 0};
+    struct slot ring[RING] = {none, none, none, none};
+    f->holder = f->end;
+    zero_output(4);
+    tile_zero(4);
+    tile_zero(5);
+    for (int n = 0, behind = 0; behind < RING - 1; n++) {
+        struct slot *next = &ring[(n + 2) % RING], *far = &ring[(n + 3) % RING];
+        next_slot(f, far);
+        behind += far->block == f->end;
+        step(f, n, &ring[n % RING], &ring[(n + 1) % RING], far, tiles, sums);
+        if (next->flags & (HIDE | FIRST))
+            settle_scores(f, next, f->s[n & 1]);
+    }
+    put_output(f->holder, tiles);
+    BARRIER();
+}
+
+/* ---- An item ---- */
+
+/* Q as B tiles. Rows that come soon are asked for: they lie in memory, on pages of their own. */
+static void pack_block(const struct flash_item *it, const struct block *b, int at)
+{
+    enum { SOON = 2 * SIDE };
+    for (int j = SOON; j < SOON + SIDE && at + j < it->queries; j++)
+        for (int i = 0; i < 2 * it->d; i += 64)
+            _mm_prefetch(it->q.data + (size_t)(at + j) * it->q.stride + i, _MM_HINT_T0);
+    for (int i = 0; i < NARROW_STEPS; i++) {
+        __m512i r[SIDE];
+        for (int j = 0; j < SIDE; j++) {
+            const char *q = it->q.data + (size_t)(at + j) * it->q.stride + (size_t)i * 64;
+            r[j] = at + j < it->queries ? load_some(q, it->d - i * STEP) : _mm512_setzero_si512();
+        }
+        transpose(r);
+        for (int j = 0; j < SIDE; j++)
+            _mm512_storeu_si512(b->q + i * TILE + j * 64, r[j]);
+    }
+}
+
+static void put_block(const struct flash_item *it, const struct block *b, int at, bool sums)
+{
+    const int d = it->d;
+    for (int j = SIDE; j < 2 * SIDE && at + j < it->queries; j++)
+        for (int i = 0; i < 2 * d; i += 64)
+            __builtin_prefetch(it->y + (size_t)(at + j) * it->y_stride + i, 1);
+    put_rows(it, b->o, 256, v_div(v_set1(1), sums ? b->sum : v_load(b->o + d * SIDE)), at);
+}
+
+static void lay_out_narrow(struct narrow *f, int blocks)
+{
+    char *at = f->it->scratch;
+    const size_t front = 2 * GROUP_ROWS * sizeof(float) + 2 * TILE;
+    memset(at, 0, front);
+    for (int i = 0; i < 2; i++) {
+        f->s[i] = (float *)(void *)at + i * GROUP_ROWS;
+        f->p[i] = at + 2 * GROUP_ROWS * sizeof(float) + i * TILE;
+    }
+    f->block = (void *)(at + front);
+    f->end = f->block + blocks;
+    at += front + ((size_t)(blocks + 1) * sizeof(struct block) + 63) / 64 * 64;
+    for (int i = 0; i <= blocks; i++, at += (NARROW_STEPS + f->tiles) * TILE) {
+        struct block *b = &f->block[i];
+        *b = (struct block){.q = at, .first = f->it->first + i * SIDE};
+        b->o = (float *)(void *)(at + NARROW_STEPS * TILE);
+        pack_block(f->it, b, i * SIDE); /* nowhere: zeros */
+    }
+}
+
+static void run_narrow(const struct flash_item *it)
+{
+    const unsigned csr = _mm_getcsr();
+    const bool sums = it->d >= 48;
+    const int blocks = (it->queries + SIDE - 1) / SIDE;
+    struct narrow f = {
+        .it = it,
+        .scale = v_set1(it->scale * 1.44269504f),
+        .tiles = flash_tiles(it->d),
+        .k_group = K_GROUP,
+        .v_group = flash_tiles(it->d) * TILE,
+    };
+    _mm_setcsr(csr | CAREFUL);
+    configure();
+    lay_out_narrow(&f, blocks);
+    f.at.block = f.block - 1;
+    BARRIER();
+    if (sums)
+        run_slots(&f, 4, true);
+    else
+        run_slots(&f, 3, false);
+    for (int i = 0; i < blocks; i++)
+        put_block(it, &f.block[i], i * SIDE, sums);
+    tile_done();
+    _mm_setcsr(csr);
+}
+
+#endif
