@@ -5,21 +5,26 @@
 
 #include "gemm.h"
 
-/* VALUE * gelu(GATE) to Y; BEFORE: NULL, or the half line that belongs before it. STREAM: the line that then
- * is whole goes past the caches, and is aligned for that. */
-VEC void store_geglu(char *y, const char *before, vf value, vf gate, bool stream)
+/* The second half of LINE to Y; BEFORE: NULL, or the half line that belongs before it. STREAM: the line that
+ * then is whole goes past the caches, and is aligned for that. */
+VEC void store_half(char *y, const char *before, __m512i line, bool stream)
 {
-    __m256i half = _mm512_castsi512_si256(vb_narrow(v_mul(value, v_gelu(gate)), v_zero()));
     if (!before) {
-        _mm256_storeu_si256((__m256i *)(void *)y, half);
+        _mm256_storeu_si256((__m256i *)(void *)y, _mm512_extracti64x4_epi64(line, 1));
         return;
     }
-    __m256i first = _mm256_loadu_si256((const __m256i *)(const void *)before);
-    __m512i line = _mm512_inserti64x4(_mm512_castsi256_si512(first), half, 1);
+    line = _mm512_mask_loadu_epi64(line, 0xf, before);
     if (stream)
         _mm512_stream_si512((__m512i *)(void *)(y - GEMM_HALF_LINE), line);
     else
         _mm512_storeu_si512(y - GEMM_HALF_LINE, line);
+}
+
+/* VALUE * gelu(GATE) to Y, likewise. */
+VEC void store_geglu(char *y, const char *before, vf value, vf gate, bool stream)
+{
+    vf v = v_mul(value, v_gelu(gate));
+    store_half(y, before, vb_narrow(v, v), stream);
 }
 
 /* Whether lines of F, which begin BEFORE's length before y where there is one, may go past the caches. */

@@ -88,7 +88,7 @@ struct worker_memory {
     float *c;
     struct panels panels;
     struct finish pending; /* the end of the last tile, where it waits */
-    bool waits, other;     /* other: which of two places the next tile's sums go to */
+    bool waits;
 };
 
 static int round_up(int a, int b)
@@ -436,7 +436,8 @@ static void set_prefetch(const struct gemm_kernel *g, struct gemm_tile *t, struc
 }
 
 /* Runs the tiles of one segment, whose outputs start at row FIRST of y; after the LAST chunk they are
- * finished. Where that is after the first call, too (ONE), c has only places for two tiles, by turns. */
+ * finished. Where that is after the first call, too (ONE), c has only a place for one tile: a call ends the
+ * earlier tile before it stores its sums. */
 static void run_segment(const struct job *job, struct worker_memory *m, struct gemm_tile *t, int length,
                         struct next_b *next, int place, int p, size_t first, bool last, bool one)
 {
@@ -448,11 +449,10 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
         set_prefetch(g, t, next);
         if (last && together(job, first + (size_t)done, rows) == rows)
             prefetch_output(job, m, output_run(job, place, p, first + (size_t)done, rows));
-        t->c = c + (size_t)(one ? (m->other ? g->mr : 0) : done) * (size_t)g->nr;
+        t->c = c + (size_t)(one ? 0 : done) * (size_t)g->nr;
         t->pending = m->waits ? &m->pending : NULL;
         g->run(rows, t);
         m->waits = m->waits && !g->defers;
-        m->other = !m->other;
         if (last)
             finish_rows(job, m, place, p, t->c, first + (size_t)done, rows);
         done += rows;

@@ -92,6 +92,7 @@ VEC struct ending begin_ending(const struct gemm_tile *t, int steps)
     e.adds = f->add;
     e.left = f->rows;
     e.pace = (f->rows + steps - 1) / steps;
+    e.pace += f->geglu ? e.pace % 2 : 0;
     for (int i = 0; i < 2; i++) {
         e.bias[i] = v_load(f->bias + 16 * i);
         if (f->add)
@@ -130,13 +131,33 @@ VEC void end_row(struct ending *e, enum kind kind)
     e->y += e->y_stride;
 }
 
-VEC void end_geglu_row(struct ending *e)
+VEC vf geglu_row(struct ending *e)
 {
     vf value = v_add(v_load(e->c), e->bias[0]), gate = v_add(v_load(e->c + 16), e->bias[1]);
-    store_geglu(e->y, e->before, value, gate, e->stream);
-    e->before = e->before ? e->before + GEMM_HALF_LINE : NULL;
     e->c += NR;
+    return v_mul(value, v_gelu(gate));
+}
+
+VEC void end_half(struct ending *e, __m512i line)
+{
+    store_half(e->y, e->before, line, e->stream);
+    e->before = e->before ? e->before + GEMM_HALF_LINE : NULL;
     e->y += e->y_stride;
+}
+
+/* Rows are rounded two by two: while tiles multiply, that instruction costs more than three others. */
+VEC void end_geglu_rows(struct ending *e, int rows)
+{
+    for (; rows > 1; rows -= 2) {
+        vf v = geglu_row(e);
+        __m512i line = vb_narrow(v, geglu_row(e));
+        end_half(e, _mm512_shuffle_i64x2(line, line, 0x44));
+        end_half(e, line);
+    }
+    if (rows > 0) {
+        vf v = geglu_row(e);
+        end_half(e, vb_narrow(v, v));
+    }
 }
 
 /* Up to ROWS of them. KIND is one where the caller knows it. */
@@ -144,11 +165,12 @@ VEC void end_rows(struct ending *e, int rows, enum kind kind)
 {
     rows = rows < e->left ? rows : e->left;
     e->left -= rows;
+    if (kind == GEGLU) {
+        end_geglu_rows(e, rows);
+        return;
+    }
     for (; rows > 0; rows--)
-        if (kind == GEGLU)
-            end_geglu_row(e);
-        else
-            end_row(e, kind);
+        end_row(e, kind);
 }
 
 /* The rest of them, of any kind. */
@@ -186,65 +208,114 @@ static void load_sums(const struct gemm_tile *t, bool two)
     }
 }
 
-/* 32 rows. Loads go ahead of the products that wait for them. Of A and B one stays in the first level, the
- * other passes by. */
-VEC void run_two(const struct gemm_tile *t, enum kind kind, bool b_near, bool keeps)
+static int channels_of(const struct gemm_tile *t)
+{
+    return t->channels ? t->channels : t->k;
+}
+
+static size_t half_of(const struct gemm_tile *t)
+{
+    return t->a_half ? t->a_half : ROWS * t->lda;
+}
+
+/* The products of 32 rows and a step. Loads go ahead of the products that wait for them. Of A and B one stays
+ * in the first level, the other passes by. KEEP, where it is not NULL, takes A's tiles. */
+VEC void multiply(const char *a, size_t lda, size_t half, const char *b, bool b_near, char *keep,
+                  size_t keep_half)
+{
+    const size_t line = NR * 4;
+    if (b_near) {
+        tile_load(6, b, line);
+        tile_load(7, b + 64, line);
+        tile_load_once(4, a, lda);
+        tile_load_once(5, a + half, lda);
+    } else {
+        tile_load_once(6, b, line);
+        tile_load_once(7, b + 64, line);
+        tile_load(4, a, lda);
+        tile_load(5, a + half, lda);
+    }
+    if (keep) {
+        tile_store(4, keep, STEP * 2);
+        tile_store(5, keep + keep_half, STEP * 2);
+    }
+    tile_dot(0, 4, 6);
+    tile_dot(1, 4, 7);
+    tile_dot(2, 5, 6);
+    tile_dot(3, 5, 7);
+}
+
+static void store_sums(float *c)
+{
+    const size_t line = NR * 4;
+    tile_store(0, c, line);
+    tile_store(1, c + ROWS, line);
+    tile_store(2, c + ROWS * NR, line);
+    tile_store(3, c + ROWS * NR + ROWS, line);
+}
+
+/* Whether steps of a are at equal distances. */
+static bool in_line(const struct gemm_tile *t)
+{
+    return t->taps == 1 && (channels_of(t) == t->k || t->k == STEP || t->a_chunk == (size_t)t->k * 2);
+}
+
+/* 32 rows, in_line(). */
+VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool keeps)
+{
+    const char *a = t->a + t->tap[0], *b = t->b, *next = t->prefetch;
+    char *keep = keeps ? t->keep : NULL;
+    const size_t lda = t->lda, half = half_of(t), step = t->k == STEP ? t->a_chunk : STEP * 2,
+                 lines = (size_t)t->prefetch_lines * 64;
+    struct ending e = begin_ending(t, channels_of(t) / STEP);
+    load_sums(t, true);
+    for (int left = channels_of(t); left > 0; left -= STEP, a += step, b += STEP * NR * 2) {
+        multiply(a, lda, half, b, b_near, keep, t->keep_half);
+        keep = keeps ? keep + ROWS * STEP * 2 : NULL;
+        for (const char *end = next + lines; next != end; next += 64)
+            __builtin_prefetch(next, 0, 2);
+        if (e.left > 0)
+            end_rows(&e, e.pace, kind);
+    }
+    end_rows(&e, e.left, kind);
+    store_sums(t->c);
+}
+
+/* 32 rows, with several taps. */
+static void run_taps(const struct gemm_tile *t)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
-    char *keep = t->keep;
-    const size_t keep_half = t->keep_half;
-    const size_t line = NR * 4, lda = t->lda, half = t->a_half ? t->a_half : ROWS * lda;
-    float *c0 = t->c, *c1 = t->c + ROWS * NR;
-    struct ending e = begin_ending(t, t->taps * (t->channels ? t->channels : t->k) / STEP);
+    const size_t lda = t->lda, half = half_of(t), lines = (size_t)t->prefetch_lines * 64;
+    struct ending e = begin_ending(t, t->taps * channels_of(t) / STEP);
+    if (ending_kind(t->pending) != PLAIN)
+        end_all(&e);
     load_sums(t, true);
-    for (int left = t->channels ? t->channels : t->k; left > 0; left -= t->k, slab += t->a_chunk) {
+    for (int left = channels_of(t); left > 0; left -= t->k, slab += t->a_chunk) {
         const int k = left < t->k ? left : t->k;
         for (int tap = 0; tap < t->taps; tap++) {
             const char *a = slab + t->tap[tap];
             for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
-                if (b_near) {
-                    tile_load(6, b, line);
-                    tile_load(7, b + 64, line);
-                    tile_load_once(4, a, lda);
-                    tile_load_once(5, a + half, lda);
-                } else {
-                    tile_load_once(6, b, line);
-                    tile_load_once(7, b + 64, line);
-                    tile_load(4, a, lda);
-                    tile_load(5, a + half, lda);
-                }
-                if (keeps) {
-                    tile_store(4, keep, STEP * 2);
-                    tile_store(5, keep + keep_half, STEP * 2);
-                    keep += ROWS * STEP * 2;
-                }
-                for (int l = 0; l < t->prefetch_lines; l++, next += 64)
+                multiply(a, lda, half, b, false, NULL, 0);
+                for (const char *end = next + lines; next != end; next += 64)
                     __builtin_prefetch(next, 0, 2);
-                tile_dot(0, 4, 6);
-                tile_dot(1, 4, 7);
-                tile_dot(2, 5, 6);
-                tile_dot(3, 5, 7);
                 if (e.left > 0)
-                    end_rows(&e, e.pace, kind);
+                    end_rows(&e, e.pace, PLAIN);
             }
         }
     }
-    end_rows(&e, e.left, kind);
-    tile_store(0, c0, line);
-    tile_store(1, c0 + ROWS, line);
-    tile_store(2, c1, line);
-    tile_store(3, c1 + ROWS, line);
+    end_rows(&e, e.left, PLAIN);
+    store_sums(t->c);
 }
 
 /* 32 rows of the first 16 columns. */
 static void run_half(const struct gemm_tile *t)
 {
     const char *b = t->b, *slab = t->a;
-    const size_t line = NR * 4, lda = t->lda, half = t->a_half ? t->a_half : ROWS * lda;
+    const size_t line = NR * 4, lda = t->lda, half = half_of(t);
     struct ending e = begin_ending(t, 1);
     end_all(&e);
     load_sums(t, true);
-    for (int left = t->channels ? t->channels : t->k; left > 0; left -= t->k, slab += t->a_chunk) {
+    for (int left = channels_of(t); left > 0; left -= t->k, slab += t->a_chunk) {
         const int k = left < t->k ? left : t->k;
         for (int tap = 0; tap < t->taps; tap++) {
             const char *a = slab + t->tap[tap];
@@ -270,7 +341,7 @@ static void run_one(const struct gemm_tile *t)
     struct ending e = begin_ending(t, 1);
     end_all(&e);
     load_sums(t, false);
-    for (int left = t->channels ? t->channels : t->k; left > 0; left -= t->k, slab += t->a_chunk) {
+    for (int left = channels_of(t); left > 0; left -= t->k, slab += t->a_chunk) {
         const int k = left < t->k ? left : t->k;
         for (int tap = 0; tap < t->taps; tap++) {
             const char *a = slab + t->tap[tap];
@@ -293,31 +364,35 @@ static void run_one(const struct gemm_tile *t)
     tile_store(1, t->c + ROWS, line);
 }
 
-VEC void run_kind(const struct gemm_tile *t, enum kind kind, bool b_near)
+/* 32 rows. */
+VEC void run_kind(const struct gemm_tile *t, enum kind kind)
 {
+    const bool b_near = b_stays_near(t->taps, channels_of(t) * NR * 2);
     if (t->keep && b_near)
-        run_two(t, kind, true, true);
+        run_line(t, kind, true, true);
     else if (t->keep)
-        run_two(t, kind, false, true);
+        run_line(t, kind, false, true);
     else if (b_near)
-        run_two(t, kind, true, false);
+        run_line(t, kind, true, false);
     else
-        run_two(t, kind, false, false);
+        run_line(t, kind, false, false);
 }
 
 static void run(int rows, const struct gemm_tile *tile)
 {
     struct gemm_tile t = *tile;
+    const enum kind kind = ending_kind(t.pending);
     if (rows == 2 * ROWS) {
-        const bool b_near = b_stays_near(t.taps, (t.channels ? t.channels : t.k) * NR * 2);
         if (t.half && !t.keep)
             run_half(tile);
-        else if (ending_kind(t.pending) == GEGLU)
-            run_kind(tile, GEGLU, b_near);
-        else if (ending_kind(t.pending) == GELU)
-            run_kind(tile, GELU, b_near);
+        else if (!in_line(tile))
+            run_taps(tile);
+        else if (kind == GEGLU)
+            run_kind(tile, GEGLU);
+        else if (kind == GELU)
+            run_kind(tile, GELU);
         else
-            run_kind(tile, PLAIN, b_near);
+            run_kind(tile, PLAIN);
         return;
     }
     for (; rows > 0; rows -= ROWS) {
