@@ -56,6 +56,7 @@ struct weight_source {
     int parts; /* 1, or up to WEIGHT_PARTS_MAX for WEIGHT_LINEAR */
     struct host_array w[WEIGHT_PARTS_MAX];
     struct host_array bias[WEIGHT_PARTS_MAX]; /* beta for WEIGHT_NORM */
+    int stride;    /* 2: the convolution will be called with that; 0: with none that is known */
     bool upsample; /* a 3x3 convolution that will mostly be called with .upsample: a backend may prepare for
                       it */
     bool int8; /* the network bears this matrix in int8 (kernels/int8.h), where the backend was asked to */
@@ -140,12 +141,13 @@ tensor attention(pass *p, tensor q, tensor k, tensor v, struct attention_args a)
 tensor group_norm(pass *p, const weight *w, tensor x, int groups, float eps);
 tensor group_norm_silu(pass *p, const weight *w, tensor x, int groups, float eps);
 /* conv2d of group_norm_silu, as one op where a backend can: what a ResnetBlock2D does twice. LAST: nobody
- * reads X afterwards; its memory is given back as soon as it may be. */
+ * reads X afterwards; its memory is given back as soon as it may be. LAST_RESIDUAL: likewise a.residual,
+ * whose memory the output takes where it may. */
 struct norm_silu {
     const weight *w;
     int groups;
     float eps;
-    bool last;
+    bool last, last_residual;
 };
 tensor norm_silu_conv2d(pass *p, struct norm_silu norm, const weight *w, tensor x, struct conv2d_args a);
 /* torch.nn.LayerNorm over C. */

@@ -69,6 +69,9 @@ static inline bool loader_int8(struct loader *l, bool int8)
  * query/key/value/proj_attn for to_q/to_k/to_v/to_out.0, with their [C, C, 1, 1] or [C, C] shapes. */
 void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
     __attribute__((format(printf, 6, 7)));
+/* The same, 3x3, for a convolution that is called with .stride = 2 (Downsample2D). */
+void load_conv2d_down(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
+    __attribute__((format(printf, 5, 6)));
 /* The same, 3x3, for a convolution that is called with .upsample (Upsample2D). */
 void load_conv2d_up(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));

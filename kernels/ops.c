@@ -301,13 +301,22 @@ tensor norm_silu_conv2d(pass *p, struct norm_silu norm, const weight *w, tensor 
             tensor_free(p, &x);
         y = conv2d(p, w, h, a);
         tensor_free(p, &h);
+        if (norm.last_residual)
+            tensor_free(p, &a.residual);
         return y;
     }
-    y = tensor_new(p, y.n, y.h, y.w, y.c, a.f32_out ? DTYPE_F32 : be->dtype);
+    const enum dtype type = a.f32_out ? DTYPE_F32 : be->dtype;
+    const bool in_place = norm.last_residual && a.residual.dtype == type;
+    if (in_place)
+        y = a.residual; /* each number is read, then written, by the same thread */
+    else
+        y = tensor_new(p, y.n, y.h, y.w, y.c, type);
     if (!pass_failed(p))
         be->norm_silu_conv2d(be, y, x, &norm, w, &a, p->err);
     if (norm.last)
         tensor_free(p, &x);
+    if (norm.last_residual && !in_place)
+        tensor_free(p, &a.residual);
     return y;
 }
 

@@ -69,14 +69,14 @@ static const struct entry {
      NEEDS_AVX512,
      false},
     {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512, &flash_amx_emulated, &int8_amx_emulated,
-      &winograd2_amx_emulated},
+      &winograd_rows_amx_emulated},
      NEEDS_AVX512,
      false},
     {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL, &int8_avx512vnni, NULL}, NEEDS_AVX512, true},
     {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL, &int8_avx512vnni, NULL},
      NEEDS_AVX512BF16,
      true},
-    {{"amx", &gemm_amx, &rows_avx512bf16, pack_avx512, &flash_amx, &int8_amx, &winograd2_amx},
+    {{"amx", &gemm_amx, &rows_avx512bf16, pack_avx512, &flash_amx, &int8_amx, &winograd_rows_amx},
      NEEDS_AMX,
      true},
 };
@@ -221,7 +221,7 @@ static void serve(struct backend *be, const struct tier *t)
     SERVE(be, pack_conv2d, cpu_pack_matrix, t->name);
     SERVE(be, pack_linear, cpu_pack_matrix, t->name);
     SERVE(be, pack_embedding, cpu_pack_embedding, t->name);
-    if (t->winograd2) {
+    if (t->winograd_rows) {
         be->fuses_norm = cpu_fuses_norm;
         be->norm_silu_conv2d = cpu_norm_silu_conv2d;
     }

@@ -840,8 +840,8 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
     };
     if (w->int8)
         return int8_run(be, &g, err);
-    if (winograd2_suits(be->state, &g))
-        return winograd2_run(be, &g);
+    if (winograd_rows_suits(be->state, &g))
+        return winograd_rows_run(be, &g);
     return winograd_suits(be->state, &g) ? winograd_run(be, &g) : gemm_run(be, &g, err);
 }
 

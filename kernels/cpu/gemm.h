@@ -13,7 +13,7 @@ struct gemm_args {
     size_t add_positions;    /* outputs that share a row of add_bc; 0: those of a picture */
     enum act act;
     bool geglu;
-    const float *norm_scale, *norm_shift; /* winograd2_run() only: as in struct w2_input */
+    const float *norm_scale, *norm_shift; /* winograd_rows_run() only: as in struct wr_input */
 };
 
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err);
@@ -43,10 +43,10 @@ void gemm_join(struct finish *f, char *half, int p, int p0, int p1);
 /* F by row_ops.finish, and what it takes along. */
 void gemm_finish_joined(const struct row_ops *rows, const struct finish *f);
 
-/* The same convolution by Winograd's method, where it suits: see winograd.c, and winograd2.c for bf16. */
+/* The same convolution by Winograd's method, where it suits: see winograd.c, and winograd_rows.c for bf16. */
 bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a);
 int winograd_run(struct backend *be, const struct gemm_args *a);
-bool winograd2_suits(const struct cpu_state *st, const struct gemm_args *a);
-int winograd2_run(struct backend *be, const struct gemm_args *a);
+bool winograd_rows_suits(const struct cpu_state *st, const struct gemm_args *a);
+int winograd_rows_run(struct backend *be, const struct gemm_args *a);
 
 #endif

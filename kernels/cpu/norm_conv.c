@@ -1,15 +1,15 @@
 /* conv2d of group_norm_silu without the normed picture: it is made where the convolution transforms its input
- * (winograd2.c), one picture after the other.
+ * (winograd_rows.c), one picture after the other.
  *
  * Bytes: x is read twice, once for the sums and once for V, with its halo; writing the normed picture and
  * reading it are saved, 2 of the 5 times that lines of it pass (512 x 512 x 128 in bf16: 67 MB each). SiLU is
  * computed once more for the halo, a tenth of it. */
 #include "gemm.h"
-#include "winograd2.h"
+#include "winograd_rows.h"
 
 enum { CHANNELS_MAX = 4096 };
 
-size_t cpu_fused_bytes = 32 << 20;
+size_t cpu_fused_bytes = 4 << 20;
 
 bool cpu_fuses_norm(const struct backend *be, tensor y, tensor x, const weight *w,
                     const struct conv2d_args *a)
@@ -17,7 +17,7 @@ bool cpu_fuses_norm(const struct backend *be, tensor y, tensor x, const weight *
     struct gemm_args g = {
         .y = y, .x = x, .w = w, .stride = a->stride, .upsample = a->upsample, .pad_end = a->pad_end};
     return !w->int8 && x.c <= CHANNELS_MAX && tensor_count(x) * dtype_size(x.dtype) >= cpu_fused_bytes &&
-           winograd2_suits(be->state, &g);
+           winograd_rows_suits(be->state, &g);
 }
 
 static tensor picture(tensor x, int n)
@@ -33,7 +33,7 @@ static tensor picture(tensor x, int n)
 static void reorder(float *to, const float *from, int channels)
 {
     for (int c = 0; c < channels; c++)
-        to[w2_channel(c)] = from[c];
+        to[wr_channel(c)] = from[c];
 }
 
 int cpu_norm_silu_conv2d(struct backend *be, tensor y, tensor x, const struct norm_silu *norm,
@@ -54,7 +54,7 @@ int cpu_norm_silu_conv2d(struct backend *be, tensor y, tensor x, const struct no
                               .act = a->act,
                               .norm_scale = scale,
                               .norm_shift = shift};
-        winograd2_run(be, &g);
+        winograd_rows_run(be, &g);
     }
     return 0;
 }

@@ -5,7 +5,7 @@
 
 #include "int8.h"
 #include "thread_pool.h"
-#include "winograd2.h"
+#include "winograd_rows.h"
 
 enum { ALIGN = 64 };
 
@@ -235,19 +235,18 @@ static void up_kernel(const float k[9], int place, float *out)
     }
 }
 
-/* U of Winograd's F(2, 3) along rows: for each row of the kernel g0, (g0 + g1 + g2) / 2, (g0 - g1 + g2) / 2
- * or g2, by PLACE. */
-static void winograd2_kernel(const float k[9], int place, float *out)
+/* U of Winograd's F(4, 3) along rows, see winograd_rows.h: for each row of the kernel its polynomial at the
+ * PLACEth point, over the product of that point's distances from the others. */
+static void winograd_rows_kernel(const float k[9], int place, float *out)
 {
+    const double a = WR_POINT, p[] = {0, a, -a, 1 / a, -1 / a}, a2 = a * a, b2 = 1 / a2;
+    const double over[] = {1, 2 * a2 * (a2 - b2), 2 * a2 * (a2 - b2), 2 * b2 * (b2 - a2), 2 * b2 * (b2 - a2)};
     for (int y = 0; y < 3; y++, k += 3)
-        out[y] = place == 0   ? k[0]
-                 : place == 1 ? 0.5f * (k[0] + k[1] + k[2])
-                 : place == 2 ? 0.5f * (k[0] - k[1] + k[2])
-                              : k[2];
+        out[y] = place < 5 ? (float)((k[0] + p[place] * (k[1] + p[place] * k[2])) / over[place]) : k[2];
 }
 
 static const struct form up_form = {2, 2, 4, 0, up_kernel, NULL},
-                         winograd2_form = {3, 1, W2_PLACES, W2_STEP, winograd2_kernel, w2_channel};
+                         winograd_rows_form = {3, 1, WR_PLACES, WR_STEP, winograd_rows_kernel, wr_channel};
 
 static void form_output(void *ctx, int o, int worker)
 {
@@ -265,7 +264,11 @@ static void form_output(void *ctx, int o, int worker)
     }
 }
 
-enum { FORM_CHANNELS_MAX = POOL_SCRATCH / 9 / (int)sizeof(float), WINOGRAD2_UNIT = 128, WINOGRAD2_MAX = 512 };
+enum {
+    FORM_CHANNELS_MAX = POOL_SCRATCH / 9 / (int)sizeof(float),
+    WINOGRAD_ROWS_UNIT = 128,
+    WINOGRAD_ROWS_MAX = 512
+};
 
 /* Whether the four convolutions are packed, too: not where fp32 takes Winograd's method instead. */
 static bool packs_up(const struct tier *t, const struct weight_source *src)
@@ -274,12 +277,13 @@ static bool packs_up(const struct tier *t, const struct weight_source *src)
            src->in_c <= FORM_CHANNELS_MAX;
 }
 
-/* Whether the kernels of F(2, 3) are: those of 128, 256 and 512 channels, which are the VAE's. A UNet has ten
+/* Whether the kernels of F(4, 3) are: those of 128, 256 and 512 channels, which are the VAE's. A UNet has ten
  * times as many weights, and most of them meet few positions. */
-static bool packs_winograd2(const struct tier *t, const struct weight_source *src)
+static bool packs_winograd_rows(const struct tier *t, const struct weight_source *src)
 {
-    return t->winograd2 && src->kind == WEIGHT_CONV2D && src->kh == 3 && src->kw == 3 && !src->upsample &&
-           src->in_c % WINOGRAD2_UNIT == 0 && src->in_c <= WINOGRAD2_MAX && src->out_c >= W2_COLS;
+    return t->winograd_rows && src->kind == WEIGHT_CONV2D && src->kh == 3 && src->kw == 3 && !src->upsample &&
+           src->stride <= 1 && src->in_c % WINOGRAD_ROWS_UNIT == 0 && src->in_c <= WINOGRAD_ROWS_MAX &&
+           src->out_c >= WR_COLS;
 }
 
 /* SRC with FORM's kernels, which are still to be made. */
@@ -341,9 +345,9 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     size_t bytes = layout.data + (size_t)layout.panels * layout.panel_bytes;
     if (packs_up(cpu_tier(be), src))
         bytes = lay_out_form(be, &up_form, src, bytes, &up, &layout.up, &layout.up_bytes);
-    if (packs_winograd2(cpu_tier(be), src))
-        bytes =
-            lay_out_form(be, &winograd2_form, src, bytes, &wino, &layout.winograd2, &layout.winograd2_bytes);
+    if (packs_winograd_rows(cpu_tier(be), src))
+        bytes = lay_out_form(be, &winograd_rows_form, src, bytes, &wino, &layout.winograd_rows,
+                             &layout.winograd_rows_bytes);
     int rc = be->mem_alloc(be, bytes, &w->packed, err);
     if (rc)
         return rc;
@@ -355,9 +359,9 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     pool_run(be->pool, packed->panels, pack_panel, &job);
     if (layout.up)
         rc = pack_form(be, (char *)packed + layout.up, layout.up_bytes, &up_form, &up, src, err);
-    if (!rc && layout.winograd2)
-        rc = pack_form(be, (char *)packed + layout.winograd2, layout.winograd2_bytes, &winograd2_form, &wino,
-                       src, err);
+    if (!rc && layout.winograd_rows)
+        rc = pack_form(be, (char *)packed + layout.winograd_rows, layout.winograd_rows_bytes,
+                       &winograd_rows_form, &wino, src, err);
     if (rc) {
         be->mem_free(be, w->packed, bytes);
         w->packed = NULL;

@@ -159,7 +159,7 @@ struct pack_block {
 
 struct flash_kernel;
 struct int8_kernel;
-struct winograd2_kernel;
+struct winograd_rows_kernel;
 
 struct tier {
     const char *name;
@@ -168,9 +168,9 @@ struct tier {
     /* A block of PACK_COLUMNS columns, numbers of SIZE bytes, in pairs of channels or alone; NULL: plain C
      * does it. */
     void (*pack)(const struct pack_block *b, bool pairs, size_t size);
-    const struct flash_kernel *flash;         /* NULL: attention runs on the matrix micro-kernel */
-    const struct int8_kernel *int8;           /* NULL: no int8 */
-    const struct winograd2_kernel *winograd2; /* NULL: 3x3 convolutions of bf16 are direct sums */
+    const struct flash_kernel *flash;                 /* NULL: attention runs on the matrix micro-kernel */
+    const struct int8_kernel *int8;                   /* NULL: no int8 */
+    const struct winograd_rows_kernel *winograd_rows; /* NULL: 3x3 convolutions of bf16 are direct sums */
 };
 
 void pack_avx512(const struct pack_block *b, bool pairs, size_t size);
@@ -216,8 +216,8 @@ struct cpu_weight {
     size_t up, up_bytes; /* bytes from this header to the first of four others and from one to the next; 0:
                             none. They are 2x2 convolutions that give the places (0, 0), (0, 1), (1, 0),
                             (1, 1) of each 2x2 outputs of an upsampled 3x3 convolution */
-    size_t winograd2, winograd2_bytes; /* likewise four others, of three taps: U of winograd2.h by place */
-    size_t bias, data;                 /* byte offsets from the header: float [panels * nr], and the panels */
+    size_t winograd_rows, winograd_rows_bytes; /* likewise U of winograd_rows.h, by place */
+    size_t bias, data; /* byte offsets from the header: float [panels * nr], and the panels */
 };
 
 static inline const float *weight_bias(const struct cpu_weight *w)
@@ -236,17 +236,17 @@ static inline const struct cpu_weight *weight_up(const struct cpu_weight *w, int
     return (const struct cpu_weight *)(const void *)((const char *)w + w->up + (size_t)i * w->up_bytes);
 }
 
-static inline const struct cpu_weight *weight_winograd2(const struct cpu_weight *w, int i)
+static inline const struct cpu_weight *weight_winograd_rows(const struct cpu_weight *w, int i)
 {
-    return (const struct cpu_weight *)(const void *)((const char *)w + w->winograd2 +
-                                                     (size_t)i * w->winograd2_bytes);
+    return (const struct cpu_weight *)(const void *)((const char *)w + w->winograd_rows +
+                                                     (size_t)i * w->winograd_rows_bytes);
 }
 
 extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_avx512bf16_emulated, gemm_amx,
     gemm_amx_emulated;
 extern const struct row_ops rows_avx2, rows_avx512, rows_avx512bf16;
 extern const struct flash_kernel flash_amx, flash_amx_emulated;
-extern const struct winograd2_kernel winograd2_amx, winograd2_amx_emulated;
+extern const struct winograd_rows_kernel winograd_rows_amx, winograd_rows_amx_emulated;
 
 /* The slots, in the files named after them. */
 int cpu_conv2d(struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a,

@@ -41,7 +41,7 @@ static void load_down(struct loader *l, struct unet_video *net, int i)
             video_transformer_load(l, &b->attn[k], transformer_of(u, i), &net->transformers, name);
     }
     if (b->down)
-        load_conv2d(l, &b->downsample, c, c, 3, "down_blocks.%d.downsamplers.0.conv", i);
+        load_conv2d_down(l, &b->downsample, c, c, "down_blocks.%d.downsamplers.0.conv", i);
 }
 
 static void load_middle(struct loader *l, struct unet_video *net)

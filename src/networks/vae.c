@@ -109,8 +109,8 @@ void vae_load_encoder(struct loader *l, struct vae *v)
         }
         e->down[i].down = i + 1 < v->levels;
         if (e->down[i].down)
-            load_conv2d(l, &e->down[i].downsample, out, out, 3, "encoder.down_blocks.%d.downsamplers.0.conv",
-                        i);
+            load_conv2d_down(l, &e->down[i].downsample, out, out,
+                             "encoder.down_blocks.%d.downsamplers.0.conv", i);
         c = out;
     }
     load_middle(l, v, &e->mid, "encoder");

@@ -231,8 +231,8 @@ static void pack(struct loader *l, weight *w, const struct weight_source *src, c
     pack_named(l, w, src, name, NULL);
 }
 
-static void load_named_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, bool upsample,
-                              const char *name)
+static void load_named_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, int stride,
+                              bool upsample, const char *name)
 {
     uint64_t shape[4] = {(uint64_t)out_c, (uint64_t)in_c, (uint64_t)k, (uint64_t)k};
     struct weight_source src = {.kind = WEIGHT_CONV2D,
@@ -241,6 +241,7 @@ static void load_named_conv2d(struct loader *l, weight *w, int out_c, int in_c, 
                                 .kh = k,
                                 .kw = k,
                                 .parts = 1,
+                                .stride = stride,
                                 .upsample = upsample};
     src.w[0] = find_array(l, name, "weight", shape, 4, false);
     src.bias[0] = find_array(l, name, "bias", shape, 1, false);
@@ -250,13 +251,19 @@ static void load_named_conv2d(struct loader *l, weight *w, int out_c, int in_c, 
 void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
 {
     NAME_OR_RETURN(l, name, fmt);
-    load_named_conv2d(l, w, out_c, in_c, k, false, name);
+    load_named_conv2d(l, w, out_c, in_c, k, 1, false, name);
+}
+
+void load_conv2d_down(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
+{
+    NAME_OR_RETURN(l, name, fmt);
+    load_named_conv2d(l, w, out_c, in_c, 3, 2, false, name);
 }
 
 void load_conv2d_up(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
 {
     NAME_OR_RETURN(l, name, fmt);
-    load_named_conv2d(l, w, out_c, in_c, 3, true, name);
+    load_named_conv2d(l, w, out_c, in_c, 3, 1, true, name);
 }
 
 /* Packs SRC with all numbers multiplied by SCALE. */

@@ -127,7 +127,7 @@ static const struct conv large[] = {
     {1, 17, 19, 64, 96, 3, true, ACT_NONE, true, false},
     {2, 33, 70, 96, 128, 3, false, ACT_NONE, true, false},
     {1, 64, 64, 320, 64, 3, false, ACT_NONE, false, false},
-    {1, 43, 63, 128, 96, 3, false, ACT_NONE, true, true}, /* bf16: F(2, 3) along rows, an odd side */
+    {1, 43, 63, 128, 96, 3, false, ACT_NONE, true, true}, /* bf16: F(4, 3) along rows, an odd side */
     {1, 100, 101, 32, 48, 3, false, ACT_NONE, true,
      false}, /* enough tiles for strips that a thread takes by itself
               */
@@ -167,9 +167,10 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
         {1, 24, 24, 64, 32, 3, false, ACT_NONE, false, false}, /* few tiles alone, many in a batch */
         {1, 9, 9, 64, 64, 3, false, ACT_NONE, false, true},    /* tiles that two pictures share, in a batch */
         {1, 5, 16, 64, 96, 3, false, ACT_GELU, false, true},
-        {1, 37, 30, 128, 96, 3, false, ACT_NONE, true, true}, /* bf16: F(2, 3) along rows */
-        {1, 50, 31, 256, 40, 3, false, ACT_SILU, true, true},
-        {1, 16, 24, 128, 64, 3, false, ACT_NONE, false, true}, /* too few alone, many in a batch */
+        {1, 21, 58, 128, 96, 3, false, ACT_NONE, true, true}, /* bf16: F(4, 3) along rows */
+        {1, 25, 62, 256, 40, 3, false, ACT_SILU, true, true},
+        {1, 23, 52, 512, 96, 3, false, ACT_NONE, true, true},
+        {1, 16, 48, 128, 64, 3, false, ACT_NONE, false, true}, /* too few alone, many in a batch */
         {1, 9, 16, 32, 64, 3, true, ACT_NONE, false, true},
     };
     for (int t = 0; cpu_tier_name(t); t++)
