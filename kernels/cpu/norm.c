@@ -164,14 +164,25 @@ int cpu_group_norm_silu(struct backend *be, tensor y, tensor x, const weight *w,
 
 enum { LAYER_ROWS = 16 };
 
-static void layer_rows(void *ctx, int item, int worker)
+static void layer_item(void *ctx, int item, int worker)
 {
     (void)worker;
     const struct job *job = ctx;
-    size_t first = (size_t)item * LAYER_ROWS, end = first + LAYER_ROWS, all = tensor_rows(job->x);
-    for (size_t r = first; r < end && r < all; r++)
-        job->rows->layer_norm((char *)(uintptr_t)row_of(job->y, 0, r), job->y.dtype, row_of(job->x, 0, r),
-                              job->x.dtype, job->x.c, job->gamma, job->beta, job->eps);
+    size_t first = (size_t)item * LAYER_ROWS, left = tensor_rows(job->x) - first;
+    struct layer_rows r = {
+        .y = (char *)(uintptr_t)row_of(job->y, 0, first),
+        .x = row_of(job->x, 0, first),
+        .y_type = job->y.dtype,
+        .x_type = job->x.dtype,
+        .y_step = (size_t)job->y.ld * dtype_size(job->y.dtype),
+        .x_step = (size_t)job->x.ld * dtype_size(job->x.dtype),
+        .rows = left < LAYER_ROWS ? (int)left : LAYER_ROWS,
+        .c = job->x.c,
+        .gamma = job->gamma,
+        .beta = job->beta,
+        .eps = job->eps,
+    };
+    job->rows->layer_norm(&r);
 }
 
 int cpu_layer_norm(struct backend *be, tensor y, tensor x, const weight *w, float eps, struct error *err)
@@ -185,6 +196,6 @@ int cpu_layer_norm(struct backend *be, tensor y, tensor x, const weight *w, floa
         .beta = (const float *)w->packed + w->out_c,
         .eps = eps,
     };
-    pool_run(be->pool, (int)((tensor_rows(x) + LAYER_ROWS - 1) / LAYER_ROWS), layer_rows, &job);
+    pool_run(be->pool, (int)((tensor_rows(x) + LAYER_ROWS - 1) / LAYER_ROWS), layer_item, &job);
     return 0;
 }

@@ -306,42 +306,88 @@ static void row_affine(void *y, enum dtype y_type, const void *x, enum dtype x_t
         BY_TYPE(x_type, affine_as, DTYPE_BF16, false, y, x, c, scale, shift, false);
 }
 
-/* Mean first, then the mean square of the differences: no cancellation. What the rounded mean is off by is
- * the mean of the differences, and goes into both. */
-VEC void layer_norm_as(enum dtype x_type, enum dtype y_type, char *y, const char *x, int c,
-                       const float *gamma, const float *beta, float eps)
+/* Sums of a row run side by side: one alone would wait for each of its additions. */
+enum { CHAINS = 4, LAYER_GROUP = 4 };
+
+VEC vf join_chains(const vf v[CHAINS])
 {
-    vf sum = v_zero(), square = v_zero(), off = v_zero();
-    for (int j = 0; j < c; j += VL)
-        sum = v_add(sum, load_n(x_type, x, j, c - j));
-    vf mean = v_set1(v_sum(sum) / (float)c);
-    for (int j = 0; j < c; j += VL) {
-        vf d = v_sub(load_n(x_type, x, j, c - j), mean);
+    return v_add(v_add(v[0], v[1]), v_add(v[2], v[3]));
+}
+
+VEC vf layer_sum(enum dtype type, const char *x, int c)
+{
+    vf sum[CHAINS] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    int j = 0;
+    for (; c - j >= CHAINS * VL; j += CHAINS * VL)
+        for (int i = 0; i < CHAINS; i++)
+            sum[i] = v_add(sum[i], load_n(type, x, j + i * VL, VL));
+    for (; j < c; j += VL)
+        sum[0] = v_add(sum[0], load_n(type, x, j, c - j));
+    return join_chains(sum);
+}
+
+/* Of the differences from MEAN: their sum, and the return value is that of their squares. */
+VEC vf layer_squares(enum dtype type, const char *x, int c, vf mean, vf *off)
+{
+    vf sum[CHAINS] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    vf square[CHAINS] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    int j = 0;
+    for (; c - j >= CHAINS * VL; j += CHAINS * VL) {
+        for (int i = 0; i < CHAINS; i++) {
+            vf d = v_sub(load_n(type, x, j + i * VL, VL), mean);
+            sum[i] = v_add(sum[i], d);
+            square[i] = v_fma(d, d, square[i]);
+        }
+    }
+    for (; j < c; j += VL) {
+        vf d = v_sub(load_n(type, x, j, c - j), mean);
         if (c - j < VL)
             d = v_fill_tail(d, c - j, v_zero());
-        off = v_add(off, d);
-        square = v_fma(d, d, square);
+        sum[0] = v_add(sum[0], d);
+        square[0] = v_fma(d, d, square[0]);
     }
-    float shift = v_sum(off) / (float)c;
-    float variance = v_sum(square) / (float)c - shift * shift + eps;
-    vf scale = v_set1(1.0f / __builtin_sqrtf(variance));
-    mean = v_add(mean, v_set1(shift));
-    for (int j = 0; j < c; j += VL) {
-        int n = c - j;
-        vf v = v_mul(v_sub(load_n(x_type, x, j, n), mean), scale);
-        v = v_fma(v, load_n(DTYPE_F32, (const char *)gamma, j, n),
-                  load_n(DTYPE_F32, (const char *)beta, j, n));
-        store_n(y_type, y, j, n, v);
+    *off = join_chains(sum);
+    return join_chains(square);
+}
+
+/* Mean first, then the mean square of the differences: no cancellation. What the rounded mean is off by is
+ * the mean of the differences, and goes into both. A few rows at a time, so that the sums, quotient and root
+ * of one are found while others are read. */
+VEC void layer_norm_as(enum dtype x_type, enum dtype y_type, const struct layer_rows *r, int first, int count)
+{
+    const int c = r->c;
+    const char *x = (const char *)r->x + (size_t)first * r->x_step;
+    char *y = (char *)r->y + (size_t)first * r->y_step;
+    float mean[LAYER_GROUP], scale[LAYER_GROUP];
+    for (int k = 0; k < count; k++)
+        mean[k] = v_sum(layer_sum(x_type, x + (size_t)k * r->x_step, c)) / (float)c;
+    for (int k = 0; k < count; k++) {
+        vf off, square = layer_squares(x_type, x + (size_t)k * r->x_step, c, v_set1(mean[k]), &off);
+        float shift = v_sum(off) / (float)c;
+        scale[k] = 1.0f / __builtin_sqrtf(v_sum(square) / (float)c - shift * shift + r->eps);
+        mean[k] += shift;
+    }
+    for (int k = 0; k < count; k++, x += r->x_step, y += r->y_step) {
+        const vf m = v_set1(mean[k]), s = v_set1(scale[k]);
+        for (int j = 0; j < c; j += VL) {
+            int n = c - j;
+            vf v = v_mul(v_sub(load_n(x_type, x, j, n), m), s);
+            v = v_fma(v, load_n(DTYPE_F32, (const char *)r->gamma, j, n),
+                      load_n(DTYPE_F32, (const char *)r->beta, j, n));
+            store_n(y_type, y, j, n, v);
+        }
     }
 }
 
-static void row_layer_norm(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c,
-                           const float *gamma, const float *beta, float eps)
+static void row_layer_norm(const struct layer_rows *r)
 {
-    if (y_type == DTYPE_F32)
-        BY_TYPE(x_type, layer_norm_as, DTYPE_F32, y, x, c, gamma, beta, eps);
-    else
-        BY_TYPE(x_type, layer_norm_as, DTYPE_BF16, y, x, c, gamma, beta, eps);
+    for (int i = 0; i < r->rows; i += LAYER_GROUP) {
+        int n = r->rows - i < LAYER_GROUP ? r->rows - i : LAYER_GROUP;
+        if (r->y_type == DTYPE_F32)
+            BY_TYPE(r->x_type, layer_norm_as, DTYPE_F32, r, i, n);
+        else
+            BY_TYPE(r->x_type, layer_norm_as, DTYPE_BF16, r, i, n);
+    }
 }
 
 VEC void add_as(enum dtype b_type, enum dtype a_type, enum dtype y_type, char *y, const char *a,

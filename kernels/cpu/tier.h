@@ -109,6 +109,17 @@ struct softmax_block {
     int o_panels, o_panel_rows;
 };
 
+/* Rows to be normed, each by itself. */
+struct layer_rows {
+    void *y;
+    const void *x;
+    enum dtype y_type, x_type;
+    size_t y_step, x_step; /* bytes from row to row */
+    int rows, c;
+    const float *gamma, *beta;
+    float eps;
+};
+
 struct row_ops {
     void (*finish)(const struct finish *f);
     void (*fence)(void); /* after the last streaming store of a work item */
@@ -121,8 +132,7 @@ struct row_ops {
     /* y = x * scale[c] + shift[c], then SiLU if asked; scale NULL: y = x; stream as in struct finish */
     void (*affine)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c, const float *scale,
                    const float *shift, bool silu, bool stream);
-    void (*layer_norm)(void *y, enum dtype y_type, const void *x, enum dtype x_type, int c,
-                       const float *gamma, const float *beta, float eps);
+    void (*layer_norm)(const struct layer_rows *r);
     void (*add)(void *y, enum dtype y_type, const void *a, enum dtype a_type, const void *b,
                 enum dtype b_type, size_t n);
     /* y = share * a + (1 - share) * b, all of TYPE */
