@@ -5,16 +5,16 @@
  * K is A as it is stored, V' is transposed once a head, Q becomes B tiles once a block of queries. A row of
  * ones under V' makes the sum of the weights one more output.
  *
- * Heads of up to 64 channels go another way, see attention_narrow.h.
+ * Heads of up to 80 channels go another way, see attention_narrow.h.
  *
  * Cost of a tile of scores (16 keys x 16 queries), in cycles: the products take (d / 32 + d / 32) x 16 and
- * the row of ones 8, 88 at d = 80. Weights take per 32 scores 2 fma, 2 reduce, 6 fma, 2 scalef, all on port
+ * the row of ones 8, 168 at d = 160. Weights take per 32 scores 2 fma, 2 reduce, 6 fma, 2 scalef, all on port
  * 0: while tiles multiply, port 5 does no arithmetic of floats (128 fma take 72 cycles, beside four dot
  * products 143). So 96, and what need not be float is not: a shuffle packs, an or watches for overflow. Both
  * run side by side: while the vectors turn block u of scores into weights, the tiles add block u - 1 to the
  * output and compute the scores of block u + 1, in the places that the weights have left. What is used again
- * (scores, weights, queries, output: 42 KB at d = 80) stays in the first-level cache; K and V stream past it
- * from the second. SPEED.md has what was measured on the way.
+ * (scores, weights, queries, output: 58 KB at d = 128) is kept as near as it can be; K and V stream past it
+ * from the second-level cache. SPEED.md has what was measured on the way.
  *
  * 2^x = 2^floor(x) p(x - floor(x)), p of degree 3: error 7.5e-5, a fiftieth of what rounding to bf16 costs.
  * Half a unit of bf16 is part of p's constant term, so that cutting rounds. The sum is taken over the cut

@@ -1,16 +1,16 @@
 /* Flash attention in AMX tiles for heads of up to FLASH_NARROW channels, for attention_amx.c.
  *
- * The output of sixteen queries stays in three or four tiles while all keys pass by, streamed from the
+ * The output of sixteen queries stays in three to five tiles while all keys pass by, streamed from the
  * second-level cache (or those of a stretch, where a head's keys are too many for it). The work is cut into
  * slots: a group of 32 keys against a block of 16 queries. In a step the tiles score the slot after the next
  * and add the slot before to the output, and the vectors turn the scores of the slot between into weights;
  * each product is followed by its share of the weights.
  *
- * A slot has 2 x 2 products of K Q' and three or four of V' P', 16 cycles each, and weights of 16 x 12 float
- * operations on the one port that the tiles leave (attention_amx.c): 192 cycles, at the lower clock that the
- * processor takes when both run. A step takes a quarter more than that. For this, tiles are stored two
- * products or more after their last one (a store that waits blocks the scheduler), and weights and scores are
- * read half a step or more after they were written.
+ * Up to 64 channels a slot has 2 x 2 products of K Q' and three or four of V' P', 16 cycles each, and
+ * weights of 16 x 12 float operations on the one port that the tiles leave (attention_amx.c): 192 cycles, at
+ * the lower clock that the processor takes when both run. A step takes a quarter more than that. For this,
+ * tiles are stored two products or more after their last one (a store that waits blocks the scheduler), and
+ * weights and scores are read half a step or more after they were written.
  *
  * Where the head leaves a row of its last tile of V' free, a row of ones makes the sum of the weights one
  * more output; else vectors add them up. */
@@ -22,9 +22,7 @@
 #define ALWAYS static inline __attribute__((always_inline)) /* TILES and SUMS are to be constants */
 
 enum {
-    NARROW_STEPS = 2,
     GROUP_ROWS = FLASH_KEYS * SIDE, /* floats of a slot's scores */
-    K_GROUP = 2 * NARROW_STEPS * TILE,
     RING = 4,
     HIDE = 1,
     FIRST = 2,
@@ -33,7 +31,7 @@ enum {
 
 /* Sixteen queries. */
 struct block {
-    char *q;  /* B tiles [NARROW_STEPS] */
+    char *q;  /* B tiles [steps] */
     float *o; /* [tiles][16 channels][16 queries], while it is not in tiles */
     vf minus, sum;
     int first; /* query, in the picture */
@@ -48,11 +46,11 @@ struct slot {
 struct narrow {
     const struct flash_item *it;
     vf scale;                  /* times log2 e */
-    float *s[2];               /* scores */
+    float *s[RING];            /* scores */
     char *p[2];                /* weights: a B tile */
     struct block *block, *end; /* END: nowhere, where slots go that are none */
     struct block *holder;      /* whose output is in tiles */
-    int tiles;
+    int tiles, steps;
     int k_group, v_group; /* bytes */
     struct slot at;       /* what next_slot() gives next */
     const char *hide;     /* K of the first group of the visit that has something to hide */
@@ -93,6 +91,8 @@ ALWAYS void put_output(const struct block *b, const int tiles)
     tile_store(2, b->o + 512, 64);
     if (tiles > 3)
         tile_store(3, b->o + 768, 64);
+    if (tiles > 4)
+        tile_store(4, b->o + 1024, 64);
 }
 
 ALWAYS void get_output(const struct block *b, const int tiles)
@@ -102,6 +102,8 @@ ALWAYS void get_output(const struct block *b, const int tiles)
     tile_load(2, b->o + 512, 64);
     if (tiles > 3)
         tile_load(3, b->o + 768, 64);
+    if (tiles > 4)
+        tile_load(4, b->o + 1024, 64);
 }
 
 ALWAYS void zero_output(const int tiles)
@@ -111,6 +113,8 @@ ALWAYS void zero_output(const int tiles)
     tile_zero(2);
     if (tiles > 3)
         tile_zero(3);
+    if (tiles > 4)
+        tile_zero(4);
 }
 
 ALWAYS void hold(struct narrow *f, const struct slot *u, const int tiles)
@@ -166,29 +170,56 @@ weigh_again(struct narrow *f, const struct slot *u, struct weighing w, bool sums
 ALWAYS void step(struct narrow *f, int n, const struct slot *prev, const struct slot *cur,
                  const struct slot *far, const int tiles, const bool sums)
 {
-    const int all = 2 * NARROW_STEPS + tiles;
-    const char *k = far->k, *q = far->block->q, *v = prev->v;
-    float *to = f->s[n & 1];
-    struct weighing w = {f->s[~n & 1],      f->p[~n & 1],    f->scale,
-                         cur->block->minus, cur->block->sum, _mm512_setzero_si512()};
+    const int all = tiles == 5 ? 11 : 4 + tiles;
+    const char *k = far->k, *q = far->block->q, *v = prev->v, *p = f->p[n & 1];
+    float *to = f->s[(n + 2) % RING];
+    struct weighing w = {f->s[(n + 1) % RING], f->p[~n & 1],    f->scale,
+                         cur->block->minus,    cur->block->sum, _mm512_setzero_si512()};
     BARRIER();
-    tile_load(7, q, 64);
-    tile_store(5, to, 64);
-    tile_zero(5);
-    MULTIPLY(5, k, 1);
-    tile_store(4, to + 256, 64);
-    tile_zero(4);
-    MULTIPLY(4, k + 2 * TILE, 2);
-    tile_load(7, q + TILE, 64);
-    MULTIPLY(5, k + TILE, 3);
-    hold(f, prev, tiles);
-    MULTIPLY(4, k + 3 * TILE, 4);
-    tile_load(7, f->p[n & 1], 64);
-    MULTIPLY(0, v, 5);
-    MULTIPLY(1, v + TILE, 6);
-    MULTIPLY(2, v + 2 * TILE, 7);
-    if (tiles > 3)
-        MULTIPLY(3, v + 3 * TILE, 8);
+    if (tiles == 5) { /* one tile for scores: it holds the second half of NEXT's, and is used twice */
+        tile_load(7, q, 64);
+        tile_store(5, to + 256, 64);
+        tile_zero(5);
+        MULTIPLY(5, k, 1);
+        tile_load(7, q + TILE, 64);
+        MULTIPLY(5, k + TILE, 2);
+        hold(f, prev, tiles);
+        tile_load(7, q + 2 * TILE, 64);
+        MULTIPLY(5, k + 2 * TILE, 3);
+        tile_load(7, p, 64);
+        MULTIPLY(0, v, 4);
+        MULTIPLY(1, v + TILE, 5);
+        tile_load(7, q, 64);
+        tile_store(5, f->s[(n + 3) % RING], 64);
+        tile_zero(5);
+        MULTIPLY(5, k + 3 * TILE, 6);
+        tile_load(7, q + TILE, 64);
+        MULTIPLY(5, k + 4 * TILE, 7);
+        tile_load(7, q + 2 * TILE, 64);
+        MULTIPLY(5, k + 5 * TILE, 8);
+        tile_load(7, p, 64);
+        MULTIPLY(2, v + 2 * TILE, 9);
+        MULTIPLY(3, v + 3 * TILE, 10);
+        MULTIPLY(4, v + 4 * TILE, 11);
+    } else {
+        tile_load(7, q, 64);
+        tile_store(5, to, 64);
+        tile_zero(5);
+        MULTIPLY(5, k, 1);
+        tile_store(4, to + 256, 64);
+        tile_zero(4);
+        MULTIPLY(4, k + 2 * TILE, 2);
+        tile_load(7, q + TILE, 64);
+        MULTIPLY(5, k + TILE, 3);
+        hold(f, prev, tiles);
+        MULTIPLY(4, k + 3 * TILE, 4);
+        tile_load(7, p, 64);
+        MULTIPLY(0, v, 5);
+        MULTIPLY(1, v + TILE, 6);
+        MULTIPLY(2, v + 2 * TILE, 7);
+        if (tiles > 3)
+            MULTIPLY(3, v + 3 * TILE, 8);
+    }
     BARRIER();
     if (_mm512_test_epi32_mask(w.seen, _mm512_set1_epi32(0x40000000))) /* the exponent's highest bit */
         weigh_again(f, cur, w, sums);
@@ -199,7 +230,7 @@ ALWAYS void step(struct narrow *f, int n, const struct slot *prev, const struct 
 /* Keys of the slot that lie behind the end or, if causal, behind the query. */
 static void hide_keys(const struct narrow *f, const struct slot *u, float *s)
 {
-    const int first = (int)((u->k - f->it->k) / K_GROUP) * FLASH_KEYS;
+    const int first = (int)((u->k - f->it->k) / (2 * f->steps * TILE)) * FLASH_KEYS;
     for (int r = 0; r < FLASH_KEYS; r++) {
         int key = first + r, lanes = key >= f->it->keys ? SIDE : f->it->causal ? key - u->block->first : 0;
         if (lanes > 0)
@@ -250,10 +281,10 @@ static void __attribute__((noinline)) next_visit(struct narrow *f)
             seen = f->at.block->first + SIDE - f->first;
     } while (seen <= 0);
     f->left = ((seen < it->stretch ? seen : it->stretch) + FLASH_KEYS - 1) / FLASH_KEYS;
-    f->at.k = it->k + (size_t)(f->first / FLASH_KEYS) * K_GROUP;
+    f->at.k = it->k + (size_t)(f->first / FLASH_KEYS * f->k_group);
     f->at.v = it->v + (size_t)(f->first / FLASH_KEYS * f->v_group);
     f->at.flags = f->first ? ADD : FIRST;
-    f->hide = it->k + (size_t)((it->causal ? f->at.block->first : it->keys) / FLASH_KEYS) * K_GROUP;
+    f->hide = it->k + (size_t)((it->causal ? f->at.block->first : it->keys) / FLASH_KEYS * f->k_group);
 }
 
 ALWAYS void next_slot(struct narrow *f, struct slot *u)
@@ -274,8 +305,7 @@ ALWAYS void run_slots(struct narrow *f, const int tiles, const bool sums)
     const struct slot none = {f->end, f->it->k, f->it->v, 0};
     struct slot ring[RING] = {none, none, none, none};
     f->holder = f->end;
-    zero_output(4);
-    tile_zero(4);
+    zero_output(5);
     tile_zero(5);
     for (int n = 0, behind = 0; behind < RING - 1; n++) {
         struct slot *next = &ring[(n + 2) % RING], *far = &ring[(n + 3) % RING];
@@ -283,7 +313,7 @@ ALWAYS void run_slots(struct narrow *f, const int tiles, const bool sums)
         behind += far->block == f->end;
         step(f, n, &ring[n % RING], &ring[(n + 1) % RING], far, tiles, sums);
         if (next->flags & (HIDE | FIRST))
-            settle_scores(f, next, f->s[n & 1]);
+            settle_scores(f, next, f->s[(n + 2) % RING]);
     }
     put_output(f->holder, tiles);
     BARRIER();
@@ -292,13 +322,14 @@ ALWAYS void run_slots(struct narrow *f, const int tiles, const bool sums)
 /* ---- An item ---- */
 
 /* Q as B tiles. Rows that come soon are asked for: they lie in memory, on pages of their own. */
-static void pack_block(const struct flash_item *it, const struct block *b, int at)
+static void pack_block(const struct narrow *f, const struct block *b, int at)
 {
+    const struct flash_item *it = f->it;
     enum { SOON = 2 * SIDE };
     for (int j = SOON; j < SOON + SIDE && at + j < it->queries; j++)
         for (int i = 0; i < 2 * it->d; i += 64)
             _mm_prefetch(it->q.data + (size_t)(at + j) * it->q.stride + i, _MM_HINT_T0);
-    for (int i = 0; i < NARROW_STEPS; i++) {
+    for (int i = 0; i < f->steps; i++) {
         __m512i r[SIDE];
         for (int j = 0; j < SIDE; j++) {
             const char *q = it->q.data + (size_t)(at + j) * it->q.stride + (size_t)i * 64;
@@ -322,20 +353,20 @@ static void put_block(const struct flash_item *it, const struct block *b, int at
 static void lay_out_narrow(struct narrow *f, int blocks)
 {
     char *at = f->it->scratch;
-    const size_t front = 2 * GROUP_ROWS * sizeof(float) + 2 * TILE;
+    const size_t scores = RING * GROUP_ROWS * sizeof(float), front = scores + 2 * TILE;
     memset(at, 0, front);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < RING; i++)
         f->s[i] = (float *)(void *)at + i * GROUP_ROWS;
-        f->p[i] = at + 2 * GROUP_ROWS * sizeof(float) + i * TILE;
-    }
+    for (int i = 0; i < 2; i++)
+        f->p[i] = at + scores + (size_t)(i * TILE);
     f->block = (void *)(at + front);
     f->end = f->block + blocks;
     at += front + ((size_t)(blocks + 1) * sizeof(struct block) + 63) / 64 * 64;
-    for (int i = 0; i <= blocks; i++, at += (NARROW_STEPS + f->tiles) * TILE) {
+    for (int i = 0; i <= blocks; i++, at += (f->steps + f->tiles) * TILE) {
         struct block *b = &f->block[i];
         *b = (struct block){.q = at, .first = f->it->first + i * SIDE};
-        b->o = (float *)(void *)(at + NARROW_STEPS * TILE);
-        pack_block(f->it, b, i * SIDE); /* nowhere: zeros */
+        b->o = (float *)(void *)(at + f->steps * TILE);
+        pack_block(f, b, i * SIDE); /* nowhere: zeros */
     }
 }
 
@@ -348,7 +379,8 @@ static void run_narrow(const struct flash_item *it)
         .it = it,
         .scale = v_set1(it->scale * 1.44269504f),
         .tiles = flash_tiles(it->d),
-        .k_group = K_GROUP,
+        .steps = flash_steps(it->d),
+        .k_group = 2 * flash_steps(it->d) * TILE,
         .v_group = flash_tiles(it->d) * TILE,
     };
     _mm_setcsr(csr | CAREFUL);
@@ -356,7 +388,9 @@ static void run_narrow(const struct flash_item *it)
     lay_out_narrow(&f, blocks);
     f.at.block = f.block - 1;
     BARRIER();
-    if (sums)
+    if (f.tiles == 5)
+        run_slots(&f, 5, true);
+    else if (f.tiles == 4)
         run_slots(&f, 4, true);
     else
         run_slots(&f, 3, false);

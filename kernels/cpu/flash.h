@@ -9,7 +9,7 @@
 enum {
     FLASH_QUERIES = 32, /* of a block */
     FLASH_KEYS = 32,    /* of a packed group */
-    FLASH_NARROW = 64,  /* heads of up to so many channels: attention_narrow.h, padded to 48 or 64 */
+    FLASH_NARROW = 80,  /* heads of up to so many channels: attention_narrow.h, padded to 48, 64 or 80 */
 };
 
 /* Sixteen channels of output, 32 channels of the scores' sums: a packed group of keys has 2 * steps KB of K
@@ -17,12 +17,12 @@ enum {
 static inline int flash_tiles(int d)
 {
     if (d <= FLASH_NARROW)
-        return d < 48 ? 3 : 4;
+        return d < 48 ? 3 : d <= 64 ? 4 : 5;
     return d / 16 + 1; /* a row more than the head has, for the sum of weights */
 }
 static inline int flash_steps(int d)
 {
-    return d <= FLASH_NARROW ? 2 : (d + 31) / 32;
+    return d <= 64 ? 2 : (d + 31) / 32;
 }
 /* Keys between two visits of the output: wide heads have much of it. */
 static inline int flash_unit(int d)

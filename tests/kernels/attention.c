@@ -197,6 +197,8 @@ static void cases(struct check *ck)
          40}, /* far higher scores in later blocks than in the first */
         {1, 300, 300, 1, 200, true, false, true, 40},
         {2, 33, 520, 2, 16, false, true, false, 60},
+        {1, 50, 200, 2, 72, false, false, false, 40},
+        {1, 400, 6000, 1, 64, false, false, false, 200}, /* more keys than a second-level cache holds */
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         run_case(ck, list[i]);
