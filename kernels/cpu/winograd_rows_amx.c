@@ -162,63 +162,84 @@ static void input(const struct wr_input *in)
 
 /* ---- y ---- */
 
-/* Bias, the row of add, the residual, in the order of row_ops.finish; then bf16. */
-VEC void end_position(const struct wr_output *o, const vf z[2], size_t y, size_t residual)
+/* What becomes of the outputs of a group: there is none; they wait in the work space; or they are ended here.
+ */
+enum ending { NOTHING, WAITS, PLAIN, RESIDUAL, PLAIN_PAST_CACHES, RESIDUAL_PAST_CACHES };
+
+static enum ending ending_of(const struct wr_state *s)
 {
-    vf lo = v_add(z[0], v_load(o->bias)), hi = v_add(z[1], v_load(o->bias + 16));
+    if (!s->waits)
+        return NOTHING;
+    if (!s->out.direct)
+        return WAITS;
+    return (s->out.residual ? RESIDUAL : PLAIN) + (s->out.stream ? PLAIN_PAST_CACHES - PLAIN : 0);
+}
+
+/* What each output of a panel begins with: the bias and the row of add. */
+VEC void begin_outputs(enum ending ending, const struct wr_output *o, vf base[2])
+{
+    base[0] = base[1] = v_zero();
+    if (ending == NOTHING || ending == WAITS)
+        return;
+    base[0] = v_load(o->bias);
+    base[1] = v_load(o->bias + 16);
     if (o->add) {
         const char *add = o->add;
-        lo = v_add(lo, o->add_type == DTYPE_F32 ? v_load(add) : v_load_bf16(add));
-        hi = v_add(hi, o->add_type == DTYPE_F32 ? v_load(add + 64) : v_load_bf16(add + 32));
+        base[0] = v_add(base[0], o->add_type == DTYPE_F32 ? v_load(add) : v_load_bf16(add));
+        base[1] = v_add(base[1], o->add_type == DTYPE_F32 ? v_load(add + 64) : v_load_bf16(add + 32));
     }
-    if (o->residual) {
-        lo = v_add(lo, v_load_bf16(o->residual + residual));
-        hi = v_add(hi, v_load_bf16(o->residual + residual + 32));
-    }
-    if (o->stream)
-        _mm512_stream_si512((__m512i *)(void *)(o->y + y), vb_narrow(lo, hi));
-    else
-        _mm512_storeu_si512(o->y + y, vb_narrow(lo, hi));
 }
 
 /* The outputs of a quad, from M at places PLACE floats apart: y0 = m0 + (m1 + m2) + (m3 + m4), y1 = a (m1 -
- * m2) + b (m3
- * - m4), y2 = a a (m1 + m2) + b b (m3 + m4), y3 = a a a (m1 - m2) + b b b (m3 - m4) + m5. Z: [output][column
- * half]. */
-VEC void outputs(const float *m, size_t place, vf z[8])
+ * m2) + b (m3 - m4), y2 = a a (m1 + m2) + b b (m3 + m4), y3 = a a a (m1 - m2) + b b b (m3 - m4) + m5. Z:
+ * [output][column half]. */
+VEC void outputs(const float *m, size_t place, const vf base[2], vf z[2 * WR_OUT])
 {
     for (int h = 0; h < 2; h++, m += 16) {
         vf m1 = v_load(m + place), m2 = v_load(m + 2 * place);
         vf m3 = v_load(m + 3 * place), m4 = v_load(m + 4 * place);
-        vf sum_a = v_add(m1, m2), sum_b = v_add(m3, m4);
-        vf less_a = v_mul(v_sub(m1, m2), v_set1(A)), less_b = v_mul(v_sub(m3, m4), v_set1(B));
-        z[h] = v_add(v_load(m), v_add(sum_a, sum_b));
-        z[2 + h] = v_add(less_a, less_b);
-        z[4 + h] = v_fma(sum_a, v_set1(AA), v_mul(sum_b, v_set1(BB)));
-        z[6 + h] = v_fma(less_a, v_set1(AA), v_fma(less_b, v_set1(BB), v_load(m + 5 * place)));
+        vf sum_a = v_add(m1, m2), sum_b = v_add(m3, m4), less_a = v_sub(m1, m2), less_b = v_sub(m3, m4);
+        z[h] = v_add(v_add(v_load(m), base[h]), v_add(sum_a, sum_b));
+        z[2 + h] = v_fma(less_a, v_set1(A), v_fma(less_b, v_set1(B), base[h]));
+        z[4 + h] = v_fma(sum_a, v_set1(AA), v_fma(sum_b, v_set1(BB), base[h]));
+        z[6 + h] = v_fma(less_a, v_set1(A * AA),
+                         v_fma(less_b, v_set1(B * BB), v_add(v_load(m + 5 * place), base[h])));
     }
 }
 
 /* The Nth unit of a group, in the order in which they make room, see product_places(). */
-VEC void combine(bool odd, const struct wr_output *o, const float *m, float *y, int n)
+VEC void combine(enum ending ending, bool odd, const struct wr_output *o, const vf base[2], const float *m,
+                 float *y, int n)
 {
     const int t = odd ? n : n % WR_PLACES * WR_PLACES + n / WR_PLACES;
     const int row = t / WR_QUADS, quad = t % WR_QUADS;
+    const bool residual = ending == RESIDUAL || ending == RESIDUAL_PAST_CACHES;
     vf z[2 * WR_OUT];
-    if (row >= o->rows || quad >= o->quads)
+    if (ending == NOTHING || row >= o->rows || quad >= o->quads)
         return;
     if (odd)
-        outputs(m + t * WR_PLACES * WR_COLS, WR_COLS, z);
+        outputs(m + t * WR_PLACES * WR_COLS, WR_COLS, base, z);
     else
-        outputs(m + t * WR_COLS, WR_SLOTS * WR_COLS, z);
-    if (o->direct) {
-        size_t to = (size_t)(WR_OUT * quad) * o->y_column + (row ? o->y_row : 0);
-        size_t from = (size_t)(WR_OUT * quad) * o->residual_column + (row ? o->residual_row : 0);
-        for (int i = 0; i < WR_OUT; i++, to += o->y_column, from += o->residual_column)
-            end_position(o, z + 2 * i, to, from);
-    } else {
-        for (int i = 0; i < 2 * WR_OUT; i++)
-            v_store(y + t * WR_OUT * WR_COLS + 16 * i, z[i]);
+        outputs(m + t * WR_COLS, WR_SLOTS * WR_COLS, base, z);
+    char *to = o->y + (size_t)(WR_OUT * quad) * o->y_column + (row ? o->y_row : 0);
+    const char *from = NULL;
+    if (residual)
+        from = o->residual + (size_t)(WR_OUT * quad) * o->residual_column + (row ? o->residual_row : 0);
+    for (int i = 0; i < WR_OUT; i++, to += o->y_column) {
+        vf lo = z[2 * i], hi = z[2 * i + 1];
+        if (residual) {
+            lo = v_add(lo, v_load_bf16(from));
+            hi = v_add(hi, v_load_bf16(from + 32));
+            from += o->residual_column;
+        }
+        if (ending == WAITS) {
+            v_store(y + (t * WR_OUT + i) * WR_COLS, lo);
+            v_store(y + (t * WR_OUT + i) * WR_COLS + 16, hi);
+        } else if (ending == PLAIN_PAST_CACHES || ending == RESIDUAL_PAST_CACHES) {
+            _mm512_stream_si512((__m512i *)(void *)to, vb_narrow(lo, hi));
+        } else {
+            _mm512_storeu_si512(to, vb_narrow(lo, hi));
+        }
     }
 }
 
@@ -295,13 +316,18 @@ VEC void product_step(const char *v, const char *w, size_t row, const char *u)
     DOTS(4, 5);
 }
 
-/* All products of a group, and on the way the end of the group before, O. Both share M, 27 KB of the first
+/* All products of a group, and on the way the end of the group before. Both share s->m, 27 KB of the first
  * level: while place j is multiplied a sixth of the units is ended, and what they leave free is where its
  * sums go. For a group that is not odd M is [place][slot][column] and a sixth is every sixth unit; for an odd
  * one [slot][place][column], six units that are neighbours. ODD: the group before. */
-VEC void product_places(bool odd, const struct wr_product *p, const struct wr_output *o, float *m, float *y)
+VEC void product_places(enum ending ending, bool odd, const struct wr_state *s, const struct wr_product *p)
 {
     const int steps = p->channels / WR_STEP, part = WR_SLOTS / WR_PLACES, pace = (part + steps - 1) / steps;
+    const struct wr_output before = s->out, after = p->out;
+    const bool asks = after.direct && (!after.stream || after.residual);
+    float *const m = s->m, *const y = s->y;
+    vf base[2];
+    begin_outputs(ending, &before, base);
     for (int j = 0; j < WR_PLACES; j++) {
         const char *v = p->v[0] + (size_t)j * p->v_place, *w = p->v[1] + (size_t)j * p->v_place;
         const char *u = p->u[j];
@@ -313,9 +339,9 @@ VEC void product_places(bool odd, const struct wr_product *p, const struct wr_ou
         for (int k = 0; k < steps; k++, v += WR_TILE, w += WR_TILE, u += 3 * WR_STEP * WR_COLS * 2) {
             product_step(v, w, p->v_row, u);
             for (int q = 0; q < pace && t < (j + 1) * part; q++, t++) {
-                if (o)
-                    combine(odd, o, m, y, t);
-                prefetch_unit(&p->out, t);
+                combine(ending, odd, &before, base, m, y, t);
+                if (asks)
+                    prefetch_unit(&after, t);
             }
         }
         if (odd)
@@ -325,25 +351,47 @@ VEC void product_places(bool odd, const struct wr_product *p, const struct wr_ou
     }
 }
 
+#define EACH_ENDING(X) X(NOTHING) X(WAITS) X(PLAIN) X(RESIDUAL) X(PLAIN_PAST_CACHES) X(RESIDUAL_PAST_CACHES)
+
 static void product(struct wr_state *s, const struct wr_product *p)
 {
-    const struct wr_output before = s->out, *o = s->waits ? &before : NULL;
+    switch (ending_of(s)) {
+#define CASE(ending)                                                                                         \
+    case ending:                                                                                             \
+        if (s->odd)                                                                                          \
+            product_places(ending, true, s, p);                                                              \
+        else                                                                                                 \
+            product_places(ending, false, s, p);                                                             \
+        break;
+        EACH_ENDING(CASE)
+#undef CASE
+    }
     s->out = p->out;
-    if (s->odd)
-        product_places(true, p, o, s->m, s->y);
-    else
-        product_places(false, p, o, s->m, s->y);
     s->odd = !s->odd;
     s->waits = true;
 }
 
+VEC void flush_as(enum ending ending, const struct wr_state *s)
+{
+    vf base[2];
+    begin_outputs(ending, &s->out, base);
+    for (int t = 0; t < WR_SLOTS; t++)
+        if (s->odd)
+            combine(ending, true, &s->out, base, s->m, s->y, t);
+        else
+            combine(ending, false, &s->out, base, s->m, s->y, t);
+}
+
 static void flush(struct wr_state *s)
 {
-    for (int t = 0; s->waits && t < WR_SLOTS; t++)
-        if (s->odd)
-            combine(true, &s->out, s->m, s->y, t);
-        else
-            combine(false, &s->out, s->m, s->y, t);
+    switch (ending_of(s)) {
+#define CASE(ending)                                                                                         \
+    case ending:                                                                                             \
+        flush_as(ending, s);                                                                                 \
+        break;
+        EACH_ENDING(CASE)
+#undef CASE
+    }
     s->waits = false;
 }
 
