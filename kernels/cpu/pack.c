@@ -282,8 +282,7 @@ static bool packs_up(const struct tier *t, const struct weight_source *src)
 static bool packs_winograd_rows(const struct tier *t, const struct weight_source *src)
 {
     return t->winograd_rows && src->kind == WEIGHT_CONV2D && src->kh == 3 && src->kw == 3 && !src->upsample &&
-           src->stride <= 1 && src->in_c % WINOGRAD_ROWS_UNIT == 0 && src->in_c <= WINOGRAD_ROWS_MAX &&
-           src->out_c >= WR_COLS;
+           src->stride <= 1 && src->in_c % WINOGRAD_ROWS_UNIT == 0 && src->in_c <= WINOGRAD_ROWS_MAX;
 }
 
 /* SRC with FORM's kernels, which are still to be made. */

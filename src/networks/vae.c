@@ -304,7 +304,7 @@ tensor vae_decode(pass *p, const struct vae *v, tensor z)
     middle_forward(p, v, &d->mid, &h);
     for (int i = 0; i < v->levels; i++)
         up_block_forward(p, v, &d->up[i], &h);
-    replace(p, &h, group_norm_silu(p, &d->norm_out, h, v->groups, NORM_EPS));          /* N H W C0 */
-    replace(p, &h, conv2d(p, &d->conv_out, h, (struct conv2d_args){.f32_out = true})); /* N H W 3 */
-    return h;
+    const struct norm_silu norm_out = {&d->norm_out, v->groups, NORM_EPS, true, false};
+    return norm_silu_conv2d(p, norm_out, &d->conv_out, h,
+                            (struct conv2d_args){.f32_out = true}); /* N H W 3 */
 }

@@ -229,8 +229,8 @@ tensor vae_video_decode(pass *p, const struct vae_video *net, tensor z, int fram
     middle_forward(p, net, &h, frames);
     for (int i = 0; i < net->base.levels; i++)
         up_forward(p, net, &net->up[i], &h, frames);
-    replace(p, &h, group_norm_silu(p, &net->norm_out, h, VIDEO_GROUPS, NORM_EPS)); /* BF H W C0 */
-    replace(p, &h, conv2d(p, &net->conv_out, h, plain));                           /* BF H W 3 */
-    replace(p, &h, conv_temporal(p, &net->time_conv_out, h, frames, last));        /* BF H W 3 */
+    const struct norm_silu norm_out = {&net->norm_out, VIDEO_GROUPS, NORM_EPS, true, false};
+    h = norm_silu_conv2d(p, norm_out, &net->conv_out, h, plain);            /* BF H W 3 */
+    replace(p, &h, conv_temporal(p, &net->time_conv_out, h, frames, last)); /* BF H W 3 */
     return h;
 }

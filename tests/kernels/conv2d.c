@@ -362,6 +362,7 @@ static void cases(struct check *ck)
         {1, 24, 56, 128, 64, 3, {0}, true, false, true, 0, 0},
         {1, 10, 103, 128, 64, 3, {0}, true, false, true, 0, 0},
         {1, 16, 64, 160, 64, 3, {0}, true, false, true, 0, 0},
+        {1, 17, 63, 128, 3, 3, {.f32_out = true}, true, false, false, 0, 0},
         /* U too large to stay in the cache: several blocks of rows, panels in chunks of two and alone */
         {1, 29, 64, 256, 160, 3, {0}, true, true, true, 0, 0},
         {2, 23, 52, 512, 96, 3, {0}, true, 2, true, 0, 0},

@@ -44,6 +44,7 @@ struct layer {
     int n, h, w, c, o;
     bool add, residual;
     enum act act;
+    bool f32_out;
 };
 
 struct data {
@@ -118,7 +119,7 @@ static float *compute(struct backend *be, const struct layer *l, const struct da
         tensor x = tensor_from_host(&p, d->x, l->n, l->h, l->w, l->c, be->dtype);
         tensor add = tensor_from_host(&p, d->add, l->n, 1, 1, l->o, be->dtype);
         tensor residual = tensor_from_host(&p, d->residual, l->n, l->h, l->w, l->o, be->dtype);
-        struct conv2d_args a = {.act = l->act, .stride = 1};
+        struct conv2d_args a = {.act = l->act, .stride = 1, .f32_out = l->f32_out};
         if (l->add)
             a.add_bc = add;
         if (l->residual)
@@ -127,7 +128,7 @@ static float *compute(struct backend *be, const struct layer *l, const struct da
         if (how == BY_PASS) {
             out = norm_silu_conv2d(&p, n, &w, x, a);
         } else if (how == IN_ONE) {
-            out = tensor_new(&p, l->n, l->h, l->w, l->o, be->dtype);
+            out = tensor_new(&p, l->n, l->h, l->w, l->o, l->f32_out ? DTYPE_F32 : be->dtype);
             CHECK(be->norm_silu_conv2d(be, out, x, &n, &w, &a, &err) == 0, "%s", err.msg);
         } else {
             out = conv2d(&p, &w, group_norm_silu(&p, &norm, x, GROUPS, 1e-6f), a);
@@ -203,9 +204,13 @@ static int check_layer(const struct layer *l)
 TEST(as_near_to_ref_as_two_ops)
 {
     static const struct layer list[] = {
-        {1, 16, 64, 128, 64, false, false, ACT_NONE}, {1, 23, 49, 128, 64, true, true, ACT_NONE},
-        {2, 17, 63, 256, 33, true, false, ACT_SILU},  {1, 22, 48, 128, 40, false, true, ACT_NONE},
-        {1, 9, 149, 512, 32, true, true, ACT_NONE},   {1, 29, 61, 256, 160, true, true, ACT_NONE},
+        {1, 16, 64, 128, 64, false, false, ACT_NONE, false},
+        {1, 23, 49, 128, 64, true, true, ACT_NONE, false},
+        {2, 17, 63, 256, 33, true, false, ACT_SILU, false},
+        {1, 22, 48, 128, 40, false, true, ACT_NONE, false},
+        {1, 9, 149, 512, 32, true, true, ACT_NONE, false},
+        {1, 29, 61, 256, 160, true, true, ACT_NONE, false},
+        {1, 17, 63, 128, 3, false, false, ACT_NONE, true},
     };
     int ran = 0;
     if (!cpu_tier_usable("amx-emulated"))
@@ -219,7 +224,7 @@ TEST(bits_do_not_depend_on_batch_or_threads)
 {
     if (!cpu_tier_usable("amx-emulated"))
         SKIP("no tier that has it can run here");
-    const struct layer two = {2, 21, 52, 128, 64, true, true, ACT_NONE};
+    const struct layer two = {2, 21, 52, 128, 64, true, true, ACT_NONE, false};
     struct layer one = two;
     one.n = 1;
     struct data d = make(&two), second = d;
@@ -248,7 +253,7 @@ TEST(bits_do_not_depend_on_batch_or_threads)
 /* Both ways, by the seam, in the memory that was planned for it. */
 TEST(a_plan_knows)
 {
-    const struct layer l = {1, 32, 64, 128, 64, true, true, ACT_NONE};
+    const struct layer l = {1, 32, 64, 128, 64, true, true, ACT_NONE, false};
     const size_t least = cpu_fused_bytes, count = positions(&l) * (size_t)l.o;
     struct data d = make(&l);
     bool more = true;
