@@ -62,9 +62,11 @@ struct job {
     size_t positions;        /* n * oh * ow */
     int block_h, block_w;    /* PADDED: output rows and columns of a block */
     int blocks_y, blocks_x;  /* PADDED: blocks of a picture */
+    int pictures;            /* PADDED: of a block, whole ones where there are several */
     int block_rows;          /* most positions in a block */
     int blocks, cols_panels; /* blocks in all; panels of an item */
     int slab_h, slab_w;      /* PADDED; FLAT uses slab_w = block_rows, slab_h = taps */
+    int picture_h;           /* PADDED: rows of the slab for a picture */
     int slice_chunks, slices;
     bool joins;   /* panels of a GEGLU end two by two */
     bool streams; /* past_caches() */
@@ -187,22 +189,23 @@ static void fill_line(const struct job *job, const struct line *l)
               end);
 }
 
-/* CHUNKS chunks of a PADDED slab, each [slab_h][slab_w][width]. */
+/* CHUNKS chunks of a PADDED slab, each [picture][picture_h][slab_w][width]. */
 static void fill_padded(const struct job *job, const struct block *b, char *dst, int c0, int chunks)
 {
-    struct line l = {.dst = dst,
-                     .n = b->n,
-                     .first = b->x * job->step - job->pad_x,
+    struct line l = {.first = b->x * job->step - job->pad_x,
                      .step = 1,
                      .count = (b->length - 1) * job->step + job->reach_x,
                      .c0 = c0,
                      .width = job->w->chunk,
                      .chunks = chunks};
-    int lines = (b->segments - 1) * job->step + job->reach_y;
-    for (int i = 0; i < lines; i++) {
-        l.iy = b->y * job->step - job->pad_y + i;
+    const int pictures = div_up(b->segments, job->block_h);
+    const int lines = (b->segments / pictures - 1) * job->step + job->reach_y;
+    const size_t row = (size_t)job->slab_w * (size_t)job->w->chunk * dtype_size(job->g->dtype);
+    for (int i = 0; i < pictures * lines; i++) {
+        l.n = b->n + i / lines;
+        l.iy = b->y * job->step - job->pad_y + i % lines;
+        l.dst = dst + (size_t)(i / lines * job->picture_h + i % lines) * row;
         fill_line(job, &l);
-        l.dst += (size_t)job->slab_w * (size_t)job->w->chunk * dtype_size(job->g->dtype);
     }
 }
 
@@ -487,6 +490,12 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
     }
 }
 
+/* Where the slab's rows of segment S begin. */
+static int slab_row(const struct job *job, int s)
+{
+    return job->mode == PADDED ? s / job->block_h * job->picture_h + s % job->block_h * job->step : 0;
+}
+
 /* The first output row of segment S. */
 static size_t segment_row(const struct job *job, const struct block *b, int s)
 {
@@ -580,7 +589,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
     const bool pairs = g->pairs_halves && job->mode == PADDED && job->places == 1 && b->length == job->ow &&
                        2 * b->length == g->mr;
     for (int s = 0, lines; s < b->segments; s += lines) {
-        lines = pairs && s + 1 < b->segments ? 2 : 1;
+        lines = pairs && s % job->block_h + 1 < job->block_h && s + 1 < b->segments ? 2 : 1;
         t.a_half = lines == 2 ? (size_t)(job->step * job->slab_w) * position : 0;
         if (job->mode == DIRECT) {
             tensor x = job->a->x;
@@ -591,7 +600,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
         } else {
             t.lda = position * (size_t)(job->mode == PADDED ? job->step : 1);
             t.a = m->slab + (size_t)(chunk - slice * job->slice_chunks) * slab_chunk_bytes(job) +
-                  (size_t)(s * job->step * job->slab_w) * position;
+                  (size_t)(slab_row(job, s) * job->slab_w) * position;
         }
         t.c = one ? c : c + (size_t)(s * b->length) * (size_t)g->nr;
         run_segment(job, m, &t, lines * b->length, own ? &next : &m->next_x, place, p, segment_row(job, b, s),
@@ -610,9 +619,9 @@ static struct block block_at(const struct job *job, int i)
     }
     b.x = i % job->blocks_x * job->block_w;
     b.y = i / job->blocks_x % job->blocks_y * job->block_h;
-    b.n = i / job->blocks_x / job->blocks_y;
+    b.n = i / job->blocks_x / job->blocks_y * job->pictures;
     b.length = min_int(job->block_w, job->ow - b.x);
-    b.segments = min_int(job->block_h, job->oh - b.y);
+    b.segments = min_int(job->block_h, job->oh - b.y) * min_int(job->pictures, job->a->x.n - b.n);
     return b;
 }
 
@@ -746,16 +755,21 @@ static void choose_block(struct job *job)
         int down = div_up(job->oh, rows / job->block_w > 0 ? rows / job->block_w : 1);
         job->block_h = div_up(job->oh, down);
         job->blocks_y = div_up(job->oh, job->block_h);
-        job->block_rows = job->block_h * job->block_w;
-        job->blocks = job->a->x.n * job->blocks_x * job->blocks_y;
+        /* several pictures, where they are small: their weights come from memory once */
+        const bool whole = job->g->whole_slices && job->blocks_x * job->blocks_y == 1;
+        job->pictures = whole ? min_int(job->a->x.n, rows / (job->block_h * job->block_w)) : 1;
+        job->block_rows = job->pictures * job->block_h * job->block_w;
+        job->blocks = div_up(job->a->x.n, job->pictures) * job->blocks_x * job->blocks_y;
         job->slab_w = (job->block_w - 1) * job->step + job->reach_x;
-        job->slab_h = (job->block_h - 1) * job->step + job->reach_y;
+        job->picture_h = (job->block_h - 1) * job->step + job->reach_y;
+        job->slab_h = job->pictures * job->picture_h;
         return;
     }
-    if (job->mode == FLAT && job->g->whole_slices) { /* a slab of all channels, where that leaves two tiles */
+    if (job->mode == FLAT &&
+        job->g->whole_slices) { /* a slab of all channels, where that leaves four tiles */
         size_t row = (size_t)(job->reach_y * job->reach_x * job->w->channels) * 2;
         int fit = (int)(2 * (size_t)SLAB_BYTES / row) / job->g->mr * job->g->mr;
-        rows = min_int(rows, fit > 2 * job->g->mr ? fit : 2 * job->g->mr);
+        rows = min_int(rows, fit > 4 * job->g->mr ? fit : 4 * job->g->mr);
     }
     size_t blocks = (job->positions + (size_t)rows - 1) / (size_t)rows;
     job->block_rows =

@@ -337,6 +337,12 @@ static void cases(struct check *ck)
         {1, 3, 16, 32, 64, 3, {.upsample = true}, true, true, true, 0, 0},
         {4, 2, 32, 64, 32, 3, {.upsample = true}, true, false, false, 0, 0},
         {2, 5, 33, 32, 64, 3, {.upsample = true}, true, 2, false, 0, 0},
+        /* two small pictures share a block, or a few; the last block has fewer */
+        {3, 16, 16, 64, 64, 3, {0}, true, true, true, 0, 0},
+        {5, 9, 16, 32, 40, 3, {.act = ACT_SILU}, true, true, true, 3, 5},
+        {3, 32, 32, 32, 40, 3, {.stride = 2}, true, false, true, 0, 0},
+        {5, 11, 16, 32, 64, 3, {.upsample = true}, true, true, true, 0, 0},
+        {2, 8, 8, 1280, 64, 3, {0}, true, true, true, 0, 0},
         /* the channel counts of SD 1.5 and SD-Turbo, few pixels */
         {1, 9, 8, 320, 320, 3, {0}, true, true, false, 0, 0},
         {1, 4, 4, 960, 640, 3, {0}, true, false, false, 0, 0},

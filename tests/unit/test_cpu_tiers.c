@@ -161,6 +161,8 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
     static const struct conv shapes[] = {
         {1, 60, 60, 48, 64, 3, false, ACT_SILU, true, false},
         {1, 8, 8, 320, 64, 3, false, ACT_NONE, true, false},
+        {1, 16, 16, 320, 64, 3, false, ACT_NONE, true, true}, /* two in a block */
+        {1, 11, 16, 64, 40, 3, true, ACT_NONE, false, false},
         {1, 9, 7, 40, 33, 3, true, ACT_NONE, false, false},
         {1, 16, 16, 640, 48, 1, false, ACT_NONE, false, false},
         {1, 3, 5, 1280, 64, 3, false, ACT_NONE, true, false},
