@@ -1,14 +1,18 @@
 /* Convolution and linear layers as one blocked matrix product: y [positions][O] = A [positions][taps * I] *
  * W.
  *
- * A is never laid out in full (no im2col in memory). Depending on the shape it is read
- *   DIRECT  in place: 1x1, where rows of the product are rows of x; where many panels follow, the first one
+ * A is never laid out in full (no im2col in memory). Depending on the shape it is read in one of three ways.
+ *
+ * DIRECT: in place; 1x1, where rows of the product are rows of x. Where many panels follow, the first one
  * leaves the tiles it reads in the slab: rows that are an even number of cache lines apart, as those of x
- * mostly are, come out of the second level at two thirds of the speed of rows that lie together; PADDED  from
- * a slab: the block's input rows with their halo, zeros at the edges, converted to the kernel's type,
- * upsampled if asked; every kernel position is then a constant offset from the output position; FLAT    from
- * a slab that holds each kernel position apart, so that a row tile may run across picture rows and pictures:
- * small or odd widths on kernels that want rows in sixteens.
+ * mostly are, come out of the second level at two thirds of the speed of rows that lie together.
+ *
+ * PADDED: from a slab with the block's input rows and their halo, zeros at the edges, converted to the
+ * kernel's type, upsampled if asked; every kernel position is then a constant offset from the output
+ * position. Small pictures of a batch share a block, so that their weights come from memory once.
+ *
+ * FLAT: from a slab that holds each kernel position apart, so that a row tile may run across picture rows and
+ * pictures: small or odd widths on kernels that want rows in sixteens.
  *
  * Tiling. A work item is a block of about 256 positions times up to 512 outputs. Its channels are cut into
  * slices whose slab stays in the second-level cache (SLAB_BYTES); in a slice every panel of nr outputs runs

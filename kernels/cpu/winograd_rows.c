@@ -24,10 +24,10 @@
 enum {
     POSITIONS_MIN = 1024, /* of a picture */
     STRIP = WR_OUT * WR_QUADS,
-    V_ROWS = WR_ROWS + 2, /* that a group meets */
-    BLOCK_BYTES = 5 << 18,
-    U_BYTES = 5 << 18,
-    CHUNK_BYTES = 5 << 17,
+    V_ROWS = WR_ROWS + 2,  /* that a group meets */
+    BLOCK_BYTES = 5 << 18, /* of V, which stays while U passes */
+    U_BYTES = 5 << 18,     /* of all panels, which stay while V rolls by */
+    CHUNK_BYTES = 5 << 17, /* of U of a chunk */
     ROWS_MAX = 64,
     ITEMS_A_THREAD = 2,
     STREAM_BYTES_MIN = 1 << 20, /* of y */
