@@ -89,9 +89,8 @@ static int make_picture(struct model *m, const struct picture *c, const struct i
     return c->image ? image_to_image(m, &p, NULL, im, err) : text_to_image(m, &q, NULL, im, err);
 }
 
-/* PSNR that a tier must reach. xl_image makes much of rounding, more than any of thirty other seeds:
- * diffusers itself in bf16 is 38 dB from its fp32, our tiers in bf16 34 to 37, so half of what they lose is
- * chance. */
+/* PSNR that a tier must reach. Of thirty seeds of xl_image's request its own makes most of rounding:
+ * diffusers itself in bf16 is 38.2 dB from its fp32 there, our tiers in bf16 34 to 37. */
 static double least_psnr(const struct backend *be, const char *picture)
 {
     if (be->dtype == DTYPE_F32)
