@@ -1,0 +1,196 @@
+/* How a matrix product is cut into blocks of positions, items of panels and slices of channels. The sizes
+ * were measured: SPEED.md; what they are for stands in gemm.c. */
+#include "gemm_job.h"
+
+enum {
+    BLOCK_ROWS = 256,         /* and twice as many where whole slices are taken */
+    BLOCK_COLS = 512,         /* outputs of a work item */
+    BLOCK_WIDTH = 64,         /* positions of one picture row in a block */
+    SLAB_BYTES = 512 << 10,   /* likewise */
+    DIRECT_CHANNELS = 640,    /* channels of a slice that is read in place */
+    DIRECT_BYTES = 1 << 20,   /* of x in a block that is read in place, where whole slices are taken */
+    UNSLICED_CHANNELS = 2560, /* most that are read in place as one slice, where whole slices are taken */
+    SLICE_CHANNELS = 1440,    /* of several */
+    SUMS_BYTES = 768 << 10,   /* of the panels of an item, while slices follow each other */
+    KEEP_PANELS = 16,         /* from so many on it pays to leave tiles of x in the slab */
+    SMALL_B_BYTES = 1 << 20,
+    SMALL_BLOCK_BYTES = 640 << 10, /* of x */
+    STREAM_LINES_BYTES = 1 << 20,  /* of y, where lines are written whole */
+};
+
+/* Whether y is written past the caches. Where whole lines are, that begins earlier: a line that is fetched to
+ * be overwritten takes one of the few places that loads of the tiles' lines wait in. */
+static bool past_caches(const struct job *job)
+{
+    tensor y = job->a->y;
+    return tensor_streams(y) || (job->g->defers && (!job->a->geglu || job->joins) && job->taps == 1 &&
+                                 tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
+}
+
+static enum mode choose_mode(const struct job *job)
+{
+    const struct gemm_args *a = job->a;
+    const struct gemm_kernel *g = job->g;
+    if (job->taps == 1 && job->step == 1 && !job->shift && a->x.dtype == g->dtype && a->x.c % g->k_unit == 0)
+        return DIRECT;
+    if (job->ow % g->m_align == 0 && job->ow >= 4)
+        return PADDED;
+    return FLAT;
+}
+
+/* Slices where x is read in place and whole slices are taken: one, but then few rows of many channels would
+ * fit the second level, and B would come from the third level or memory too often. */
+static int direct_slices(const struct job *job)
+{
+    return job->w->channels > UNSLICED_CHANNELS ? div_up(job->w->channels, SLICE_CHANNELS) : 1;
+}
+
+static void choose_block(struct job *job)
+{
+    int rows = job->g->whole_slices ? 2 * BLOCK_ROWS : BLOCK_ROWS;
+    if (job->mode == DIRECT && job->g->whole_slices) { /* x of a block and slice stays in the second level */
+        int slice = div_up(job->w->channels, direct_slices(job));
+        int fit = DIRECT_BYTES / slice / 2 / job->g->mr * job->g->mr;
+        rows = min_int(rows, fit > 2 * job->g->mr ? fit : 2 * job->g->mr);
+    }
+    if (job->mode == PADDED) {
+        int across = div_up(job->ow, BLOCK_WIDTH);
+        job->block_w = round_up(div_up(job->ow, across), job->g->m_align);
+        job->blocks_x = div_up(job->ow, job->block_w);
+        int down = div_up(job->oh, rows / job->block_w > 0 ? rows / job->block_w : 1);
+        job->block_h = div_up(job->oh, down);
+        job->blocks_y = div_up(job->oh, job->block_h);
+        /* several pictures, where they are small: their weights come from memory once */
+        const bool whole = job->g->whole_slices && job->blocks_x * job->blocks_y == 1;
+        job->pictures = whole ? min_int(job->a->x.n, rows / (job->block_h * job->block_w)) : 1;
+        job->block_rows = job->pictures * job->block_h * job->block_w;
+        job->blocks = div_up(job->a->x.n, job->pictures) * job->blocks_x * job->blocks_y;
+        job->slab_w = (job->block_w - 1) * job->step + job->reach_x;
+        job->picture_h = (job->block_h - 1) * job->step + job->reach_y;
+        job->slab_h = job->pictures * job->picture_h;
+        return;
+    }
+    if (job->mode == FLAT &&
+        job->g->whole_slices) { /* a slab of all channels, where that leaves four tiles */
+        size_t row = (size_t)(job->reach_y * job->reach_x * job->w->channels) * 2;
+        int fit = (int)(2 * (size_t)SLAB_BYTES / row) / job->g->mr * job->g->mr;
+        rows = min_int(rows, fit > 4 * job->g->mr ? fit : 4 * job->g->mr);
+    }
+    size_t blocks = (job->positions + (size_t)rows - 1) / (size_t)rows;
+    job->block_rows =
+        round_up((int)((job->positions + blocks - 1) / blocks), job->g->m_align > 1 ? job->g->mr : 1);
+    job->blocks = (int)((job->positions + (size_t)job->block_rows - 1) / (size_t)job->block_rows);
+    job->slab_w = job->block_rows;
+    job->slab_h = job->reach_y * job->reach_x;
+}
+
+/* Panels of an item: up to BLOCK_COLS outputs, fewer where there would be too few items for the threads. */
+static void choose_columns(struct job *job)
+{
+    const int threads = pool_threads(job->pool);
+    int want = threads * (job->mode == DIRECT ? 4 : job->mode == PADDED ? 2 : 1);
+    if (threads == 1 && job->mode == DIRECT)
+        want = 1;
+    int parts =
+        job->mode == DIRECT && job->g->whole_slices ? 1 : div_up(job->w->panels * job->g->nr, BLOCK_COLS);
+    if (job->blocks * parts < want)
+        parts = min_int(job->w->panels, div_up(want, job->blocks));
+    job->cols_panels = div_up(job->w->panels, parts);
+}
+
+static void choose_slices(struct job *job)
+{
+    int chunks = div_up(job->w->channels, job->w->chunk);
+    size_t fit = (size_t)SLAB_BYTES * (job->g->whole_slices ? 2 : 1) / slab_chunk_bytes(job);
+    int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->w->chunk : fit > 1024 ? 1024 : (int)fit;
+    if (job->mode == DIRECT && job->g->whole_slices)
+        most = div_up(chunks, direct_slices(job));
+    job->slices = div_up(chunks, most > 0 ? most : 1);
+    job->slice_chunks = div_up(chunks, job->slices);
+}
+
+/* Whether B and two blocks of x fit the second level, and an item has all of B. */
+static bool asks_x(const struct job *job)
+{
+    size_t block = (size_t)job->block_rows * (size_t)job->w->channels * dtype_size(job->g->dtype);
+    return job->mode == DIRECT && job->g->whole_slices && job->slices == 1 &&
+           job->a->x.ld == job->w->channels && job->cols_panels == job->w->panels &&
+           (size_t)job->w->panels * job->w->panel_bytes <= SMALL_B_BYTES && block <= SMALL_BLOCK_BYTES;
+}
+
+/* Bytes of a worker's scratch that come before c, see worker_memory(). */
+static size_t scratch_before_c(const struct job *job)
+{
+    return (size_t)round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096) + gemm_slab_bytes(job) +
+           halves_bytes(job);
+}
+
+/* Where there are several slices, the sums of all panels of an item wait in c: no more panels than fit. */
+static int fit_columns(struct job *job, struct error *err)
+{
+    size_t used = scratch_before_c(job), rows = (size_t)job->block_rows, least = 2 * (size_t)job->g->mr;
+    size_t panel = (rows > least ? rows : least) * (size_t)job->g->nr * sizeof(float);
+    panel *= job->slices > 1 ? (size_t)job->places : 1;
+    if (used + panel > POOL_SCRATCH)
+        return error_set(err, ERR_INTERNAL, "a convolution of %d channels does not fit a thread's scratch",
+                         job->a->x.c);
+    size_t fit = POOL_SCRATCH - used;
+    if (job->mode == DIRECT && job->g->whole_slices && fit > SUMS_BYTES) /* they stay in the second level */
+        fit = SUMS_BYTES > panel ? SUMS_BYTES : panel;
+    if (job->slices > 1) {
+        int parts = div_up(job->cols_panels, (int)(fit / panel));
+        job->cols_panels = div_up(job->cols_panels, parts);
+    }
+    return 0;
+}
+
+/* The kernel as it was given, and the outputs as they are. */
+static void set_geometry(struct job *job, const struct gemm_args *a)
+{
+    int up = a->upsample ? 1 : 0;
+    job->places = 1;
+    job->kw = a->w->kw;
+    job->taps = a->w->kh * a->w->kw;
+    job->reach_y = a->w->kh;
+    job->reach_x = a->w->kw;
+    job->pad_y = a->pad_end ? 0 : (a->w->kh - 1) / 2;
+    job->pad_x = a->pad_end ? 0 : (a->w->kw - 1) / 2;
+    job->step = a->stride > 0 ? a->stride : 1;
+    job->shift = up;
+    job->ih = a->x.h << up;
+    job->iw = a->x.w << up;
+    job->oh = a->y.h;
+    job->ow = a->y.w;
+}
+
+/* An upsampled convolution as four of 2x2. */
+static void set_places(struct job *job, const struct gemm_args *a)
+{
+    job->places = 4;
+    job->w = weight_up(job->w, 0);
+    job->kw = 2;
+    job->taps = 4;
+    job->shift = 0;
+    job->ih = job->oh = a->x.h;
+    job->iw = job->ow = a->x.w;
+}
+
+int gemm_choose_blocks(struct job *job, struct error *err)
+{
+    const struct gemm_args *a = job->a;
+    set_geometry(job, a);
+    if (a->upsample && job->w->up)
+        set_places(job, a);
+    job->positions = (size_t)a->x.n * (size_t)job->oh * (size_t)job->ow;
+    if (job->positions == 0)
+        return 0;
+    job->mode = choose_mode(job);
+    choose_block(job);
+    choose_columns(job);
+    job->joins = job->mode == DIRECT && job->g->defers && gemm_joins(a, job->w->panel_cols);
+    choose_slices(job);
+    job->keeps = job->mode == DIRECT && job->g->keeps_tiles && job->cols_panels >= KEEP_PANELS;
+    job->streams = past_caches(job);
+    job->asks_x = asks_x(job);
+    return fit_columns(job, err);
+}

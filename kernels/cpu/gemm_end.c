@@ -1,0 +1,79 @@
+/* The ends of a matrix product's panels: bias, add_bc, activation, residual, and where y lies. */
+#include "gemm_job.h"
+
+#include <string.h>
+
+struct finish gemm_make_finish(const struct gemm_args *a, int nr, const float *c, const struct run *r)
+{
+    const struct cpu_weight *w = a->w->packed;
+    int col = r->p * w->panel_cols;
+    size_t ys = dtype_size(a->y.dtype);
+    struct finish f = {
+        .c = c,
+        .nr = nr,
+        .rows = r->count,
+        .cols = min_int(w->panel_cols, a->y.c - col),
+        .bias = weight_bias(w) + (size_t)r->p * (size_t)nr,
+        .y = (char *)a->y.data + (r->first * (size_t)a->y.ld + (size_t)col) * ys,
+        .y_stride = (size_t)r->step * (size_t)a->y.ld * ys,
+        .y_type = a->y.dtype,
+        .act = a->act,
+        .geglu = a->geglu,
+        .stream = tensor_streams(a->y),
+    };
+    if (a->residual.data) {
+        size_t rs = dtype_size(a->residual.dtype);
+        f.residual = (const char *)a->residual.data + (r->first * (size_t)a->residual.ld + (size_t)col) * rs;
+        f.residual_stride = (size_t)r->step * (size_t)a->residual.ld * rs;
+        f.residual_type = a->residual.dtype;
+    }
+    if (a->add_bc.data) {
+        size_t n = a->add_bc.n == 1 ? 0 : r->first / add_positions(a);
+        f.add = (const char *)a->add_bc.data +
+                (n * (size_t)a->add_bc.ld + (size_t)col) * dtype_size(a->add_bc.dtype);
+        f.add_type = a->add_bc.dtype;
+    }
+    return f;
+}
+
+struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, int count)
+{
+    struct run r = {p, first, 1, count};
+    return gemm_make_finish(a, nr, NULL, &r);
+}
+
+void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
+                 size_t first, int count)
+{
+    struct finish f = gemm_end(a, nr, p, first, count);
+    f.c = c;
+    rows->finish(&f);
+}
+
+/* ---- Whole lines of a GEGLU ---- */
+
+bool gemm_joins(const struct gemm_args *a, int panel_cols)
+{
+    size_t size = dtype_size(a->y.dtype);
+    return a->geglu && (size_t)panel_cols * size == GEMM_HALF_LINE &&
+           (((uintptr_t)a->y.data | (size_t)a->y.ld * size) & (2 * GEMM_HALF_LINE - 1)) == 0;
+}
+
+void gemm_join(struct finish *f, char *half, int p, int p0, int p1)
+{
+    if (gemm_kept_back(p, p1)) {
+        f->y = half;
+        f->y_stride = GEMM_HALF_LINE;
+        f->stream = false;
+    } else if (p % 2 == 1 && p > p0) {
+        f->before = half;
+    }
+}
+
+void gemm_finish_joined(const struct row_ops *rows, const struct finish *f)
+{
+    for (int r = 0; f->before && r < f->rows; r++)
+        memcpy(f->y + (size_t)r * f->y_stride - GEMM_HALF_LINE, f->before + r * GEMM_HALF_LINE,
+               GEMM_HALF_LINE);
+    rows->finish(f);
+}

@@ -1,0 +1,118 @@
+/* What a matrix product is cut into: shared by gemm.c, gemm_blocks.c, gemm_slab.c and gemm_end.c alone. */
+#ifndef LATENTD_CPU_GEMM_JOB_H
+#define LATENTD_CPU_GEMM_JOB_H
+
+#include "gemm.h"
+#include "thread_pool.h"
+
+enum { TAPS_MAX = 121 };
+
+enum mode { DIRECT, PADDED, FLAT };
+
+struct job {
+    const struct gemm_kernel *g;
+    const struct row_ops *rows;
+    const struct cpu_weight *w; /* of the first of places */
+    struct pool *pool;
+    const struct gemm_args *a;
+    enum mode mode;
+    int kw, taps, pad_y, pad_x, step, shift, ih,
+        iw; /* ih, iw: input as the kernel sees it, after upsampling */
+    int oh, ow;
+    /* 1, or 4 for an upsampled convolution that is computed as four of 2x2 at the size of x, one for each
+     * place of 2x2 outputs: then oh and ow are x's, and all read one slab, that of a 3x3 kernel. */
+    int places;
+    int reach_y, reach_x;    /* the kernel's sides, as the slab sees them */
+    size_t positions;        /* n * oh * ow */
+    int block_h, block_w;    /* PADDED: output rows and columns of a block */
+    int blocks_y, blocks_x;  /* PADDED: blocks of a picture */
+    int pictures;            /* PADDED: of a block, whole ones where there are several */
+    int block_rows;          /* most positions in a block */
+    int blocks, cols_panels; /* blocks in all; panels of an item */
+    int slab_h, slab_w;      /* PADDED; FLAT uses slab_w = block_rows, slab_h = taps */
+    int picture_h;           /* PADDED: rows of the slab for a picture */
+    int slice_chunks, slices;
+    bool joins;   /* panels of a GEGLU end two by two */
+    bool streams; /* past_caches() */
+    bool asks_x;  /* x of the next block is asked for while one is computed */
+    bool keeps;   /* DIRECT: the first panel leaves tiles of x in the slab, which the others read */
+};
+
+/* The part of a block that is regular: `segments` runs of `length` output positions. */
+struct block {
+    int n, y, x;  /* PADDED: first output position */
+    size_t first; /* DIRECT, FLAT: first output position over the whole batch */
+    int segments, length;
+};
+
+/* The panels of a work item: place by place, P0 to P1. */
+struct panels {
+    int p0, p1;
+};
+
+/* What is needed after this: its lines are asked for a few at a time. */
+struct coming {
+    const char *at;
+    size_t bytes, done;
+    int lines; /* for each k_unit products; whole_slices only */
+};
+
+struct worker_memory {
+    size_t tap[4][TAPS_MAX]; /* by place */
+    char *wide;              /* one chunk of B, widened */
+    char *slab;
+    char *halves; /* [block_rows][GEMM_HALF_LINE], where panels are joined */
+    float *c;
+    struct panels panels;
+    bool asks, asked; /* this item asks for the next one's x, and the last one asked for its x */
+    struct coming next_x;
+    struct finish panel_end; /* position 0's, where same_end() */
+    struct finish pending;   /* the end of the last tile, where it waits */
+    bool waits;
+};
+
+/* COUNT outputs of panel P: rows of y from FIRST on, every STEPth. */
+struct run {
+    int p;
+    size_t first;
+    int step, count;
+};
+
+static inline int round_up(int a, int b)
+{
+    return div_up(a, b) * b;
+}
+
+static inline int slice_channels(const struct job *job)
+{
+    return min_int(job->w->channels, job->slice_chunks * job->w->chunk);
+}
+
+static inline size_t slab_chunk_bytes(const struct job *job)
+{
+    return (size_t)job->slab_h * (size_t)job->slab_w * (size_t)job->w->chunk * dtype_size(job->g->dtype);
+}
+
+static inline size_t halves_bytes(const struct job *job)
+{
+    return job->joins ? (size_t)job->block_rows * GEMM_HALF_LINE : 0;
+}
+
+/* Positions of the output that share a row of add_bc. */
+static inline size_t add_positions(const struct gemm_args *a)
+{
+    return a->add_positions ? a->add_positions : (size_t)a->y.h * (size_t)a->y.w;
+}
+
+/* gemm_blocks.c: everything of JOB from mode on; its w is the weights as they were packed. */
+int gemm_choose_blocks(struct job *job, struct error *err);
+
+/* gemm_slab.c: M's slab with what block B reads of SLICE; the taps' places in it. */
+void gemm_fill_slab(const struct job *job, const struct block *b, struct worker_memory *m, int slice);
+void gemm_set_taps(const struct job *job, struct worker_memory *m);
+size_t gemm_slab_bytes(const struct job *job);
+
+/* gemm_end.c: what ends R's rows, C their sums. */
+struct finish gemm_make_finish(const struct gemm_args *a, int nr, const float *c, const struct run *r);
+
+#endif
