@@ -58,6 +58,7 @@ struct backend {
     size_t store_most, store_least;
     char layout[64];             /* names what packed weights look like; "": they cannot be kept in files */
     struct packed_store *stores; /* of the components that were loaded, src/weights/packed.c's own */
+    unsigned sums;               /* the name of the last sums that were kept, tensor.sums; 0: none yet */
     struct backend *device;      /* NULL, or the backend whose device this is a second handle on */
     int (*mem_alloc)(struct backend *, size_t bytes, void **mem, struct error *); /* memory for a region */
     void (*mem_free)(struct backend *, void *mem, size_t bytes);

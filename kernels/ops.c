@@ -200,14 +200,22 @@ static tensor conv2d_shape(pass *p, const weight *w, tensor x, struct conv2d_arg
     return y;
 }
 
+/* The sums that an op has kept, where it has: BEFORE is be->sums of before it. */
+static unsigned kept_sums(const struct backend *be, unsigned before)
+{
+    return be->sums != before ? be->sums : 0;
+}
+
 tensor conv2d(pass *p, const weight *w, tensor x, struct conv2d_args a)
 {
     tensor y = conv2d_shape(p, w, x, &a);
     if (pass_failed(p))
         return y;
     y = tensor_new(p, y.n, y.h, y.w, y.c, a.f32_out ? DTYPE_F32 : p->be->dtype);
+    const unsigned before = p->be->sums;
     if (!pass_failed(p))
         p->be->ops.conv2d(p->be, y, x, w, &a, p->err);
+    y.sums = kept_sums(p->be, before);
     return y;
 }
 
@@ -311,8 +319,10 @@ tensor norm_silu_conv2d(pass *p, struct norm_silu norm, const weight *w, tensor 
         y = a.residual; /* each number is read, then written, by the same thread */
     else
         y = tensor_new(p, y.n, y.h, y.w, y.c, type);
+    const unsigned before = be->sums;
     if (!pass_failed(p))
         be->norm_silu_conv2d(be, y, x, &norm, w, &a, p->err);
+    y.sums = kept_sums(be, before);
     if (norm.last)
         tensor_free(p, &x);
     if (norm.last_residual && !in_place)

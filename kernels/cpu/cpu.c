@@ -198,6 +198,7 @@ static void close_cpu(struct backend *be)
         free(st->partial);
         free(st->winograd);
         free(st->heads);
+        free(st->kept.at);
     }
     free(st);
     be->state = NULL;
@@ -243,9 +244,10 @@ int ops_cpu(struct backend *be, const struct backend_options *opt, struct error 
     /* Address space; pages are taken when a layer first uses them. */
     st->winograd = aligned_alloc(64, ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float));
     st->heads = aligned_alloc(64, HEADS_BYTES);
+    st->kept.at = aligned_alloc(64, KEPT_FLOATS * sizeof(float));
     be->state = st;
     be->close = close_cpu;
-    if (!st->partial || !st->winograd || !st->heads)
+    if (!st->partial || !st->winograd || !st->heads || !st->kept.at)
         return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
     be->tier = e->tier.name;
     be->dtype = e->tier.gemm->dtype;

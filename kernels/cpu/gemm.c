@@ -397,6 +397,7 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
         .add_bc = a->add_bc,
         .residual = a->residual,
         .act = a->act,
+        .normed = a->normed,
     };
     if (w->int8)
         return int8_run(be, &g, err);

@@ -13,6 +13,7 @@ struct gemm_args {
     size_t add_positions;    /* outputs that share a row of add_bc; 0: those of a picture */
     enum act act;
     bool geglu;
+    bool normed;                          /* winograd_rows_run() only: as in struct conv2d_args */
     const float *norm_scale, *norm_shift; /* winograd_rows_run() only: as in struct wr_input */
 };
 

@@ -4,7 +4,8 @@
  * Sums are taken a channel at a time, so that vectors run along channels whatever the group size, and in
  * double (bf16: a few rows exactly, then in double), so that a large mean does not cancel the variance away.
  * Rows are cut into chunks by the shape alone; each chunk's sums are kept apart and added in order, so the
- * result does not depend on the threads.
+ * result does not depend on the threads. Where the convolution before has kept its output's sums (struct
+ * kept_sums), x is not read for them.
  */
 #include <math.h>
 #include <string.h>
@@ -22,10 +23,11 @@ struct job {
     int groups;
     float eps;
     bool act;
-    int chunks;           /* of a picture's rows */
-    int n;                /* picture */
-    double *partial;      /* [chunks][2][c]: sums and sums of squares */
-    float *scale, *shift; /* [c] */
+    int chunks;                   /* of a picture's rows */
+    int n;                        /* picture */
+    const struct kept_sums *kept; /* of x; NULL: none */
+    double *partial;              /* [chunks][2][c]: sums and sums of squares */
+    float *scale, *shift;         /* [c] */
 };
 
 static size_t chunk_first(const struct job *job, int chunk)
@@ -51,6 +53,35 @@ static void sum_chunk(void *ctx, int chunk, int worker)
     job->rows->channel_sums(row_of(job->x, job->n, first), job->x.dtype,
                             (size_t)job->x.ld * dtype_size(job->x.dtype), (int)(end - first), job->x.c, sum,
                             sum + c);
+}
+
+/* The same from what the convolution before has kept. */
+static void add_kept(void *ctx, int chunk, int worker)
+{
+    (void)worker;
+    const struct job *job = ctx;
+    const struct kept_sums *kept = job->kept;
+    const size_t c = (size_t)job->x.c;
+    double *sum = job->partial + (size_t)chunk * 2 * c;
+    memset(sum, 0, 2 * c * sizeof *sum);
+    const int first = kept->parts * chunk / job->chunks, end = kept->parts * (chunk + 1) / job->chunks;
+    const float *at = kept->at + (size_t)first * 2 * c;
+    for (int i = first; i < end; i++)
+        for (size_t p = 0; p < c; p += KEPT_PANEL, at += 2 * KEPT_PANEL)
+            for (size_t j = 0; j < KEPT_PANEL; j++) {
+                sum[p + j] += (double)at[j];
+                sum[c + p + j] += (double)at[KEPT_PANEL + j];
+            }
+}
+
+static void take_sums(struct backend *be, struct job *job)
+{
+    if (!job->kept) {
+        pool_run(be->pool, job->chunks, sum_chunk, job);
+        return;
+    }
+    job->chunks = job->chunks < job->kept->parts ? job->chunks : job->kept->parts;
+    pool_run(be->pool, job->chunks, add_kept, job);
 }
 
 static void group_moments(const struct job *job, int first, int size, double *mean, double *variance)
@@ -97,6 +128,12 @@ static void apply_chunk(void *ctx, int chunk, int worker)
         job->rows->fence();
 }
 
+static const struct kept_sums *kept_of(const struct cpu_state *st, tensor x)
+{
+    const struct kept_sums *k = &st->kept;
+    return x.sums && x.sums == k->name && x.n == 1 && x.h == k->h && x.w == k->w && x.c == k->c ? k : NULL;
+}
+
 static struct job group_norm_job(struct backend *be, tensor y, tensor x, const weight *w, int groups,
                                  float eps, bool act)
 {
@@ -114,6 +151,7 @@ static struct job group_norm_job(struct backend *be, tensor y, tensor x, const w
         .eps = eps,
         .act = act,
         .chunks = (int)(chunks < fit ? chunks : fit),
+        .kept = kept_of(st, x),
         .scale = (float *)st->partial,
         .shift = (float *)st->partial + c,
         .partial = st->partial + c,
@@ -124,7 +162,7 @@ void group_norm_factors(struct backend *be, tensor x, const weight *w, int group
                         const float **scale, const float **shift)
 {
     struct job job = group_norm_job(be, x, x, w, groups, eps, true);
-    pool_run(be->pool, job.chunks, sum_chunk, &job);
+    take_sums(be, &job);
     find_scales(&job);
     *scale = job.scale;
     *shift = job.shift;
@@ -135,7 +173,7 @@ static int run_group_norm(struct backend *be, tensor y, tensor x, const weight *
 {
     struct job job = group_norm_job(be, y, x, w, groups, eps, act);
     for (job.n = 0; job.n < x.n && x.h && x.w; job.n++) {
-        pool_run(be->pool, job.chunks, sum_chunk, &job);
+        take_sums(be, &job);
         find_scales(&job);
         pool_run(be->pool, job.chunks, apply_chunk, &job);
     }

@@ -1,9 +1,9 @@
 /* conv2d of group_norm_silu without the normed picture: it is made where the convolution transforms its input
  * (winograd_rows.c), one picture after the other.
  *
- * Bytes: x is read twice, once for the sums and once for V, with its halo; writing the normed picture and
- * reading it are saved, 2 of the 5 times that lines of it pass (512 x 512 x 128 in bf16: 67 MB each). SiLU is
- * computed once more for the halo, a tenth of it. */
+ * Bytes: x is read for V, with its halo, and before that for the sums, unless they were kept; writing the
+ * normed picture and reading it are saved, 2 of the 5 times that lines of it pass (512 x 512 x 128 in bf16:
+ * 67 MB each). SiLU is computed once more for the halo, a tenth of it. */
 #include "gemm.h"
 #include "winograd_rows.h"
 
@@ -26,6 +26,7 @@ static tensor picture(tensor x, int n)
         return x;
     x.data = (char *)x.data + (size_t)n * (size_t)x.h * (size_t)x.w * (size_t)x.ld * dtype_size(x.dtype);
     x.n = 1;
+    x.sums = 0; /* they are of the whole */
     return x;
 }
 
@@ -52,6 +53,7 @@ int cpu_norm_silu_conv2d(struct backend *be, tensor y, tensor x, const struct no
                               .add_bc = picture(a->add_bc, n),
                               .residual = picture(a->residual, n),
                               .act = a->act,
+                              .normed = a->normed && x.n == 1,
                               .norm_scale = scale,
                               .norm_shift = shift};
         winograd_rows_run(be, &g);

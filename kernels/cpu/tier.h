@@ -185,6 +185,16 @@ struct tier {
 
 void pack_avx512(const struct pack_block *b, bool pairs, size_t size);
 
+/* Sums over the positions of one picture that its convolution took for the group norm behind it, in parts
+ * that do not depend on threads. */
+struct kept_sums {
+    unsigned name; /* tensor.sums of the picture; 0: there are none */
+    int h, w, c, parts;
+    float *at; /* [KEPT_FLOATS]: [parts][c / KEPT_PANEL][2: sums, sums of squares][KEPT_PANEL] */
+};
+
+enum { KEPT_PANEL = 32 }; /* channels */
+
 /* be->state of the CPU backend. */
 struct cpu_state {
     const struct tier *tier;
@@ -192,9 +202,16 @@ struct cpu_state {
     float *winograd; /* [U_FLOATS + STRIP_FLOATS] transformed weights of one layer; transformed tiles of a
                         strip */
     char *heads;     /* [HEADS_BYTES] packed keys and values of attention */
+    struct kept_sums kept;
 };
 
-enum { PARTIAL_DOUBLES = 1 << 20, U_FLOATS = 16 << 20, STRIP_FLOATS = 8 << 20, HEADS_BYTES = 64 << 20 };
+enum {
+    PARTIAL_DOUBLES = 1 << 20,
+    U_FLOATS = 16 << 20,
+    STRIP_FLOATS = 8 << 20,
+    HEADS_BYTES = 64 << 20,
+    KEPT_FLOATS = 8 << 20
+};
 
 /* Outputs of this size are written past the caches: what is written would push out what is still to be read,
  * and each line would be fetched before it is overwritten. Smaller ones wait in the last-level cache for the

@@ -44,6 +44,7 @@ struct job {
     int parts, part_panels;
     int chunk;        /* panels that a group meets before the next group does */
     bool rolls;       /* U stays and V rolls by */
+    float *sums;      /* NULL, or those of struct kept_sums: a part is a strip's group */
     bool past_caches; /* y is stored past them: as in gemm.c, which waits for lines that it overwrites as we
                          do */
 };
@@ -128,6 +129,13 @@ static bool ends_directly(const struct job *job, const struct block *b, const st
            (!a->residual.data || a->residual.dtype == DTYPE_BF16);
 }
 
+/* Where the sums of a group and panel are kept. */
+static float *sums_at(const struct job *job, const struct block *b, int row, int p)
+{
+    const int part = (b->y + row) / WR_ROWS * job->strips + b->x / STRIP;
+    return job->sums ? job->sums + ((size_t)part * (size_t)job->w->panels + (size_t)p) * 2 * WR_COLS : NULL;
+}
+
 static struct wr_output make_output(const struct job *job, const struct block *b, int row, int p)
 {
     struct finish f = gemm_end(job->a, WR_COLS, p, first_position(job, b, row), 1);
@@ -135,6 +143,7 @@ static struct wr_output make_output(const struct job *job, const struct block *b
                               .quads = div_up(b->columns, WR_OUT),
                               .direct = ends_directly(job, b, &f),
                               .stream = job->past_caches && (((uintptr_t)f.y | f.y_stride) & 63) == 0,
+                              .sums = sums_at(job, b, row, p),
                               .bias = f.bias,
                               .add = f.add,
                               .add_type = f.add_type,
@@ -247,6 +256,23 @@ static void choose_blocks(struct job *job)
     job->chunk = job->rolls ? job->part_panels : panel > CHUNK_BYTES ? 1 : (int)(CHUNK_BYTES / panel);
 }
 
+/* Keeps the sums of a picture whose outputs the kernel ends, where a norm wants them. */
+static void keep_sums(struct backend *be, struct job *job)
+{
+    struct kept_sums *kept = &((struct cpu_state *)be->state)->kept;
+    const tensor y = job->a->y;
+    const int parts = div_up(y.h, WR_ROWS) * job->strips;
+    const struct block last = block_at(job, job->blocks - 1);
+    const struct finish f = gemm_end(job->a, WR_COLS, job->w->panels - 1, 0, 1);
+    if (!job->a->normed || y.n != 1 || !ends_directly(job, &last, &f) ||
+        (size_t)parts * (size_t)y.c * 2 > KEPT_FLOATS)
+        return;
+    if (++be->sums == 0) /* names none */
+        be->sums = 1;
+    *kept = (struct kept_sums){be->sums, y.h, y.w, y.c, parts, kept->at};
+    job->sums = kept->at;
+}
+
 int winograd_rows_run(struct backend *be, const struct gemm_args *a)
 {
     const struct tier *tier = cpu_tier(be);
@@ -258,6 +284,7 @@ int winograd_rows_run(struct backend *be, const struct gemm_args *a)
                       .strips = div_up(a->y.w, STRIP)};
     job.past_caches = tensor_count(a->y) * dtype_size(a->y.dtype) >= STREAM_BYTES_MIN;
     choose_blocks(&job);
+    keep_sums(be, &job);
     pool_run(be->pool, job.blocks * job.parts, run_item, &job);
     return 0;
 }

@@ -55,6 +55,7 @@ struct wr_output {
     int rows, quads;   /* that are wanted */
     bool direct;       /* ends as below; else y stays in the work space for the caller to end */
     bool stream;       /* y, which is aligned for that, is stored past the caches */
+    float *sums;       /* NULL, or [2][WR_COLS]: gets the sums of the outputs and of their squares */
     const float *bias; /* [WR_COLS] */
     const void *add;   /* [WR_COLS] or NULL */
     enum dtype add_type;

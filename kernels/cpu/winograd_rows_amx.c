@@ -11,6 +11,8 @@
 #else
 #define KERNEL winograd_rows_amx
 #endif
+#include <string.h>
+
 #include "tile_amx.h"
 
 #include "winograd_rows.h"
@@ -207,9 +209,35 @@ VEC void outputs(const float *m, size_t place, const vf base[2], vf z[2 * WR_OUT
     }
 }
 
+/* Sums of outputs and of their squares, [sum, square][column half], of every sixth unit: so both orders of
+ * units add the same numbers in the same order. */
+struct moments {
+    vf of[WR_PLACES][4];
+};
+
+VEC void add_moments(vf s[4], const vf z[2 * WR_OUT])
+{
+    for (int h = 0; h < 2; h++) {
+        vf sum = v_add(v_add(z[h], z[2 + h]), v_add(z[4 + h], z[6 + h]));
+        vf square = v_fma(z[h], z[h], s[2 + h]);
+        square = v_fma(z[2 + h], z[2 + h], square);
+        square = v_fma(z[4 + h], z[4 + h], square);
+        s[h] = v_add(s[h], sum);
+        s[2 + h] = v_fma(z[6 + h], z[6 + h], square);
+    }
+}
+
+VEC void keep_moments(const struct wr_output *o, const struct moments *m)
+{
+    for (int i = 0; i < 4; i++)
+        v_store(o->sums + 16 * i,
+                v_add(v_add(v_add(m->of[0][i], m->of[1][i]), v_add(m->of[2][i], m->of[3][i])),
+                      v_add(m->of[4][i], m->of[5][i])));
+}
+
 /* The Nth unit of a group, in the order in which they make room, see product_places(). */
 VEC void combine(enum ending ending, bool odd, const struct wr_output *o, const vf base[2], const float *m,
-                 float *y, int n)
+                 float *y, int n, struct moments *moments)
 {
     const int t = odd ? n : n % WR_PLACES * WR_PLACES + n / WR_PLACES;
     const int row = t / WR_QUADS, quad = t % WR_QUADS;
@@ -228,8 +256,8 @@ VEC void combine(enum ending ending, bool odd, const struct wr_output *o, const 
     for (int i = 0; i < WR_OUT; i++, to += o->y_column) {
         vf lo = z[2 * i], hi = z[2 * i + 1];
         if (residual) {
-            lo = v_add(lo, v_load_bf16(from));
-            hi = v_add(hi, v_load_bf16(from + 32));
+            z[2 * i] = lo = v_add(lo, v_load_bf16(from));
+            z[2 * i + 1] = hi = v_add(hi, v_load_bf16(from + 32));
             from += o->residual_column;
         }
         if (ending == WAITS) {
@@ -241,6 +269,8 @@ VEC void combine(enum ending ending, bool odd, const struct wr_output *o, const 
             _mm512_storeu_si512(to, vb_narrow(lo, hi));
         }
     }
+    if (o->sums)
+        add_moments(moments->of[t % WR_PLACES], z);
 }
 
 /* ---- M = sum of U * V ---- */
@@ -327,6 +357,8 @@ VEC void product_places(enum ending ending, bool odd, const struct wr_state *s, 
     const bool asks = after.direct && (!after.stream || after.residual);
     float *const m = s->m, *const y = s->y;
     vf base[2];
+    struct moments moments;
+    memset(&moments, 0, sizeof moments);
     begin_outputs(ending, &before, base);
     for (int j = 0; j < WR_PLACES; j++) {
         const char *v = p->v[0] + (size_t)j * p->v_place, *w = p->v[1] + (size_t)j * p->v_place;
@@ -339,7 +371,7 @@ VEC void product_places(enum ending ending, bool odd, const struct wr_state *s, 
         for (int k = 0; k < steps; k++, v += WR_TILE, w += WR_TILE, u += 3 * WR_STEP * WR_COLS * 2) {
             product_step(v, w, p->v_row, u);
             for (int q = 0; q < pace && t < (j + 1) * part; q++, t++) {
-                combine(ending, odd, &before, base, m, y, t);
+                combine(ending, odd, &before, base, m, y, t, &moments);
                 if (asks)
                     prefetch_unit(&after, t);
             }
@@ -349,6 +381,8 @@ VEC void product_places(enum ending ending, bool odd, const struct wr_state *s, 
         else
             store_sums(m + j * WR_COLS, WR_PLACES * WR_COLS);
     }
+    if (ending != NOTHING && before.sums)
+        keep_moments(&before, &moments);
 }
 
 #define EACH_ENDING(X) X(NOTHING) X(WAITS) X(PLAIN) X(RESIDUAL) X(PLAIN_PAST_CACHES) X(RESIDUAL_PAST_CACHES)
@@ -374,12 +408,16 @@ static void product(struct wr_state *s, const struct wr_product *p)
 VEC void flush_as(enum ending ending, const struct wr_state *s)
 {
     vf base[2];
+    struct moments moments;
+    memset(&moments, 0, sizeof moments);
     begin_outputs(ending, &s->out, base);
     for (int t = 0; t < WR_SLOTS; t++)
         if (s->odd)
-            combine(ending, true, &s->out, base, s->m, s->y, t);
+            combine(ending, true, &s->out, base, s->m, s->y, t, &moments);
         else
-            combine(ending, false, &s->out, base, s->m, s->y, t);
+            combine(ending, false, &s->out, base, s->m, s->y, t, &moments);
+    if (ending != NOTHING && s->out.sums)
+        keep_moments(&s->out, &moments);
 }
 
 static void flush(struct wr_state *s)

@@ -50,9 +50,10 @@ tensor resnet_forward(pass *p, const struct resnet *r, tensor x, tensor time)
 {
     struct norm_silu norm1 = {&r->norm1, r->groups, r->eps, false, false},
                      norm2 = {&r->norm2, r->groups, r->eps, true, r->shortcut};
-    tensor h =
-        norm_silu_conv2d(p, norm1, &r->conv1, x, (struct conv2d_args){.add_bc = time});    /* N H W out_c */
+    tensor h = norm_silu_conv2d(p, norm1, &r->conv1, x,
+                                (struct conv2d_args){.add_bc = time, .normed = true});     /* N H W out_c */
     tensor s = r->shortcut ? conv2d(p, &r->conv_shortcut, x, (struct conv2d_args){0}) : x; /* N H W out_c */
-    h = norm_silu_conv2d(p, norm2, &r->conv2, h, (struct conv2d_args){.residual = s});     /* N H W out_c */
+    h = norm_silu_conv2d(p, norm2, &r->conv2, h,
+                         (struct conv2d_args){.residual = s, .normed = true}); /* N H W out_c */
     return h;
 }
