@@ -111,7 +111,7 @@ struct array array_square(struct check *ck, struct array a)
 
 tensor array_tensor(struct array a)
 {
-    return (tensor){a.n, a.h, a.w, a.c, a.c, DTYPE_F32, a.v};
+    return (tensor){.n = a.n, .h = a.h, .w = a.w, .c = a.c, .ld = a.c, .dtype = DTYPE_F32, .data = a.v};
 }
 
 void case_end(struct check *ck)
@@ -133,7 +133,13 @@ static tensor placed(struct check *ck, int n, int h, int w, int c, enum dtype ty
 {
     size_t rows = (size_t)n * (size_t)h * (size_t)w, size = dtype_size(type);
     struct block *b = block_new(&ck->placed, rows * (size_t)ld * size);
-    tensor x = {n, h, w, c, ld, type, b->memory + BAND + (size_t)first * size};
+    tensor x = {.n = n,
+                .h = h,
+                .w = w,
+                .c = c,
+                .ld = ld,
+                .dtype = type,
+                .data = b->memory + BAND + (size_t)first * size};
     b->view = x;
     return x;
 }

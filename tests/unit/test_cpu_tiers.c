@@ -37,7 +37,7 @@ struct conv {
 
 static tensor make(int n, int h, int w, int c, enum dtype t, void *data)
 {
-    return (tensor){n, h, w, c, c, t, data};
+    return (tensor){.n = n, .h = h, .w = w, .c = c, .ld = c, .dtype = t, .data = data};
 }
 
 /* In place. */
