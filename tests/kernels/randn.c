@@ -118,7 +118,13 @@ static void published_stretch(struct check *ck, const struct published *p, struc
     struct array want = array_new(ck, 1, 1, 1, p->numbers);
     for (int i = 0; i < p->numbers; i++)
         want.v[i] = p->v[i];
-    tensor got = {1, 1, 1, p->numbers, p->numbers, DTYPE_F32, draw.v + p->first};
+    tensor got = {.n = 1,
+                  .h = 1,
+                  .w = 1,
+                  .c = p->numbers,
+                  .ld = p->numbers,
+                  .dtype = DTYPE_F32,
+                  .data = draw.v + p->first};
     case_label(ck, "%s, seed %llu", p->source, (unsigned long long)p->seed);
     verify_golden(ck, 0, got, want, p->digit, 0);
 }

@@ -8,7 +8,8 @@ static void run(struct check *ck, const struct shape *s)
         for (int f32 = 0; f32 < 2; f32++) {
             tensor tx = place(ck, x, f32 ? DTYPE_F32 : ck->type, s->first, s->gap);
             float *host = place_host(ck, array_count(x) * sizeof(float));
-            tensor y = {s->n, s->h, s->w, s->c, s->c, DTYPE_F32, host};
+            tensor y = {
+                .n = s->n, .h = s->h, .w = s->w, .c = s->c, .ld = s->c, .dtype = DTYPE_F32, .data = host};
             verify(ck, t, t->be->ops.to_host(t->be, tx, host, &ck->err), y, x.v, bound.v);
         }
     }

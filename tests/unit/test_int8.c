@@ -122,8 +122,14 @@ static float *compute(struct backend *be, const struct layer *l, const struct da
 {
     struct error err = {0};
     weight w = pack(be, l, d);
-    tensor x = {l->n, l->h, l->w, l->c, l->c, DTYPE_F32, d->x};
-    tensor y = {l->n, out_side(l->h, l), out_side(l->w, l), l->o, l->o, DTYPE_F32, numbers(outputs(l), 9)};
+    tensor x = {.n = l->n, .h = l->h, .w = l->w, .c = l->c, .ld = l->c, .dtype = DTYPE_F32, .data = d->x};
+    tensor y = {.n = l->n,
+                .h = out_side(l->h, l),
+                .w = out_side(l->w, l),
+                .c = l->o,
+                .ld = l->o,
+                .dtype = DTYPE_F32,
+                .data = numbers(outputs(l), 9)};
     int rc =
         l->kind == WEIGHT_LINEAR
             ? be->ops.linear(be, y, x, &w, &(struct linear_args){.f32_out = true}, &err)
