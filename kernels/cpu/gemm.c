@@ -24,6 +24,9 @@
  * The order in which a number is summed depends on the packed layout alone (chunks of channels, then taps),
  * not on blocks, threads or the batch: the same picture gets the same bits however it is computed. */
 #include "gemm_job.h"
+
+#include <string.h>
+
 #include "int8.h"
 
 enum { NEAR_CHANNELS = 640 }; /* B of so many stays in the first level */
@@ -97,6 +100,22 @@ static int together(const struct job *job, size_t first, int rows)
     return left < (size_t)rows ? (int)left : rows;
 }
 
+static float *sums_of(const struct job *job, const struct worker_memory *m, int place, int p)
+{
+    const size_t panel = 2 * (size_t)job->g->nr;
+    return m->sums ? m->sums + ((size_t)place * (size_t)job->w->panels + (size_t)p) * panel : NULL;
+}
+
+/* Those of the panels of an item begin with zeros. */
+static void begin_sums(const struct job *job, struct worker_memory *m, int block)
+{
+    const size_t panel = 2 * (size_t)job->g->nr;
+    m->sums = job->sums ? job->sums + (size_t)(block * job->places * job->w->panels) * panel : NULL;
+    for (int place = 0; m->sums && place < job->places; place++)
+        memset(sums_of(job, m, place, m->panels.p0), 0,
+               (size_t)(m->panels.p1 - m->panels.p0) * panel * sizeof(float));
+}
+
 /* ROWS positions from FIRST on, of panel P: at once, or left for the next call of the micro-kernel to do
  * along the way. */
 static void finish_rows(const struct job *job, struct worker_memory *m, int place, int p, const float *c,
@@ -109,6 +128,7 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int plac
         m->pending = same_end(job) ? finish_from(&m->panel_end, c + (size_t)done * (size_t)nr, &r)
                                    : gemm_make_finish(job->a, nr, c + (size_t)done * (size_t)nr, &r);
         m->pending.stream = job->streams;
+        m->pending.sums = sums_of(job, m, place, p);
         if (job->joins)
             gemm_join(&m->pending,
                       m->halves + (first + (size_t)done) % (size_t)job->block_rows * GEMM_HALF_LINE, p,
@@ -356,6 +376,7 @@ static void run_item(void *ctx, int item, int worker)
     struct worker_memory m = worker_memory(job, worker);
     m.panels = (struct panels){p0, p1};
     set_next_x(job, &m, item);
+    begin_sums(job, &m, item % job->blocks);
     if (job->g->begin)
         job->g->begin();
     for (int slice = 0; slice < job->slices; slice++) {
@@ -369,6 +390,18 @@ static void run_item(void *ctx, int item, int worker)
         job->g->end();
 }
 
+/* Of upsampled convolutions, which the norms of a VAE's decoder follow, by kernels that end tiles along the
+ * way.
+ */
+static bool sums_can_be_kept(const struct job *job)
+{
+    const struct gemm_args *a = job->a;
+    const struct run all = {job->w->panels - 1, 0, 1, 1};
+    const struct finish f = gemm_make_finish(a, job->g->nr, NULL, &all);
+    return a->normed && job->places == 4 && job->g->nr == KEPT_PANEL && a->act == ACT_NONE &&
+           job->g->defers && job->g->defers(&f);
+}
+
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
 {
     const struct tier *tier = cpu_tier(be);
@@ -380,6 +413,8 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     int rc = gemm_choose_blocks(&job, err);
     if (rc || job.positions == 0)
         return rc;
+    if (sums_can_be_kept(&job))
+        job.sums = keep_sums(be, a->y, job.blocks * job.places);
     pool_run(be->pool, job.blocks * div_up(w->panels, job.cols_panels), run_item, &job);
     return 0;
 }

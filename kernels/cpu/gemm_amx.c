@@ -57,6 +57,7 @@ struct ending {
     int left, pace; /* rows to do, rows at a time */
     bool stream, adds;
     vf bias[2], add[2];
+    vf sum[2], square[2]; /* of the rows so far, where f->sums */
 };
 
 /* Whole panels of bf16: what convolutions and linear layers of the networks mostly are. */
@@ -69,11 +70,11 @@ static bool defers(const struct finish *f)
     return f->cols == NR && (f->act == ACT_NONE || f->act == ACT_GELU);
 }
 
-enum kind { PLAIN, GELU, GEGLU };
+enum kind { PLAIN, GELU, GEGLU, SUMMED };
 
 static enum kind ending_kind(const struct finish *f)
 {
-    return !f ? PLAIN : f->geglu ? GEGLU : f->act == ACT_GELU ? GELU : PLAIN;
+    return !f ? PLAIN : f->geglu ? GEGLU : f->act == ACT_GELU ? GELU : f->sums ? SUMMED : PLAIN;
 }
 
 VEC struct ending begin_ending(const struct gemm_tile *t, int steps)
@@ -94,6 +95,7 @@ VEC struct ending begin_ending(const struct gemm_tile *t, int steps)
     e.pace = (f->rows + steps - 1) / steps;
     e.pace += f->geglu ? e.pace % 2 : 0;
     for (int i = 0; i < 2; i++) {
+        e.sum[i] = e.square[i] = v_zero();
         e.bias[i] = v_load(f->bias + 16 * i);
         if (f->add)
             e.add[i] = f->add_type == DTYPE_F32 ? v_load((const float *)f->add + 16 * i)
@@ -125,6 +127,12 @@ VEC void end_row(struct ending *e, enum kind kind)
         lo = v_add(lo, v_load_bf16(e->residual));
         hi = v_add(hi, v_load_bf16(e->residual + 32));
         e->residual += e->residual_stride;
+    }
+    if (kind == SUMMED) { /* as row_ops.finish does it */
+        e->sum[0] = v_add(e->sum[0], lo);
+        e->sum[1] = v_add(e->sum[1], hi);
+        e->square[0] = v_fma(lo, lo, e->square[0]);
+        e->square[1] = v_fma(hi, hi, e->square[1]);
     }
     end_line(e->y, vb_narrow(lo, hi), e->stream);
     e->c += NR;
@@ -173,6 +181,16 @@ VEC void end_rows(struct ending *e, int rows, enum kind kind)
         end_row(e, kind);
 }
 
+/* After the last row. */
+VEC void end_sums(const struct ending *e)
+{
+    float *at = e->f->sums;
+    for (int i = 0; i < 2; i++, at += 16) {
+        v_store(at, v_add(v_load(at), e->sum[i]));
+        v_store(at + NR, v_add(v_load(at + NR), e->square[i]));
+    }
+}
+
 /* The rest of them, of any kind. */
 static void end_all(struct ending *e)
 {
@@ -183,6 +201,8 @@ static void end_all(struct ending *e)
         end_rows(e, e->left, GEGLU);
     else if (kind == GELU)
         end_rows(e, e->left, GELU);
+    else if (kind == SUMMED)
+        end_rows(e, e->left, SUMMED), end_sums(e);
     else
         end_rows(e, e->left, PLAIN);
 }
@@ -282,13 +302,11 @@ VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool k
 }
 
 /* 32 rows, with several taps. */
-static void run_taps(const struct gemm_tile *t)
+VEC void run_taps_as(const struct gemm_tile *t, enum kind kind)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
     const size_t lda = t->lda, half = half_of(t), lines = (size_t)t->prefetch_lines * 64;
     struct ending e = begin_ending(t, t->taps * channels_of(t) / STEP);
-    if (ending_kind(t->pending) != PLAIN)
-        end_all(&e);
     load_sums(t, true);
     for (int left = channels_of(t); left > 0; left -= t->k, slab += t->a_chunk) {
         const int k = left < t->k ? left : t->k;
@@ -299,12 +317,30 @@ static void run_taps(const struct gemm_tile *t)
                 for (const char *end = next + lines; next != end; next += 64)
                     __builtin_prefetch(next, 0, 2);
                 if (e.left > 0)
-                    end_rows(&e, e.pace, PLAIN);
+                    end_rows(&e, e.pace, kind);
             }
         }
     }
-    end_rows(&e, e.left, PLAIN);
+    end_rows(&e, e.left, kind);
+    if (kind == SUMMED)
+        end_sums(&e);
     store_sums(t->c);
+}
+
+static void run_taps(const struct gemm_tile *t)
+{
+    const enum kind kind = ending_kind(t->pending);
+    if (kind == SUMMED) {
+        run_taps_as(t, SUMMED);
+        return;
+    }
+    struct gemm_tile rest = *t;
+    if (kind != PLAIN) {
+        struct ending e = begin_ending(t, 1);
+        end_all(&e);
+        rest.pending = NULL;
+    }
+    run_taps_as(&rest, PLAIN);
 }
 
 /* 32 rows of the first 16 columns. */

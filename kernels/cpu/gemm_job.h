@@ -35,6 +35,7 @@ struct job {
     bool joins;   /* panels of a GEGLU end two by two */
     bool streams; /* past_caches() */
     bool asks_x;  /* x of the next block is asked for while one is computed */
+    float *sums;  /* NULL, or where those of struct kept_sums go: a part is a block and place */
     bool keeps;   /* DIRECT: the first panel leaves tiles of x in the slab, which the others read */
 };
 
@@ -64,6 +65,7 @@ struct worker_memory {
     char *halves; /* [block_rows][GEMM_HALF_LINE], where panels are joined */
     float *c;
     struct panels panels;
+    float *sums;      /* the block's of job->sums: [place][panel][2][nr]; or NULL */
     bool asks, asked; /* this item asks for the next one's x, and the last one asked for its x */
     struct coming next_x;
     struct finish panel_end; /* position 0's, where same_end() */

@@ -131,6 +131,26 @@ VEC void finish_rows(enum dtype y_type, enum act act, bool geglu, const struct f
     }
 }
 
+/* The rows' sums as numbers of fp32, taken apart from what they are added to: other kernels do the same along
+ * the way (gemm_amx.c), and the bits must not say who did it. */
+VEC void finish_sums(const struct finish *f)
+{
+    for (int j = 0; j < f->cols; j += VL) {
+        vf sum = v_zero(), square = v_zero();
+        for (int r = 0; r < f->rows; r++) {
+            vf v = finish_value(ACT_NONE, false, f, f->c + (size_t)r * (size_t)f->nr, j, VL);
+            if (f->residual)
+                v = v_add(v,
+                          finish_add(f->residual + (size_t)r * f->residual_stride, f->residual_type, j, VL));
+            sum = v_add(sum, v);
+            square = v_fma(v, v, square);
+        }
+        float *at = f->sums + j;
+        v_store(at, v_add(v_load(at), sum));
+        v_store(at + f->nr, v_add(v_load(at + f->nr), square));
+    }
+}
+
 VEC void finish_typed(enum dtype y_type, const struct finish *f)
 {
     if (f->geglu)
@@ -147,6 +167,8 @@ VEC void finish_typed(enum dtype y_type, const struct finish *f)
 
 static void row_finish(const struct finish *f)
 {
+    if (f->sums)
+        finish_sums(f);
     if (f->y_type == DTYPE_F32)
         finish_typed(DTYPE_F32, f);
     else

@@ -26,6 +26,8 @@ struct finish {
     const char *before; /* NULL, or [rows][cols] of y_type: outputs that belong right before y's and are
                            stored with them, as whole lines */
     bool stream;        /* y is too large for the caches: store past them where that is possible */
+    float *sums; /* NULL, or [2][nr]: the rows' sums and those of their squares are added there; cols is
+                    nr then */
 };
 
 /* One call of the micro-kernel: rows x nr outputs over `taps * channels` products.
@@ -296,6 +298,9 @@ int cpu_group_norm_silu(struct backend *, tensor y, tensor x, const weight *w, i
 /* Of one picture: GroupNorm as x * scale[c] + shift[c]. Good until the next norm. */
 void group_norm_factors(struct backend *be, tensor x, const weight *w, int groups, float eps,
                         const float **scale, const float **shift);
+/* Where the sums of Y, one picture, are to be kept in so many PARTS (struct kept_sums), for the norm behind
+ * it; NULL: they cannot be. */
+float *keep_sums(struct backend *be, tensor y, int parts);
 /* Bytes of x from which on norm and convolution are one: smaller ones gain nothing (SPEED.md). Tests change
  * it. */
 extern size_t cpu_fused_bytes;

@@ -192,6 +192,14 @@ static struct block block_at(const struct job *job, int i)
     return b;
 }
 
+/* Whether it can end all of them. */
+static bool ends_all(const struct job *job)
+{
+    const struct block last = block_at(job, job->blocks - 1);
+    const struct finish f = gemm_end(job->a, WR_COLS, job->w->panels - 1, 0, 1);
+    return ends_directly(job, &last, &f);
+}
+
 static void run_group(const struct job *job, const struct block *b, struct memory *m, int p, int row)
 {
     struct wr_product product = {.v = {v_row(job, m, row), v_row(job, m, row + WR_ROWS)},
@@ -256,23 +264,6 @@ static void choose_blocks(struct job *job)
     job->chunk = job->rolls ? job->part_panels : panel > CHUNK_BYTES ? 1 : (int)(CHUNK_BYTES / panel);
 }
 
-/* Keeps the sums of a picture whose outputs the kernel ends, where a norm wants them. */
-static void keep_sums(struct backend *be, struct job *job)
-{
-    struct kept_sums *kept = &((struct cpu_state *)be->state)->kept;
-    const tensor y = job->a->y;
-    const int parts = div_up(y.h, WR_ROWS) * job->strips;
-    const struct block last = block_at(job, job->blocks - 1);
-    const struct finish f = gemm_end(job->a, WR_COLS, job->w->panels - 1, 0, 1);
-    if (!job->a->normed || y.n != 1 || !ends_directly(job, &last, &f) ||
-        (size_t)parts * (size_t)y.c * 2 > KEPT_FLOATS)
-        return;
-    if (++be->sums == 0) /* names none */
-        be->sums = 1;
-    *kept = (struct kept_sums){be->sums, y.h, y.w, y.c, parts, kept->at};
-    job->sums = kept->at;
-}
-
 int winograd_rows_run(struct backend *be, const struct gemm_args *a)
 {
     const struct tier *tier = cpu_tier(be);
@@ -284,7 +275,8 @@ int winograd_rows_run(struct backend *be, const struct gemm_args *a)
                       .strips = div_up(a->y.w, STRIP)};
     job.past_caches = tensor_count(a->y) * dtype_size(a->y.dtype) >= STREAM_BYTES_MIN;
     choose_blocks(&job);
-    keep_sums(be, &job);
+    if (a->normed && ends_all(&job))
+        job.sums = keep_sums(be, a->y, div_up(a->y.h, WR_ROWS) * job.strips);
     pool_run(be->pool, job.blocks * job.parts, run_item, &job);
     return 0;
 }

@@ -270,7 +270,7 @@ static void up_block_forward(pass *p, const struct vae *v, const struct vae_up_b
     for (int k = 0; k <= v->layers; k++)
         replace(p, x, resnet_forward(p, &b->resnet[k], *x, (tensor){0}));
     if (b->up)
-        replace(p, x, conv2d(p, &b->upsample, *x, (struct conv2d_args){.upsample = true}));
+        replace(p, x, conv2d(p, &b->upsample, *x, (struct conv2d_args){.upsample = true, .normed = true}));
 }
 
 tensor vae_encode(pass *p, const struct vae *v, tensor x)

@@ -276,14 +276,26 @@ TEST(a_plan_knows)
 
 enum sums { NOT_KEPT, KEPT, OVERTAKEN };
 
-/* Two layers of L's sides and C channels, one behind the other: y as fp32, the caller frees. The first one
- * keeps its sums, or not, or another one keeps its own in between. */
-static float *two_layers(struct backend *be, const struct layer *l, const struct data *d, enum sums sums,
-                         bool *kept)
+/* Two layers of C channels, one behind the other: y as fp32, the caller frees. The first one, UP: an
+ * upsampled convolution of half of L's sides, keeps its sums, or not, or another one keeps its own in
+ * between. */
+static float *two_layers(struct backend *be, const struct layer *l, const struct data *d, bool up,
+                         enum sums sums, bool *kept)
 {
     struct error err = {0};
     weight norm = pack(be, WEIGHT_NORM, l->c, 1, 1, d->gamma, d->beta);
     weight w = pack(be, WEIGHT_CONV2D, l->c, l->c, 3, d->w, d->bias);
+    struct weight_source doubling = {.kind = WEIGHT_CONV2D,
+                                     .out_c = l->c,
+                                     .in_c = l->c,
+                                     .kh = 3,
+                                     .kw = 3,
+                                     .parts = 1,
+                                     .w = {{d->w, DTYPE_F32, (size_t)l->c * (size_t)l->c * 9}},
+                                     .bias = {{d->bias, DTYPE_F32, (size_t)l->c}},
+                                     .upsample = true};
+    weight wide = {0};
+    CHECK(weight_pack(be, &wide, &doubling, &err) == 0, "%s", err.msg);
     struct region region;
     void *mem = NULL;
     const size_t bytes = (size_t)64 << 20;
@@ -291,10 +303,11 @@ static float *two_layers(struct backend *be, const struct layer *l, const struct
     region_init(&region, mem, bytes);
     pass p = {be, &region, &err};
     const struct norm_silu n = {&norm, GROUPS, 1e-6f, false, false};
-    tensor x = tensor_from_host(&p, d->x, l->n, l->h, l->w, l->c, be->dtype);
+    tensor x = tensor_from_host(&p, d->x, l->n, l->h / (up ? 2 : 1), l->w / (up ? 2 : 1), l->c, be->dtype);
     tensor other = tensor_from_host(&p, d->residual, l->n, l->h, l->w, l->c, be->dtype);
-    tensor first =
-        norm_silu_conv2d(&p, n, &w, x, (struct conv2d_args){.residual = x, .normed = sums != NOT_KEPT});
+    const bool keep = sums != NOT_KEPT;
+    tensor first = up ? conv2d(&p, &wide, x, (struct conv2d_args){.upsample = true, .normed = keep})
+                      : norm_silu_conv2d(&p, n, &w, x, (struct conv2d_args){.residual = x, .normed = keep});
     if (sums == OVERTAKEN)
         norm_silu_conv2d(&p, n, &w, other, (struct conv2d_args){.normed = true});
     tensor y = norm_silu_conv2d(&p, n, &w, first, (struct conv2d_args){0});
@@ -302,30 +315,31 @@ static float *two_layers(struct backend *be, const struct layer *l, const struct
     CHECK(tensor_to_host(&p, y, out) == 0, "%s", err.msg);
     *kept = first.sums != 0;
     be->mem_free(be, mem, bytes);
+    weight_free(be, &wide);
     weight_free(be, &w);
     weight_free(be, &norm);
     return out;
 }
 
 /* The sums are of what the convolution has before it is rounded to bf16. */
-static void check_kept(const struct layer *l, bool keeps)
+static void check_kept(const struct layer *l, bool up, bool keeps)
 {
     struct data d = make(l);
     struct backend *ref = open_ref();
     bool kept;
-    float *want = two_layers(ref, l, &d, KEPT, &kept);
+    float *want = two_layers(ref, l, &d, up, KEPT, &kept);
     const size_t count = positions(l) * (size_t)l->c;
     bool more = true;
     CHECK(!kept, "ref keeps sums");
     for (int i = 0; more; i++) {
         struct backend *few = open_tier(i, 1, &more), *many = more ? open_tier(i, 3, &more) : NULL;
         if (few && many && few->norm_silu_conv2d) {
-            float *without = two_layers(few, l, &d, NOT_KEPT, &kept);
+            float *without = two_layers(few, l, &d, up, NOT_KEPT, &kept);
             CHECK(!kept, "%s: sums that nobody asked for", few->tier);
-            float *with = two_layers(few, l, &d, KEPT, &kept);
+            float *with = two_layers(few, l, &d, up, KEPT, &kept);
             CHECK(kept == keeps, "%s: sums kept: %d", few->tier, kept);
-            float *again = two_layers(many, l, &d, KEPT, &kept),
-                  *overtaken = two_layers(many, l, &d, OVERTAKEN, &kept);
+            float *again = two_layers(many, l, &d, up, KEPT, &kept),
+                  *overtaken = two_layers(many, l, &d, up, OVERTAKEN, &kept);
             struct distance a = distance(without, want, count), b = distance(with, want, count);
             CHECK(b.rms <= 1.05 * a.rms && b.most <= 1.5 * a.most,
                   "%s: off by %g, at most %g; without by %g, %g", few->tier, b.rms, b.most, a.rms, a.most);
@@ -348,14 +362,17 @@ TEST(sums_that_a_convolution_kept)
 {
     static const struct {
         struct layer l;
-        bool keeps;
+        bool up, keeps;
     } list[] = {
-        {{1, 32, 64, 128, 128, false, true, ACT_NONE, false}, true},
-        {{1, 23, 116, 128, 128, false, true, ACT_NONE, false}, true},
-        {{1, 22, 60, 256, 256, false, true, ACT_NONE, false}, true},
-        {{1, 17, 124, 512, 512, false, true, ACT_NONE, false}, true},
-        {{2, 32, 64, 128, 128, false, true, ACT_NONE, false}, false}, /* not one picture */
-        {{1, 9, 149, 512, 512, false, true, ACT_NONE, false}, false}, /* not whole quads */
+        {{1, 32, 64, 128, 128, false, true, ACT_NONE, false}, false, true},
+        {{1, 23, 116, 128, 128, false, true, ACT_NONE, false}, false, true},
+        {{1, 22, 60, 256, 256, false, true, ACT_NONE, false}, false, true},
+        {{2, 32, 64, 128, 128, false, true, ACT_NONE, false}, false, false}, /* not one picture */
+        {{1, 9, 149, 256, 256, false, true, ACT_NONE, false}, false, false}, /* not whole quads */
+        {{1, 32, 64, 128, 128, false, true, ACT_NONE, false}, true, true},
+        {{1, 46, 124, 256, 256, false, true, ACT_NONE, false}, true, true},
+        {{1, 38, 160, 128, 128, false, true, ACT_NONE, false}, true, true},
+        {{2, 32, 64, 128, 128, false, true, ACT_NONE, false}, true, false},
     };
     if (!cpu_tier_usable("amx-emulated"))
         SKIP("no tier that has it can run here");
@@ -363,7 +380,7 @@ TEST(sums_that_a_convolution_kept)
     for (int fused = 0; fused < 2; fused++) {
         cpu_fused_bytes = fused ? 0 : SIZE_MAX;
         for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
-            check_kept(&list[i].l, list[i].keeps);
+            check_kept(&list[i].l, list[i].up, list[i].keeps);
     }
     cpu_fused_bytes = least;
 }
