@@ -7,6 +7,7 @@ enum {
     BLOCK_COLS = 512,         /* outputs of a work item */
     BLOCK_WIDTH = 64,         /* positions of one picture row in a block */
     SLAB_BYTES = 512 << 10,   /* likewise */
+    NEAR_BYTES = 1200 << 10,  /* of a slab and two panels of B, where whole slices are taken */
     DIRECT_CHANNELS = 640,    /* channels of a slice that is read in place */
     DIRECT_BYTES = 1 << 20,   /* of x in a block that is read in place, where whole slices are taken */
     UNSLICED_CHANNELS = 2560, /* most that are read in place as one slice, where whole slices are taken */
@@ -98,11 +99,23 @@ static void choose_columns(struct job *job)
     job->cols_panels = div_up(job->w->panels, parts);
 }
 
+/* Chunks of a slab that stay in the second level, where whole slices are taken beside B of this panel and the
+ * next one, which is asked for. */
+static int chunks_that_fit(const struct job *job)
+{
+    const size_t slab = slab_chunk_bytes(job), b = (size_t)(job->w->chunk * job->taps * job->g->nr) * 2;
+    size_t fit = SLAB_BYTES / slab;
+    if (job->g->whole_slices) {
+        const size_t near = NEAR_BYTES / (slab + 2 * b);
+        fit = 2 * SLAB_BYTES / slab < near ? 2 * SLAB_BYTES / slab : near;
+    }
+    return fit < 1024 ? (int)fit : 1024;
+}
+
 static void choose_slices(struct job *job)
 {
     int chunks = div_up(job->w->channels, job->w->chunk);
-    size_t fit = (size_t)SLAB_BYTES * (job->g->whole_slices ? 2 : 1) / slab_chunk_bytes(job);
-    int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->w->chunk : fit > 1024 ? 1024 : (int)fit;
+    int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->w->chunk : chunks_that_fit(job);
     if (job->mode == DIRECT && job->g->whole_slices)
         most = div_up(chunks, direct_slices(job));
     job->slices = div_up(chunks, most > 0 ? most : 1);
