@@ -53,7 +53,7 @@ AVX2       := -mavx2 -mfma -mf16c -O3
 AVX512     := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 AVX512BF16 := $(AVX512) -mavx512bf16
 AVX512VNNI := $(AVX512) -mavx512vnni
-AMX        := $(AVX512BF16) -mamx-tile -mamx-bf16 -mamx-int8 -falign-loops=64
+AMX        := $(AVX512BF16) -mavx512vbmi -mamx-tile -mamx-bf16 -mamx-int8 -falign-loops=64
 
 # CUDA: the runtime is linked in and finds the driver by itself when the program starts; cuDNN and cuBLASLt are
 # opened at run time.

@@ -8,17 +8,15 @@
  * Heads of up to 80 channels go another way, see attention_narrow.h.
  *
  * Cost of a tile of scores (16 keys x 16 queries), in cycles: the products take (d / 32 + d / 32) x 16 and
- * the row of ones 8, 168 at d = 160. Weights take per 32 scores 2 fma, 2 reduce, 6 fma, 2 scalef, all on port
- * 0: while tiles multiply, port 5 does no arithmetic of floats (128 fma take 72 cycles, beside four dot
- * products 143). So 96, and what need not be float is not: a shuffle packs, an or watches for overflow. Both
- * run side by side: while the vectors turn block u of scores into weights, the tiles add block u - 1 to the
- * output and compute the scores of block u + 1, in the places that the weights have left. What is used again
- * (scores, weights, queries, output: 58 KB at d = 128) is kept as near as it can be; K and V stream past it
- * from the second-level cache. SPEED.md has what was measured on the way.
+ * the row of ones 8, 168 at d = 160. Weights take per 32 scores 2 fma on port 0 (while tiles multiply, port 5
+ * does no arithmetic of floats), 4 shuffles on port 5 and 6 operations on either: about 50. Both run side by
+ * side: while the vectors turn block u of scores into weights, the tiles add block u - 1 to the output and
+ * compute the scores of block u + 1, in the places that the weights have left. What is used again (scores,
+ * weights, queries, output: 58 KB at d = 128) is kept as near as it can be; K and V stream past it from the
+ * second-level cache. SPEED.md has what was measured on the way.
  *
- * 2^x = 2^floor(x) p(x - floor(x)), p of degree 3: error 7.5e-5, a fiftieth of what rounding to bf16 costs.
- * Half a unit of bf16 is part of p's constant term, so that cutting rounds. The sum is taken over the cut
- * numbers: what rounding adds to the weights it adds to their sum.
+ * The sum is taken over the weights as they were rounded to bf16: what rounding adds to them it adds to their
+ * sum.
  *
  * The exponents are relative to the maximum of the first block of keys, which becomes 2^-BELOW. Floating
  * point does not mind if later scores are higher, until a weight reaches 2: then the block is done again with
@@ -38,7 +36,7 @@ enum { COLS = FLASH_QUERIES / SIDE }; /* tiles of a block of queries */
 struct state {
     char *q;                   /* B tiles [d_steps][COLS] */
     float *o;                  /* [d_tiles][COLS][16 channels][16 queries] */
-    vf max[COLS], minus[COLS]; /* a lane a query; minus: -max * scale - BELOW */
+    vf max[COLS], minus[COLS]; /* a lane a query; minus: see minus_for() */
     int first;                 /* query, in the picture */
 };
 
@@ -53,7 +51,8 @@ struct unit {
 
 struct flow {
     const struct flash_item *it;
-    vf scale; /* times log2 e */
+    struct curve curve;
+    vf scale; /* times log2 e, in UNITS */
     int d_tiles, d_steps;
     int key_tiles;        /* of a whole unit */
     float *s;             /* scores [key_tiles][COLS][16 keys][16 queries] */
@@ -98,10 +97,8 @@ static void weigh_tile(struct flow *f, int i)
     vb seen = f->seen;
 #pragma GCC unroll 8
     for (int r = 0; r < SIDE / 2; r++, s += 2 * SIDE, p += 64) {
-        __m512i even = exp2_bf16(v_fma(v_load(s), scale, minus));
-        __m512i odd = exp2_bf16(v_fma(v_load(s + SIDE), scale, minus));
-        seen = _mm512_ternarylogic_epi32(seen, even, odd, 0xfe); /* or */
-        _mm512_storeu_si512(p, join_halves(even, odd));
+        vb row = weigh_pair(&f->curve, s, scale, minus, &seen);
+        _mm512_storeu_si512(p, row);
     }
     f->seen = seen;
 }
@@ -240,7 +237,7 @@ static void move_maxima(const struct flow *f, const struct unit *u)
         vf top = st->max[c];
         for (int i = 0; i < u->tiles * SIDE; i++)
             top = v_max(top, v_load(f->s + (size_t)(i / SIDE * COLS + c) * 256 + i % SIDE * SIDE));
-        vf minus = v_fnma(top, f->scale, v_set1(-BELOW)), shrink = exp2_fp32(v_sub(minus, st->minus[c]));
+        vf minus = minus_for(top, f->scale), shrink = shrink_by(minus, st->minus[c]);
         st->max[c] = top;
         st->minus[c] = minus;
         if (!u->add)
@@ -327,12 +324,6 @@ static void begin_weights(struct flow *f, struct unit *u, int steps)
     f->seen = _mm512_setzero_si512();
 }
 
-/* Whether a weight is 2 or more: the highest bit of its exponent. */
-static bool overflown(const struct flow *f)
-{
-    return _mm512_test_epi32_mask(f->seen, _mm512_set1_epi32(0x40000000)) != 0;
-}
-
 /* The weights of U once more, from new maxima. */
 static void do_again(struct flow *f, struct unit *u)
 {
@@ -357,7 +348,7 @@ static void advance(struct flow *f, struct unit *prev, struct unit *cur, struct 
         score(f, next);
     weigh_until(f, f->total);
     BARRIER();
-    if (!overflown(f))
+    if (!overflown(f->seen))
         return;
     do_again(f, cur);
     if (next)
@@ -405,7 +396,8 @@ static void run_wide(const struct flash_item *it)
     const int states = (it->queries + FLASH_QUERIES - 1) / FLASH_QUERIES;
     struct flow f = {
         .it = it,
-        .scale = v_set1(it->scale * 1.44269504f),
+        .curve = make_curve(),
+        .scale = v_set1(it->scale * 1.44269504f * UNITS),
         .d_tiles = flash_tiles(it->d),
         .d_steps = flash_steps(it->d),
         .key_tiles = flash_unit(it->d) / SIDE,

@@ -6,10 +6,9 @@
  * and add the slot before to the output, and the vectors turn the scores of the slot between into weights;
  * each product is followed by its share of the weights.
  *
- * Up to 64 channels a slot has 2 x 2 products of K Q' and three or four of V' P', 16 cycles each, and
- * weights of 16 x 12 float operations on the one port that the tiles leave (attention_amx.c): 192 cycles, at
- * the lower clock that the processor takes when both run. A step takes a quarter more than that. For this,
- * tiles are stored two products or more after their last one (a store that waits blocks the scheduler), and
+ * Up to 64 channels a slot has 2 x 2 products of K Q' and three or four of V' P', 16 cycles each, at the
+ * lower clock that the processor takes when tiles and vectors both run; a step takes half more than that.
+ * Tiles are stored two products or more after their last one (a store that waits blocks the scheduler), and
  * weights and scores are read half a step or more after they were written.
  *
  * Where the head leaves a row of its last tile of V' free, a row of ones makes the sum of the weights one
@@ -45,7 +44,8 @@ struct slot {
 
 struct narrow {
     const struct flash_item *it;
-    vf scale;                  /* times log2 e */
+    struct curve curve;
+    vf scale;                  /* times log2 e, in UNITS */
     float *s[RING];            /* scores */
     char *p[2];                /* weights: a B tile */
     struct block *block, *end; /* END: nowhere, where slots go that are none */
@@ -60,6 +60,7 @@ struct narrow {
 /* ---- Weights ---- */
 
 struct weighing {
+    struct curve curve;
     const float *s;
     char *p;
     vf scale, minus, sum;
@@ -72,13 +73,12 @@ ALWAYS void weigh_rows(struct weighing *w, const int from, const int to, const b
     const __m512i high = _mm512_set1_epi32((int)0xffff0000);
 #pragma GCC unroll 16
     for (int j = from; j < to; j++) {
-        __m512i even = exp2_bf16(v_fma(v_load(w->s + 2 * j * SIDE), w->scale, w->minus));
-        __m512i odd = exp2_bf16(v_fma(v_load(w->s + (2 * j + 1) * SIDE), w->scale, w->minus));
-        w->seen = _mm512_ternarylogic_epi32(w->seen, even, odd, 0xfe); /* or */
+        vb p = weigh_pair(&w->curve, w->s + 2 * j * SIDE, w->scale, w->minus, &w->seen);
         if (sums)
-            w->sum = v_add(w->sum, v_add(_mm512_castsi512_ps(_mm512_and_si512(even, high)),
-                                         _mm512_castsi512_ps(_mm512_and_si512(odd, high))));
-        _mm512_storeu_si512(w->p + 64 * j, join_halves(even, odd));
+            w->sum = v_add(w->sum, v_add(_mm512_castsi512_ps(_mm512_slli_epi32(p, 16)),
+                                         _mm512_castsi512_ps(_mm512_and_si512(p, high))));
+        _mm512_storeu_si512(w->p + 64 * j, p);
+        __asm__("" : "+v"(w->seen), "+v"(w->sum)); /* here and now, or GCC adds up later from the stack */
     }
 }
 
@@ -138,8 +138,8 @@ weigh_again(struct narrow *f, const struct slot *u, struct weighing w, bool sums
     vf top = v_load(w.s);
     for (int i = 1; i < FLASH_KEYS; i++)
         top = v_max(top, v_load(w.s + i * SIDE));
-    vf rise = v_max(v_add(v_fma(top, w.scale, w.minus), v_set1(BELOW)), v_zero());
-    vf shrink = exp2_fp32(v_sub(v_zero(), rise));
+    w.minus = _mm512_min_ps(w.minus, minus_for(top, w.scale));
+    vf shrink = shrink_by(w.minus, b->minus);
     if (f->holder == b)
         put_output(b, f->tiles);
     BARRIER();
@@ -148,7 +148,7 @@ weigh_again(struct narrow *f, const struct slot *u, struct weighing w, bool sums
     BARRIER();
     if (f->holder == b)
         get_output(b, f->tiles);
-    w.minus = b->minus = v_sub(b->minus, rise);
+    b->minus = w.minus;
     w.sum = v_mul(b->sum, shrink);
     weigh_rows(&w, 0, FLASH_KEYS / 2, sums);
     b->sum = w.sum;
@@ -173,8 +173,15 @@ ALWAYS void step(struct narrow *f, int n, const struct slot *prev, const struct 
     const int all = tiles == 5 ? 11 : 4 + tiles;
     const char *k = far->k, *q = far->block->q, *v = prev->v, *p = f->p[n & 1];
     float *to = f->s[(n + 2) % RING];
-    struct weighing w = {f->s[(n + 1) % RING], f->p[~n & 1],    f->scale,
-                         cur->block->minus,    cur->block->sum, _mm512_setzero_si512()};
+    struct weighing w = {
+        .curve = f->curve,
+        .s = f->s[(n + 1) % RING],
+        .p = f->p[~n & 1],
+        .scale = f->scale,
+        .minus = cur->block->minus,
+        .sum = cur->block->sum,
+        .seen = _mm512_setzero_si512(),
+    };
     BARRIER();
     if (tiles == 5) { /* one tile for scores: it holds the second half of NEXT's, and is used twice */
         tile_load(7, q, 64);
@@ -221,7 +228,7 @@ ALWAYS void step(struct narrow *f, int n, const struct slot *prev, const struct 
             MULTIPLY(3, v + 3 * TILE, 8);
     }
     BARRIER();
-    if (_mm512_test_epi32_mask(w.seen, _mm512_set1_epi32(0x40000000))) /* the exponent's highest bit */
+    if (overflown(w.seen))
         weigh_again(f, cur, w, sums);
     else if (sums)
         cur->block->sum = w.sum;
@@ -245,7 +252,7 @@ static void find_maximum(const struct narrow *f, struct block *b, const float *s
         even = v_max(even, v_load(s + i * SIDE));
         odd = v_max(odd, v_load(s + (i + 1) * SIDE));
     }
-    b->minus = v_fnma(v_max(even, odd), f->scale, v_set1(-BELOW));
+    b->minus = minus_for(v_max(even, odd), f->scale);
 }
 
 /* What is to be done about the scores of a slot before they become weights. */
@@ -377,7 +384,8 @@ static void run_narrow(const struct flash_item *it)
     const int blocks = (it->queries + SIDE - 1) / SIDE;
     struct narrow f = {
         .it = it,
-        .scale = v_set1(it->scale * 1.44269504f),
+        .curve = make_curve(),
+        .scale = v_set1(it->scale * 1.44269504f * UNITS),
         .tiles = flash_tiles(it->d),
         .steps = flash_steps(it->d),
         .k_group = 2 * flash_steps(it->d) * TILE,

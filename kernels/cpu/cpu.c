@@ -47,10 +47,11 @@ static struct features detect(void)
     bool amx_bits = (d & (1u << 22)) && (d & (1u << 24)); /* AMX-BF16, AMX-TILE */
     f.avx2 = fma && (b & bit_AVX2) && (xcr0 & ymm) == ymm;
     f.avx512 = f.avx2 && (b & avx512) == avx512 && (xcr0 & zmm) == zmm;
+    bool vbmi_bit = c & (1u << 1);                             /* AVX512_VBMI */
     bool vnni_bit = c & (1u << 11), int8_bit = d & (1u << 25); /* AVX512_VNNI, AMX-INT8 */
     bool bf16_bit = __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
     f.avx512bf16 = f.avx512 && bf16_bit;
-    f.amx = f.avx512bf16 && amx_bits && (xcr0 & tiles) == tiles && amx_permitted();
+    f.amx = f.avx512bf16 && vbmi_bit && amx_bits && (xcr0 & tiles) == tiles && amx_permitted();
     f.avx512vnni = f.avx512 && vnni_bit;
     f.amx_int8 = f.amx && int8_bit;
     return f;
