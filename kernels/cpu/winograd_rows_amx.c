@@ -48,13 +48,6 @@ VEC void store_halves(char *p, struct halves x)
     _mm512_store_si512(p, vb_narrow(x.even, x.odd));
 }
 
-/* x / (1 + exp(-x)) to 1e-4 of it, for what bf16 then rounds to 2e-3. */
-VEC vf quick_silu(vf x)
-{
-    vf e = v_exp2_rough(v_mul(x, v_set1(-1.44269504f)), 0);
-    return v_mul(x, _mm512_rcp14_ps(v_add(v_set1(1.0f), e)));
-}
-
 /* Scales and shifts of 32 channels. */
 struct factors {
     struct halves scale, shift;
@@ -69,8 +62,8 @@ VEC struct factors load_factors(const struct wr_input *in, size_t channel)
 
 VEC struct halves norm_silu(struct halves d, const struct factors *f)
 {
-    return (struct halves){quick_silu(v_fma(d.even, f->scale.even, f->shift.even)),
-                           quick_silu(v_fma(d.odd, f->scale.odd, f->shift.odd))};
+    return (struct halves){v_silu_rough(v_fma(d.even, f->scale.even, f->shift.even)),
+                           v_silu_rough(v_fma(d.odd, f->scale.odd, f->shift.odd))};
 }
 
 static const float A = WR_POINT, AA = WR_POINT * WR_POINT, B = 1 / WR_POINT, BB = 1 / (WR_POINT * WR_POINT),
