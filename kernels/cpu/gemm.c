@@ -51,7 +51,7 @@ static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
             if (write)
                 __asm__ volatile("prefetchw %0" : : "m"(at[b])); /* no operation where the CPU lacks it */
             else
-                __builtin_prefetch(at + b);
+                __builtin_prefetch(at + b, 0, 2);
 }
 
 /* Asks for the lines of y that R will be written to, unless they are written past the caches, and for those
