@@ -5,7 +5,8 @@
  *
  * DIRECT: in place; 1x1, where rows of the product are rows of x. Where many panels follow, the first one
  * leaves the tiles it reads in the slab: rows that are an even number of cache lines apart, as those of x
- * mostly are, come out of the second level at two thirds of the speed of rows that lie together.
+ * mostly are, come out of the second level at two thirds of the speed of rows that lie together. Many
+ * channels go in slices there, each passed over by all panels of the item.
  *
  * PADDED: from a slab with the block's input rows and their halo, zeros at the edges, converted to the
  * kernel's type, upsampled if asked; every kernel position is then a constant offset from the output
@@ -28,8 +29,6 @@
 #include <string.h>
 
 #include "int8.h"
-
-enum { NEAR_CHANNELS = 640 }; /* B of so many stays in the first level */
 
 /* Outputs FIRST to FIRST + COUNT of the job's positions, at PLACE, all in one row of the picture where there
  * are several places. */
@@ -167,6 +166,7 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
         if (last && together(job, first + (size_t)done, rows) == rows)
             prefetch_output(job, m, output_run(job, place, p, first + (size_t)done, rows));
         t->c = c + (size_t)(one ? 0 : done) * (size_t)g->nr;
+        t->next_sums = t->add && job->slices > 1 ? t->c + rows * g->nr : NULL;
         t->pending = m->waits ? &m->pending : NULL;
         g->run(rows, t);
         m->waits = m->waits && !g->defers;
@@ -243,8 +243,8 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
 {
     const struct gemm_kernel *g = job->g;
     const struct cpu_weight *w = weight_at(job, place);
-    const size_t es = dtype_size(g->dtype), position = (size_t)w->chunk * es;
-    int c0 = chunk * w->chunk, channels = min_int(count * w->chunk, w->channels - c0);
+    const size_t es = dtype_size(g->dtype), position = (size_t)job->chunk * es;
+    int c0 = chunk * job->chunk, channels = min_int(count * job->chunk, w->channels - c0);
     size_t numbers = (size_t)channels * (size_t)job->taps * (size_t)g->nr,
            bytes = numbers * dtype_size(w->dtype);
     const char *raw = weight_data(w) + (size_t)p * w->panel_bytes +
@@ -262,7 +262,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
         m->panel_end = gemm_make_finish(job->a, g->nr, NULL, &(struct run){p, 0, 1, 0});
     struct gemm_tile t = {.tap = m->tap[place],
                           .taps = job->taps,
-                          .k = min_int(w->chunk, channels),
+                          .k = min_int(job->chunk, channels),
                           .channels = channels,
                           .a_chunk = job->mode == DIRECT ? position : slab_chunk_bytes(job),
                           .b = data,
@@ -312,7 +312,7 @@ static struct worker_memory worker_memory(const struct job *job, int worker)
 {
     char *p = pool_scratch(job->pool, worker);
     struct worker_memory m = {.wide = p};
-    p += round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096);
+    p += round_up(job->chunk * job->taps * job->g->nr * 4, 4096);
     m.slab = p;
     p += gemm_slab_bytes(job);
     m.halves = p;
@@ -325,21 +325,14 @@ static struct worker_memory worker_memory(const struct job *job, int worker)
  * go through memory now and then: that costs less, but for the FIRST panel. */
 static int call_chunks(const struct job *job, bool first)
 {
-    const int near = NEAR_CHANNELS / job->w->chunk;
-    if (!job->g->whole_slices)
-        return 1;
-    if (!job->keeps || first || job->slices > 1 || job->w->channels <= NEAR_CHANNELS || near == 0)
-        return job->slice_chunks;
-    int chunks = div_up(job->w->channels, job->w->chunk);
-    return div_up(chunks, div_up(chunks, near));
+    return !job->g->whole_slices || (job->keeps && !first) ? 1 : job->slice_chunks;
 }
 
 /* All panels of one slice, whose slab is filled. */
 static void run_slice(const struct job *job, const struct block *b, struct worker_memory *m, int slice,
                       struct panels all)
 {
-    int chunks = div_up(job->w->channels, job->w->chunk), first = slice * job->slice_chunks;
-    int end = min_int(chunks, first + job->slice_chunks);
+    int first = slice * job->slice_chunks, end = min_int(job->chunks, first + job->slice_chunks);
     size_t panel_floats = job->slices > 1 ? (size_t)job->block_rows * (size_t)job->g->nr : 0;
     float *c = m->c;
     for (int place = 0; place < job->places; place++)

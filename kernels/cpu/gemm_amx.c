@@ -280,17 +280,30 @@ static bool in_line(const struct gemm_tile *t)
     return t->taps == 1 && (channels_of(t) == t->k || t->k == STEP || t->a_chunk == (size_t)t->k * 2);
 }
 
-/* 32 rows, in_line(). */
-VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool keeps)
+/* Asks for four lines of sums that the next call loads. Returns those that are left, or END. */
+VEC const char *ask_sums(const char *sums, const char *end)
+{
+    if (sums == end)
+        return sums;
+    for (int i = 0; i < 4; i++)
+        __builtin_prefetch(sums + i * 64);
+    return sums + 4 * 64;
+}
+
+/* 32 rows, in_line(). ASKS: for the next sums. */
+VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool keeps, bool asks)
 {
     const char *a = t->a + t->tap[0], *b = t->b, *next = t->prefetch;
     char *keep = keeps ? t->keep : NULL;
     const size_t lda = t->lda, half = half_of(t), step = t->k == STEP ? t->a_chunk : STEP * 2,
                  lines = (size_t)t->prefetch_lines * 64;
+    const char *sums = (const char *)t->next_sums, *sums_end = sums ? sums + 2 * ROWS * NR * 4 : NULL;
     struct ending e = begin_ending(t, channels_of(t) / STEP);
     load_sums(t, true);
     for (int left = channels_of(t); left > 0; left -= STEP, a += step, b += STEP * NR * 2) {
         multiply(a, lda, half, b, b_near, keep, t->keep_half);
+        if (asks)
+            sums = ask_sums(sums, sums_end);
         keep = keeps ? keep + ROWS * STEP * 2 : NULL;
         for (const char *end = next + lines; next != end; next += 64)
             __builtin_prefetch(next, 0, 2);
@@ -405,13 +418,15 @@ VEC void run_kind(const struct gemm_tile *t, enum kind kind)
 {
     const bool b_near = b_stays_near(t->taps, channels_of(t) * NR * 2);
     if (t->keep && b_near)
-        run_line(t, kind, true, true);
+        run_line(t, kind, true, true, false);
     else if (t->keep)
-        run_line(t, kind, false, true);
+        run_line(t, kind, false, true, false);
+    else if (b_near && t->next_sums)
+        run_line(t, kind, true, false, true);
     else if (b_near)
-        run_line(t, kind, true, false);
+        run_line(t, kind, true, false, false);
     else
-        run_line(t, kind, false, false);
+        run_line(t, kind, false, false, false);
 }
 
 static void run(int rows, const struct gemm_tile *tile)

@@ -3,17 +3,20 @@
 #include "gemm_job.h"
 
 enum {
-    BLOCK_ROWS = 256,         /* and twice as many where whole slices are taken */
-    BLOCK_COLS = 512,         /* outputs of a work item */
-    BLOCK_WIDTH = 64,         /* positions of one picture row in a block */
-    SLAB_BYTES = 512 << 10,   /* likewise */
-    NEAR_BYTES = 1200 << 10,  /* of a slab and two panels of B, where whole slices are taken */
-    DIRECT_CHANNELS = 640,    /* channels of a slice that is read in place */
-    DIRECT_BYTES = 1 << 20,   /* of x in a block that is read in place, where whole slices are taken */
-    UNSLICED_CHANNELS = 2560, /* most that are read in place as one slice, where whole slices are taken */
-    SLICE_CHANNELS = 1440,    /* of several */
-    SUMS_BYTES = 768 << 10,   /* of the panels of an item, while slices follow each other */
+    BLOCK_ROWS = 256,        /* and twice as many where whole slices are taken */
+    BLOCK_COLS = 512,        /* outputs of a work item */
+    BLOCK_WIDTH = 64,        /* positions of one picture row in a block */
+    SLAB_BYTES = 512 << 10,  /* twice as many where whole slices are taken */
+    NEAR_BYTES = 1200 << 10, /* of a slab and two panels of B, where whole slices are taken */
+    DIRECT_CHANNELS = 640,   /* channels of a slice that is read in place */
+    /* Where x is read in place and whole slices are taken: */
+    DIRECT_BYTES = 1 << 20,   /* of x in a block */
+    NEAR_CHANNELS = 640,      /* B of so many stays in the first level */
+    UNSLICED_CHANNELS = 1280, /* most that are one slice */
+    SLICE_CHANNELS = 576,     /* of several: beside B of so many there is room for the next sums */
+    SUMS_BYTES = 1400 << 10,  /* of the panels of an item, while slices follow each other */
     KEEP_PANELS = 16,         /* from so many on it pays to leave tiles of x in the slab */
+    KEEP_SLICE_PANELS = 8,    /* likewise, of several slices */
     SMALL_B_BYTES = 1 << 20,
     SMALL_BLOCK_BYTES = 640 << 10, /* of x */
     STREAM_LINES_BYTES = 1 << 20,  /* of y, where lines are written whole */
@@ -39,19 +42,36 @@ static enum mode choose_mode(const struct job *job)
     return FLAT;
 }
 
-/* Slices where x is read in place and whole slices are taken: one, but then few rows of many channels would
- * fit the second level, and B would come from the third level or memory too often. */
-static int direct_slices(const struct job *job)
+/* Whether the micro-kernel reads x in place and takes whole slices: then what is packed as chunks lies
+ * together as one. */
+static bool direct_slices(const struct job *job)
 {
-    return job->w->channels > UNSLICED_CHANNELS ? div_up(job->w->channels, SLICE_CHANNELS) : 1;
+    return job->mode == DIRECT && job->g->whole_slices;
+}
+
+/* Where direct_slices() are more than one, one after the other is passed over by all panels of an item, whose
+ * sums wait in the second level: few rows of all channels would fit there, and B would come from the third
+ * level or memory too often. */
+static bool several_slices(const struct job *job)
+{
+    return direct_slices(job) && job->w->channels > UNSLICED_CHANNELS;
+}
+
+static void choose_chunks(struct job *job)
+{
+    const int channels = job->w->channels, most = several_slices(job) ? SLICE_CHANNELS : NEAR_CHANNELS;
+    job->chunk = direct_slices(job) ? round_up(div_up(channels, div_up(channels, most)), job->g->k_unit)
+                                    : job->w->chunk;
+    job->chunks = div_up(channels, job->chunk);
 }
 
 static void choose_block(struct job *job)
 {
     int rows = job->g->whole_slices ? 2 * BLOCK_ROWS : BLOCK_ROWS;
-    if (job->mode == DIRECT && job->g->whole_slices) { /* x of a block and slice stays in the second level */
-        int slice = div_up(job->w->channels, direct_slices(job));
-        int fit = DIRECT_BYTES / slice / 2 / job->g->mr * job->g->mr;
+    if (several_slices(job)) {
+        rows = BLOCK_ROWS;
+    } else if (direct_slices(job)) { /* x of a block stays in the second level */
+        int fit = DIRECT_BYTES / job->w->channels / 2 / job->g->mr * job->g->mr;
         rows = min_int(rows, fit > 2 * job->g->mr ? fit : 2 * job->g->mr);
     }
     if (job->mode == PADDED) {
@@ -85,15 +105,15 @@ static void choose_block(struct job *job)
     job->slab_h = job->reach_y * job->reach_x;
 }
 
-/* Panels of an item: up to BLOCK_COLS outputs, fewer where there would be too few items for the threads. */
+/* Panels of an item: up to BLOCK_COLS outputs, fewer where there would be too few items for the threads.
+ * Where all panels pass over x that was read in place, many of them are worth more than many items. */
 static void choose_columns(struct job *job)
 {
     const int threads = pool_threads(job->pool);
-    int want = threads * (job->mode == DIRECT ? 4 : job->mode == PADDED ? 2 : 1);
+    int want = threads * (direct_slices(job) || job->mode == PADDED ? 2 : job->mode == DIRECT ? 4 : 1);
     if (threads == 1 && job->mode == DIRECT)
         want = 1;
-    int parts =
-        job->mode == DIRECT && job->g->whole_slices ? 1 : div_up(job->w->panels * job->g->nr, BLOCK_COLS);
+    int parts = direct_slices(job) ? 1 : div_up(job->w->panels * job->g->nr, BLOCK_COLS);
     if (job->blocks * parts < want)
         parts = min_int(job->w->panels, div_up(want, job->blocks));
     job->cols_panels = div_up(job->w->panels, parts);
@@ -103,7 +123,7 @@ static void choose_columns(struct job *job)
  * next one, which is asked for. */
 static int chunks_that_fit(const struct job *job)
 {
-    const size_t slab = slab_chunk_bytes(job), b = (size_t)(job->w->chunk * job->taps * job->g->nr) * 2;
+    const size_t slab = slab_chunk_bytes(job), b = (size_t)(job->chunk * job->taps * job->g->nr) * 2;
     size_t fit = SLAB_BYTES / slab;
     if (job->g->whole_slices) {
         const size_t near = NEAR_BYTES / (slab + 2 * b);
@@ -114,27 +134,26 @@ static int chunks_that_fit(const struct job *job)
 
 static void choose_slices(struct job *job)
 {
-    int chunks = div_up(job->w->channels, job->w->chunk);
-    int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->w->chunk : chunks_that_fit(job);
-    if (job->mode == DIRECT && job->g->whole_slices)
-        most = div_up(chunks, direct_slices(job));
-    job->slices = div_up(chunks, most > 0 ? most : 1);
-    job->slice_chunks = div_up(chunks, job->slices);
+    int most = job->mode == DIRECT ? DIRECT_CHANNELS / job->chunk : chunks_that_fit(job);
+    if (direct_slices(job))
+        most = several_slices(job) ? 1 : job->chunks;
+    job->slices = div_up(job->chunks, most > 0 ? most : 1);
+    job->slice_chunks = div_up(job->chunks, job->slices);
 }
 
 /* Whether B and two blocks of x fit the second level, and an item has all of B. */
 static bool asks_x(const struct job *job)
 {
     size_t block = (size_t)job->block_rows * (size_t)job->w->channels * dtype_size(job->g->dtype);
-    return job->mode == DIRECT && job->g->whole_slices && job->slices == 1 &&
-           job->a->x.ld == job->w->channels && job->cols_panels == job->w->panels &&
+    return direct_slices(job) && job->slices == 1 && job->a->x.ld == job->w->channels &&
+           job->cols_panels == job->w->panels &&
            (size_t)job->w->panels * job->w->panel_bytes <= SMALL_B_BYTES && block <= SMALL_BLOCK_BYTES;
 }
 
 /* Bytes of a worker's scratch that come before c, see worker_memory(). */
 static size_t scratch_before_c(const struct job *job)
 {
-    return (size_t)round_up(job->w->chunk * job->taps * job->g->nr * 4, 4096) + gemm_slab_bytes(job) +
+    return (size_t)round_up(job->chunk * job->taps * job->g->nr * 4, 4096) + gemm_slab_bytes(job) +
            halves_bytes(job);
 }
 
@@ -148,7 +167,7 @@ static int fit_columns(struct job *job, struct error *err)
         return error_set(err, ERR_INTERNAL, "a convolution of %d channels does not fit a thread's scratch",
                          job->a->x.c);
     size_t fit = POOL_SCRATCH - used;
-    if (job->mode == DIRECT && job->g->whole_slices && fit > SUMS_BYTES) /* they stay in the second level */
+    if (direct_slices(job) && fit > SUMS_BYTES) /* they stay in the second level */
         fit = SUMS_BYTES > panel ? SUMS_BYTES : panel;
     if (job->slices > 1) {
         int parts = div_up(job->cols_panels, (int)(fit / panel));
@@ -198,11 +217,13 @@ int gemm_choose_blocks(struct job *job, struct error *err)
     if (job->positions == 0)
         return 0;
     job->mode = choose_mode(job);
+    choose_chunks(job);
     choose_block(job);
     choose_columns(job);
     job->joins = job->mode == DIRECT && job->g->defers && gemm_joins(a, job->w->panel_cols);
     choose_slices(job);
-    job->keeps = job->mode == DIRECT && job->g->keeps_tiles && job->cols_panels >= KEEP_PANELS;
+    job->keeps = job->mode == DIRECT && job->g->keeps_tiles &&
+                 job->cols_panels >= (several_slices(job) ? KEEP_SLICE_PANELS : KEEP_PANELS);
     job->streams = past_caches(job);
     job->asks_x = asks_x(job);
     return fit_columns(job, err);

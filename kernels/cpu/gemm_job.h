@@ -31,6 +31,7 @@ struct job {
     int blocks, cols_panels; /* blocks in all; panels of an item */
     int slab_h, slab_w;      /* PADDED; FLAT uses slab_w = block_rows, slab_h = taps */
     int picture_h;           /* PADDED: rows of the slab for a picture */
+    int chunk, chunks;       /* channels of a chunk; how many there are */
     int slice_chunks, slices;
     bool joins;   /* panels of a GEGLU end two by two */
     bool streams; /* past_caches() */
@@ -87,12 +88,12 @@ static inline int round_up(int a, int b)
 
 static inline int slice_channels(const struct job *job)
 {
-    return min_int(job->w->channels, job->slice_chunks * job->w->chunk);
+    return min_int(job->w->channels, job->slice_chunks * job->chunk);
 }
 
 static inline size_t slab_chunk_bytes(const struct job *job)
 {
-    return (size_t)job->slab_h * (size_t)job->slab_w * (size_t)job->w->chunk * dtype_size(job->g->dtype);
+    return (size_t)job->slab_h * (size_t)job->slab_w * (size_t)job->chunk * dtype_size(job->g->dtype);
 }
 
 static inline size_t halves_bytes(const struct job *job)

@@ -81,11 +81,11 @@ static void fill_padded(const struct job *job, const struct block *b, char *dst,
                      .step = 1,
                      .count = (b->length - 1) * job->step + job->reach_x,
                      .c0 = c0,
-                     .width = job->w->chunk,
+                     .width = job->chunk,
                      .chunks = chunks};
     const int pictures = div_up(b->segments, job->block_h);
     const int lines = (b->segments / pictures - 1) * job->step + job->reach_y;
-    const size_t row = (size_t)job->slab_w * (size_t)job->w->chunk * dtype_size(job->g->dtype);
+    const size_t row = (size_t)job->slab_w * (size_t)job->chunk * dtype_size(job->g->dtype);
     for (int i = 0; i < pictures * lines; i++) {
         l.n = b->n + i / lines;
         l.iy = b->y * job->step - job->pad_y + i % lines;
@@ -97,8 +97,8 @@ static void fill_padded(const struct job *job, const struct block *b, char *dst,
 /* CHUNKS chunks of a FLAT slab, each [tap][block_rows][width]. */
 static void fill_flat(const struct job *job, const struct block *b, char *dst, int c0, int chunks)
 {
-    size_t bytes = (size_t)job->w->chunk * dtype_size(job->g->dtype);
-    struct line l = {.step = job->step, .c0 = c0, .width = job->w->chunk, .chunks = chunks};
+    size_t bytes = (size_t)job->chunk * dtype_size(job->g->dtype);
+    struct line l = {.step = job->step, .c0 = c0, .width = job->chunk, .chunks = chunks};
     for (int t = 0; t < job->reach_y * job->reach_x; t++) {
         for (int done = 0; done < b->length; done += l.count) {
             size_t at = b->first + (size_t)done;
@@ -117,17 +117,17 @@ static void fill_flat(const struct job *job, const struct block *b, char *dst, i
 static bool spreads(const struct job *job)
 {
     tensor x = job->a->x;
-    return job->g->spread && x.dtype == job->g->dtype && (size_t)job->w->chunk * dtype_size(x.dtype) == 64 &&
+    return job->g->spread && x.dtype == job->g->dtype && (size_t)job->chunk * dtype_size(x.dtype) == 64 &&
            x.c == job->w->channels;
 }
 
 void gemm_fill_slab(const struct job *job, const struct block *b, struct worker_memory *m, int slice)
 {
-    int first = slice * job->slice_chunks * job->w->chunk;
-    int end = min_int(job->w->channels, first + job->slice_chunks * job->w->chunk);
-    int chunks = spreads(job) ? div_up(end - first, job->w->chunk) : 1;
+    int first = slice * job->slice_chunks * job->chunk;
+    int end = min_int(job->w->channels, first + job->slice_chunks * job->chunk);
+    int chunks = spreads(job) ? div_up(end - first, job->chunk) : 1;
     char *dst = m->slab;
-    for (int c = first; c < end; c += chunks * job->w->chunk, dst += slab_chunk_bytes(job))
+    for (int c = first; c < end; c += chunks * job->chunk, dst += slab_chunk_bytes(job))
         if (job->mode == PADDED)
             fill_padded(job, b, dst, c, chunks);
         else
@@ -136,7 +136,7 @@ void gemm_fill_slab(const struct job *job, const struct block *b, struct worker_
 
 void gemm_set_taps(const struct job *job, struct worker_memory *m)
 {
-    size_t bytes = (size_t)job->w->chunk * dtype_size(job->g->dtype);
+    size_t bytes = (size_t)job->chunk * dtype_size(job->g->dtype);
     for (int place = 0; place < job->places; place++)
         for (int t = 0; t < job->taps; t++) {
             int y = place / 2 + t / job->kw, x = place % 2 + t % job->kw;
