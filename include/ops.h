@@ -42,6 +42,9 @@ enum weight_kind {
 
 enum { WEIGHT_PARTS_MAX = 3 };
 
+/* ALWAYS: a call without it is ERR_INTERNAL where the backend keeps no other form. */
+enum upsampling { UPSAMPLED_NEVER, UPSAMPLED_MOSTLY, UPSAMPLED_ALWAYS };
+
 /* Numbers in host memory, as the file has them (often inside an mmap, so possibly unaligned). */
 struct host_array {
     const void *data; /* NULL: absent */
@@ -56,9 +59,9 @@ struct weight_source {
     int parts; /* 1, or up to WEIGHT_PARTS_MAX for WEIGHT_LINEAR */
     struct host_array w[WEIGHT_PARTS_MAX];
     struct host_array bias[WEIGHT_PARTS_MAX]; /* beta for WEIGHT_NORM */
-    int stride;    /* 2: the convolution will be called with that; 0: with none that is known */
-    bool upsample; /* a 3x3 convolution that will mostly be called with .upsample: a backend may prepare for
-                      it */
+    int stride;               /* 2: the convolution will be called with that; 0: with none that is known */
+    enum upsampling upsample; /* a 3x3 convolution that will be called with .upsample: a backend may prepare
+                                 for it */
     bool int8; /* the network bears this matrix in int8 (kernels/int8.h), where the backend was asked to */
 };
 

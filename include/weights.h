@@ -72,9 +72,10 @@ void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const 
 /* The same, 3x3, for a convolution that is called with .stride = 2 (Downsample2D). */
 void load_conv2d_down(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
-/* The same, 3x3, for a convolution that is called with .upsample (Upsample2D). */
-void load_conv2d_up(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
-    __attribute__((format(printf, 5, 6)));
+/* The same, 3x3, for a convolution that is called with .upsample (Upsample2D): but for odd sides, or always.
+ */
+void load_conv2d_up(struct loader *l, weight *w, int out_c, int in_c, enum upsampling how, const char *fmt,
+                    ...) __attribute__((format(printf, 6, 7)));
 /* torch.nn.Conv3d with a kernel of (3, 1, 1), for conv_temporal: NAME.weight [out_c, in_c, 3, 1, 1]. SCALE
  * multiplies weight and bias. */
 void load_conv_temporal(struct loader *l, weight *w, int out_c, int in_c, float scale, const char *fmt, ...)

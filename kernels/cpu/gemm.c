@@ -403,6 +403,8 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     if (a->w->kh * a->w->kw > TAPS_MAX)
         return error_set(err, ERR_UNSUPPORTED, "a %dx%d kernel has more than %d positions", a->w->kh,
                          a->w->kw, TAPS_MAX);
+    if (!a->upsample && w->panel_bytes == 0)
+        return error_set(err, ERR_INTERNAL, "a convolution was packed to be upsampled always");
     int rc = gemm_choose_blocks(&job, err);
     if (rc || job.positions == 0)
         return rc;

@@ -185,7 +185,7 @@ static void pack_panel(void *ctx, int p, int worker)
     const struct weight_source *src = job->src;
     int nr = job->tier->gemm->nr;
     char *dst = weight_data(w) + (size_t)p * w->panel_bytes;
-    for (int first = 0; first < w->channels; first += w->chunk) {
+    for (int first = 0; first < w->channels && w->panel_bytes; first += w->chunk) {
         int padded = w->channels - first < w->chunk ? w->channels - first : w->chunk;
         pack_chunk(job, p, first, padded, dst, pool_scratch(job->pool, worker));
         dst += (size_t)padded * (size_t)w->taps * (size_t)nr * dtype_size(w->dtype);
@@ -291,7 +291,7 @@ static struct weight_source form_source(const struct weight_source *src, const s
     struct weight_source s = *src;
     s.kh = form->kh;
     s.kw = form->kw;
-    s.upsample = false;
+    s.upsample = UPSAMPLED_NEVER;
     s.w[0] = (struct host_array){NULL, DTYPE_F32,
                                  (size_t)src->out_c * (size_t)src->in_c * (size_t)(form->kh * form->kw)};
     return s;
@@ -341,6 +341,8 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     memset(&up, 0, sizeof up);
     memset(&wino, 0, sizeof wino);
     lay_out(&layout, cpu_tier(be), src, 0);
+    const bool up_alone = packs_up(cpu_tier(be), src) && src->upsample == UPSAMPLED_ALWAYS;
+    layout.panel_bytes = up_alone ? 0 : layout.panel_bytes;
     size_t bytes = layout.data + (size_t)layout.panels * layout.panel_bytes;
     if (packs_up(cpu_tier(be), src))
         bytes = lay_out_form(be, &up_form, src, bytes, &up, &layout.up, &layout.up_bytes);

@@ -76,7 +76,7 @@ static void load_up(struct loader *l, struct unet_video *net, int i)
             video_transformer_load(l, &b->attn[k], transformer_of(u, level), &net->transformers, name);
     }
     if (b->up)
-        load_conv2d_up(l, &b->upsample, c, c, "up_blocks.%d.upsamplers.0.conv", i);
+        load_conv2d_up(l, &b->upsample, c, c, UPSAMPLED_MOSTLY, "up_blocks.%d.upsamplers.0.conv", i);
 }
 
 static void load_all(struct loader *l, struct unet_video *net)

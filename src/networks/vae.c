@@ -137,7 +137,8 @@ static void load_decoder(struct loader *l, struct vae *v)
         }
         d->up[i].up = i + 1 < v->levels;
         if (d->up[i].up)
-            load_conv2d_up(l, &d->up[i].upsample, out, out, "decoder.up_blocks.%d.upsamplers.0.conv", i);
+            load_conv2d_up(l, &d->up[i].upsample, out, out, UPSAMPLED_ALWAYS,
+                           "decoder.up_blocks.%d.upsamplers.0.conv", i);
         c = out;
     }
     load_norm(l, &d->norm_out, c, "decoder.conv_norm_out");

@@ -100,7 +100,8 @@ static void load_decoder(struct loader *l, struct vae_video *net)
         }
         b->up = i + 1 < v->levels;
         if (b->up)
-            load_conv2d_up(l, &b->upsample, out, out, "decoder.up_blocks.%d.upsamplers.0.conv", i);
+            load_conv2d_up(l, &b->upsample, out, out, UPSAMPLED_ALWAYS,
+                           "decoder.up_blocks.%d.upsamplers.0.conv", i);
         c = out;
     }
     load_norm(l, &net->norm_out, c, "decoder.conv_norm_out");

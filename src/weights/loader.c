@@ -232,7 +232,7 @@ static void pack(struct loader *l, weight *w, const struct weight_source *src, c
 }
 
 static void load_named_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, int stride,
-                              bool upsample, const char *name)
+                              enum upsampling upsample, const char *name)
 {
     uint64_t shape[4] = {(uint64_t)out_c, (uint64_t)in_c, (uint64_t)k, (uint64_t)k};
     struct weight_source src = {.kind = WEIGHT_CONV2D,
@@ -251,19 +251,20 @@ static void load_named_conv2d(struct loader *l, weight *w, int out_c, int in_c, 
 void load_conv2d(struct loader *l, weight *w, int out_c, int in_c, int k, const char *fmt, ...)
 {
     NAME_OR_RETURN(l, name, fmt);
-    load_named_conv2d(l, w, out_c, in_c, k, 1, false, name);
+    load_named_conv2d(l, w, out_c, in_c, k, 1, UPSAMPLED_NEVER, name);
 }
 
 void load_conv2d_down(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
 {
     NAME_OR_RETURN(l, name, fmt);
-    load_named_conv2d(l, w, out_c, in_c, 3, 2, false, name);
+    load_named_conv2d(l, w, out_c, in_c, 3, 2, UPSAMPLED_NEVER, name);
 }
 
-void load_conv2d_up(struct loader *l, weight *w, int out_c, int in_c, const char *fmt, ...)
+void load_conv2d_up(struct loader *l, weight *w, int out_c, int in_c, enum upsampling how, const char *fmt,
+                    ...)
 {
     NAME_OR_RETURN(l, name, fmt);
-    load_named_conv2d(l, w, out_c, in_c, 3, 1, true, name);
+    load_named_conv2d(l, w, out_c, in_c, 3, 1, how, name);
 }
 
 /* Packs SRC with all numbers multiplied by SCALE. */

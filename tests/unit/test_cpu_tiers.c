@@ -28,7 +28,7 @@ static float *numbers(size_t count, unsigned seed)
 
 struct conv {
     int n, h, w, c, o, k;
-    bool upsample;
+    enum upsampling upsample;
     enum act act;
     bool residual;
     bool inside; /* as inside a network: read and written in the backend's type, with a row added to each
@@ -195,6 +195,47 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
             backend_close(&one);
             backend_close(&three);
         }
+}
+
+/* Where only the form for upsampling is kept, it gives the same bits, and a call that needs the other is
+ * refused. */
+TEST(a_convolution_that_is_always_upsampled)
+{
+    struct conv s = {1, 7, 20, 64, 40, 3, UPSAMPLED_MOSTLY, ACT_NONE, false, true};
+    for (int t = 0; cpu_tier_name(t); t++) {
+        struct backend *be = open_tier(cpu_tier_name(t), 2);
+        if (!be)
+            continue;
+        struct error err = {0};
+        s.upsample = UPSAMPLED_MOSTLY;
+        float *mostly = convolve(be, s);
+        s.upsample = UPSAMPLED_ALWAYS;
+        float *always = convolve(be, s);
+        CHECK(memcmp(mostly, always, outputs(s) * sizeof *mostly) == 0, "%s", be->tier);
+        const size_t count = (size_t)s.o * (size_t)s.c * 9, positions = (size_t)s.h * (size_t)s.w;
+        float *w = numbers(count, 2), *x = numbers(positions * (size_t)s.c, 1);
+        struct weight_source src = {.kind = WEIGHT_CONV2D,
+                                    .out_c = s.o,
+                                    .in_c = s.c,
+                                    .kh = 3,
+                                    .kw = 3,
+                                    .parts = 1,
+                                    .w = {{w, DTYPE_F32, count}},
+                                    .upsample = UPSAMPLED_MOSTLY};
+        weight both = {0}, alone = {0};
+        CHECK(weight_pack(be, &both, &src, &err) == 0, "%s", err.msg);
+        src.upsample = UPSAMPLED_ALWAYS;
+        CHECK(weight_pack(be, &alone, &src, &err) == 0, "%s", err.msg);
+        CHECK((alone.bytes < both.bytes) == (be->dtype == DTYPE_BF16), "%s: %zu, %zu bytes", be->tier,
+              alone.bytes, both.bytes);
+        tensor tx = make(1, s.h, s.w, s.c, DTYPE_F32, x), ty = make(1, s.h, s.w, s.o, DTYPE_F32, mostly);
+        int rc = be->ops.conv2d(be, ty, tx, &alone, &(struct conv2d_args){.stride = 1}, &err);
+        CHECK(rc == (be->dtype == DTYPE_BF16 ? ERR_INTERNAL : 0), "%s: %d", be->tier, rc);
+        weight_free(be, &both);
+        weight_free(be, &alone);
+        free(w), free(x), free(mostly), free(always);
+        backend_close(&be);
+    }
 }
 
 TEST(bfloat16_can_be_ruled_out)
