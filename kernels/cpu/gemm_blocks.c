@@ -10,13 +10,14 @@ enum {
     NEAR_BYTES = 1200 << 10, /* of a slab and two panels of B, where whole slices are taken */
     DIRECT_CHANNELS = 640,   /* channels of a slice that is read in place */
     /* Where x is read in place and whole slices are taken: */
-    DIRECT_BYTES = 1 << 20,   /* of x in a block */
-    NEAR_CHANNELS = 640,      /* B of so many stays in the first level */
-    UNSLICED_CHANNELS = 1280, /* most that are one slice */
-    SLICE_CHANNELS = 576,     /* of several: beside B of so many there is room for the next sums */
-    SUMS_BYTES = 1400 << 10,  /* of the panels of an item, while slices follow each other */
-    KEEP_PANELS = 16,         /* from so many on it pays to leave tiles of x in the slab */
-    KEEP_SLICE_PANELS = 8,    /* likewise, of several slices */
+    DIRECT_SMALL_BYTES = 330 << 10, /* likewise, where B stays in the second level, too */
+    DIRECT_BYTES = 1 << 20,         /* of x in a block */
+    NEAR_CHANNELS = 640,            /* B of so many stays in the first level */
+    UNSLICED_CHANNELS = 1280,       /* most that are one slice */
+    SLICE_CHANNELS = 576,           /* of several: beside B of so many there is room for the next sums */
+    SUMS_BYTES = 1400 << 10,        /* of the panels of an item, while slices follow each other */
+    KEEP_PANELS = 16,               /* from so many on it pays to leave tiles of x in the slab */
+    KEEP_SLICE_PANELS = 8,          /* likewise, of several slices */
     SMALL_B_BYTES = 1 << 20,
     SMALL_BLOCK_BYTES = 640 << 10, /* of x */
     STREAM_LINES_BYTES = 1 << 20,  /* of y, where lines are written whole */
@@ -51,10 +52,12 @@ static bool direct_slices(const struct job *job)
 
 /* Where direct_slices() are more than one, one after the other is passed over by all panels of an item, whose
  * sums wait in the second level: few rows of all channels would fit there, and B would come from the third
- * level or memory too often. */
+ * level or memory too often. Where there are so few panels that tiles of x are kept for slices only, slices
+ * are worth it earlier. */
 static bool several_slices(const struct job *job)
 {
-    return direct_slices(job) && job->w->channels > UNSLICED_CHANNELS;
+    const bool few = job->w->panels < KEEP_PANELS && job->w->panels >= KEEP_SLICE_PANELS;
+    return direct_slices(job) && job->w->channels > (few ? NEAR_CHANNELS : UNSLICED_CHANNELS);
 }
 
 static void choose_chunks(struct job *job)
@@ -65,13 +68,20 @@ static void choose_chunks(struct job *job)
     job->chunks = div_up(channels, job->chunk);
 }
 
+/* Whether B may stay in the second level while blocks of x pass by. */
+static bool small_b(const struct job *job)
+{
+    return (size_t)job->w->panels * job->w->panel_bytes <= SMALL_B_BYTES;
+}
+
 static void choose_block(struct job *job)
 {
     int rows = job->g->whole_slices ? 2 * BLOCK_ROWS : BLOCK_ROWS;
     if (several_slices(job)) {
         rows = BLOCK_ROWS;
     } else if (direct_slices(job)) { /* x of a block stays in the second level */
-        int fit = DIRECT_BYTES / job->w->channels / 2 / job->g->mr * job->g->mr;
+        int most = small_b(job) ? DIRECT_SMALL_BYTES : DIRECT_BYTES;
+        int fit = most / job->w->channels / 2 / job->g->mr * job->g->mr;
         rows = min_int(rows, fit > 2 * job->g->mr ? fit : 2 * job->g->mr);
     }
     if (job->mode == PADDED) {
@@ -146,8 +156,7 @@ static bool asks_x(const struct job *job)
 {
     size_t block = (size_t)job->block_rows * (size_t)job->w->channels * dtype_size(job->g->dtype);
     return direct_slices(job) && job->slices == 1 && job->a->x.ld == job->w->channels &&
-           job->cols_panels == job->w->panels &&
-           (size_t)job->w->panels * job->w->panel_bytes <= SMALL_B_BYTES && block <= SMALL_BLOCK_BYTES;
+           job->cols_panels == job->w->panels && small_b(job) && block <= SMALL_BLOCK_BYTES;
 }
 
 /* Bytes of a worker's scratch that come before c, see worker_memory(). */

@@ -169,6 +169,7 @@ static void cases(struct check *ck)
         /* likewise two blocks in slices of unequal length, with GEGLU in pairs of panels and as a view */
         {1, 1, 300, 1312, 288, 1, false, {0}, true, true, 0, 0},
         {1, 1, 270, 1696, 288, 1, true, {0}, true, false, 32, 0},
+        {1, 1, 275, 992, 320, 1, false, {0}, true, true, 0, 0},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         run_case(ck, list[i]);
