@@ -10,8 +10,8 @@ enum {
     NEAR_BYTES = 1200 << 10, /* of a slab and two panels of B, where whole slices are taken */
     DIRECT_CHANNELS = 640,   /* channels of a slice that is read in place */
     /* Where x is read in place and whole slices are taken: */
-    DIRECT_SMALL_BYTES = 330 << 10, /* likewise, where B stays in the second level, too */
     DIRECT_BYTES = 1 << 20,         /* of x in a block */
+    DIRECT_SMALL_BYTES = 330 << 10, /* likewise, where B stays in the second level, too */
     NEAR_CHANNELS = 640,            /* B of so many stays in the first level */
     UNSLICED_CHANNELS = 1280,       /* most that are one slice */
     SLICE_CHANNELS = 576,           /* of several: beside B of so many there is room for the next sums */
