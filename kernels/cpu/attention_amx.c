@@ -403,7 +403,7 @@ static void run_wide(const struct flash_item *it)
         .key_tiles = flash_unit(it->d) / SIDE,
     };
     _mm_setcsr(csr | CAREFUL);
-    configure();
+    configure(SIDE);
     struct memory m = lay_out(&f, states);
     BARRIER();
     run_units(&f, &m, states);

@@ -157,13 +157,14 @@ weigh_again(struct narrow *f, const struct slot *u, struct weighing w, bool sums
 
 /* ---- A step ---- */
 
-/* SUM += the tile of A at PLACE times tile 7; then the weights number N of ALL. */
-#define MULTIPLY(sum, place, n)                                                                              \
+/* SUM += the tile at PLACE, by way of tile A, times tile 7; then the weights number N of ALL. */
+#define MULTIPLY_BY(a, sum, place, n)                                                                        \
     do {                                                                                                     \
-        tile_load_once(6, place, 64);                                                                        \
-        tile_dot(sum, 6, 7);                                                                                 \
+        tile_load_once(a, place, 64);                                                                        \
+        tile_dot(sum, a, 7);                                                                                 \
         weigh_rows(&w, SIDE *((n)-1) / all, SIDE * (n) / all, sums);                                         \
     } while (0)
+#define MULTIPLY(sum, place, n) MULTIPLY_BY(6, sum, place, n)
 
 /* PREV, number N of all slots, is added to the output; CUR gets its weights; the scores of NEXT are stored;
  * FAR is scored. */
@@ -223,9 +224,12 @@ ALWAYS void step(struct narrow *f, int n, const struct slot *prev, const struct 
         tile_load(7, p, 64);
         MULTIPLY(0, v, 5);
         MULTIPLY(1, v + TILE, 6);
-        MULTIPLY(2, v + 2 * TILE, 7);
-        if (tiles > 3)
+        if (tiles > 3) {
+            MULTIPLY(2, v + 2 * TILE, 7);
             MULTIPLY(3, v + 3 * TILE, 8);
+        } else {
+            MULTIPLY_BY(3, 2, v + 2 * TILE, 7); /* these two have only the rows that are in use */
+        }
     }
     BARRIER();
     if (overflown(w.seen))
@@ -392,7 +396,7 @@ static void run_narrow(const struct flash_item *it)
         .v_group = flash_tiles(it->d) * TILE,
     };
     _mm_setcsr(csr | CAREFUL);
-    configure();
+    configure(f.tiles > 3 ? SIDE : it->d < 2 * SIDE ? 1 : it->d + 1 - 2 * SIDE);
     lay_out_narrow(&f, blocks);
     f.at.block = f.block - 1;
     BARRIER();

@@ -216,12 +216,13 @@ static void put_rows(const struct flash_item *it, const float *o, size_t apart, 
     }
 }
 
-static void configure(void)
+/* Sixteen rows for all tiles but 2 and 3, which get ROWS. */
+static void configure(int rows)
 {
     struct tile_config c = {.palette = 1};
     for (int t = 0; t < 8; t++) {
         c.row_bytes[t] = 64;
-        c.rows[t] = SIDE;
+        c.rows[t] = (uint8_t)(t == 2 || t == 3 ? rows : SIDE);
     }
     tile_configure(&c);
 }
