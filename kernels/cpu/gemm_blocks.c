@@ -4,7 +4,7 @@
 
 enum {
     BLOCK_ROWS = 256,        /* and twice as many where whole slices are taken */
-    BLOCK_COLS = 512,        /* outputs of a work item */
+    BLOCK_COLS = 512,        /* outputs of a work item, where whole slices are not taken */
     BLOCK_WIDTH = 64,        /* positions of one picture row in a block */
     SLAB_BYTES = 512 << 10,  /* twice as many where whole slices are taken */
     NEAR_BYTES = 1200 << 10, /* of a slab and two panels of B, where whole slices are taken */
@@ -115,15 +115,17 @@ static void choose_block(struct job *job)
     job->slab_h = job->reach_y * job->reach_x;
 }
 
-/* Panels of an item: up to BLOCK_COLS outputs, fewer where there would be too few items for the threads.
- * Where all panels pass over x that was read in place, many of them are worth more than many items. */
+/* Panels of an item: fewer than all where there would be too few items for the threads, or where B comes in
+ * chunks, which want outputs (BLOCK_COLS) that stay near. Where whole slices are taken many panels are worth
+ * more than many items: each item fills a slab or reads x of its own. */
 static void choose_columns(struct job *job)
 {
     const int threads = pool_threads(job->pool);
+    const bool whole = job->g->whole_slices;
     int want = threads * (direct_slices(job) || job->mode == PADDED ? 2 : job->mode == DIRECT ? 4 : 1);
-    if (threads == 1 && job->mode == DIRECT)
+    if (threads == 1 && (whole || job->mode == DIRECT))
         want = 1;
-    int parts = direct_slices(job) ? 1 : div_up(job->w->panels * job->g->nr, BLOCK_COLS);
+    int parts = whole ? 1 : div_up(job->w->panels * job->g->nr, BLOCK_COLS);
     if (job->blocks * parts < want)
         parts = min_int(job->w->panels, div_up(want, job->blocks));
     job->cols_panels = div_up(job->w->panels, parts);

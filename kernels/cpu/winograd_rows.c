@@ -45,8 +45,8 @@ struct job {
     int chunk;        /* panels that a group meets before the next group does */
     bool rolls;       /* U stays and V rolls by */
     float *sums;      /* NULL, or those of struct kept_sums: a part is a strip's group */
-    bool past_caches; /* y is stored past them: as in gemm.c, which waits for lines that it overwrites as we
-                         do */
+    bool past_caches; /* y is stored past them: as in gemm_blocks.c, which waits for lines that it overwrites
+                         as we do */
 };
 
 struct block {
