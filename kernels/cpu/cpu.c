@@ -77,9 +77,7 @@ static const struct entry {
     {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL, &int8_avx512vnni, NULL},
      NEEDS_AVX512BF16,
      true},
-    {{"amx", &gemm_amx, &rows_avx512bf16, pack_avx512, &flash_amx, &int8_amx, &winograd_rows_amx},
-     NEEDS_AMX,
-     true},
+    {{"amx", &gemm_amx, &rows_amx, pack_avx512, &flash_amx, &int8_amx, &winograd_rows_amx}, NEEDS_AMX, true},
 };
 
 enum { TIERS = sizeof tiers / sizeof *tiers };

@@ -1,7 +1,6 @@
 /* Row functions for 16-float vectors, with the instruction that rounds to bf16. */
-#include "vec_bf16.h"
+#include "vec_avx512.h"
 
-#define SILU_FOR_BF16 v_silu_rough
 #include "rows_impl.h"
 
 const struct row_ops rows_avx512bf16 = ROW_OPS;

@@ -274,7 +274,7 @@ static inline const struct cpu_weight *weight_winograd_rows(const struct cpu_wei
 
 extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_avx512bf16_emulated, gemm_amx,
     gemm_amx_emulated;
-extern const struct row_ops rows_avx2, rows_avx512, rows_avx512bf16;
+extern const struct row_ops rows_avx2, rows_avx512, rows_avx512bf16, rows_amx;
 extern const struct flash_kernel flash_amx, flash_amx_emulated;
 extern const struct winograd_rows_kernel winograd_rows_amx, winograd_rows_amx_emulated;
 

@@ -1,0 +1,8 @@
+/* Row functions of the AMX tier: those of rows_avx512bf16.c with the SiLU that its convolutions have, too
+ * (winograd_rows_amx.c). */
+#include "vec_bf16.h"
+
+#define SILU_FOR_BF16 v_silu_rough
+#include "rows_impl.h"
+
+const struct row_ops rows_amx = ROW_OPS;
