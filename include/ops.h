@@ -111,8 +111,8 @@ struct conv2d_args {
     tensor residual; /* optional [N, OH, OW, O]: added last, after ACT */
     enum act act;    /* applied after bias and add_bc */
     bool f32_out;    /* write F32 whatever the activation type is */
-    bool normed;     /* a group norm reads the output next: a backend may keep the sums that it needs while it
-                        has the numbers at hand */
+    bool normed;     /* a group norm mostly reads the output next: a backend may keep the sums that it needs
+                        while it has the numbers at hand */
 };
 /* torch.nn.Conv2d, kernel 1x1 or 3x3 (others: ref only). x [N, H, W, I] -> [N, OH, OW, O]. */
 tensor conv2d(pass *p, const weight *w, tensor x, struct conv2d_args a);

@@ -24,8 +24,7 @@ typedef struct tensor {
     int ld;         /* elements from one (n, h, w) position to the next; ld > c in a view of some channels */
     enum dtype dtype; /* how elements are stored */
     void *data;       /* in the backend's memory: a device address on CUDA; NULL: no tensor */
-    unsigned
-        sums; /* 0, or the name under which the backend has kept its channels' sums (conv2d_args.normed) */
+    unsigned sums;    /* 0, or the name of its channels' sums that the backend has kept: conv2d_args.normed */
 } tensor;
 
 /* Number of (n, h, w) positions: rows of C channels each. */

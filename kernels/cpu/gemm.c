@@ -15,12 +15,13 @@
  * FLAT: from a slab that holds each kernel position apart, so that a row tile may run across picture rows and
  * pictures: small or odd widths on kernels that want rows in sixteens.
  *
- * Tiling. A work item is a block of about 256 positions times up to 512 outputs. Its channels are cut into
- * slices whose slab stays in the second-level cache (SLAB_BYTES); in a slice every panel of nr outputs runs
- * over the chunks of the slice, and a chunk (k_block products, 32 KB of fp32 B) stays in the first level
- * while all row tiles of the block pass over it. So per item: x is read 1.3 to 1.6 times (halo), W once, y is
- * written once; at 256 positions a byte of fp32 W feeds 128 FLOPs, 1.4 GB/s a core at 180 GFLOP/s. Sums of
- * unfinished slices wait in the worker's scratch.
+ * Tiling. A work item is a block of about 256 positions times up to 512 outputs; on kernels that take whole
+ * slices (struct gemm_kernel) of up to 512 positions times all outputs, or a share for each thread. Its
+ * channels are cut into slices whose slab stays in the second-level cache (SLAB_BYTES); in a slice every
+ * panel of nr outputs runs over the chunks of the slice, and a chunk (k_block products, 32 KB of fp32 B)
+ * stays in the first level while all row tiles of the block pass over it. So per item: x is read 1.3 to 1.6
+ * times (halo), W once, y is written once; at 256 positions a byte of fp32 W feeds 128 FLOPs, 1.4 GB/s a core
+ * at 180 GFLOP/s. Sums of unfinished slices wait in the worker's scratch.
  *
  * The order in which a number is summed depends on the packed layout alone (chunks of channels, then taps),
  * not on blocks, threads or the batch: the same picture gets the same bits however it is computed. */
@@ -384,15 +385,15 @@ static void run_item(void *ctx, int item, int worker)
 }
 
 /* Of upsampled convolutions, which the norms of a VAE's decoder follow, by kernels that end tiles along the
- * way.
- */
+ * way. */
 static bool sums_can_be_kept(const struct job *job)
 {
     const struct gemm_args *a = job->a;
-    const struct run all = {job->w->panels - 1, 0, 1, 1};
-    const struct finish f = gemm_make_finish(a, job->g->nr, NULL, &all);
-    return a->normed && job->places == 4 && job->g->nr == KEPT_PANEL && a->act == ACT_NONE &&
-           job->g->defers && job->g->defers(&f);
+    if (!a->normed || job->places != 4 || job->g->nr != KEPT_PANEL || a->act != ACT_NONE || !job->g->defers)
+        return false;
+    const struct run last = {job->w->panels - 1, 0, 1, 1};
+    const struct finish f = gemm_make_finish(a, job->g->nr, NULL, &last);
+    return job->g->defers(&f);
 }
 
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)

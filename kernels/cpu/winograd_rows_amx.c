@@ -351,7 +351,8 @@ VEC void product_places(enum ending ending, bool odd, const struct wr_state *s, 
     float *const m = s->m, *const y = s->y;
     vf base[2];
     struct moments moments;
-    memset(&moments, 0, sizeof moments);
+    if (before.sums)
+        memset(&moments, 0, sizeof moments);
     begin_outputs(ending, &before, base);
     for (int j = 0; j < WR_PLACES; j++) {
         const char *v = p->v[0] + (size_t)j * p->v_place, *w = p->v[1] + (size_t)j * p->v_place;
@@ -402,7 +403,8 @@ VEC void flush_as(enum ending ending, const struct wr_state *s)
 {
     vf base[2];
     struct moments moments;
-    memset(&moments, 0, sizeof moments);
+    if (s->out.sums)
+        memset(&moments, 0, sizeof moments);
     begin_outputs(ending, &s->out, base);
     for (int t = 0; t < WR_SLOTS; t++)
         if (s->odd)
