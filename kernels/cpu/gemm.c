@@ -139,6 +139,20 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int plac
     }
 }
 
+/* One line after the other. */
+static struct coming in_order(const char *at, size_t bytes, int lines)
+{
+    return (struct coming){.at = at, .bytes = bytes, .lines = lines, .apart = 64, .step = (size_t)lines * 64};
+}
+
+/* From LINES places at once, each in order: it comes from memory or the third level, whose latency only the
+ * processor's own streams hide. They end with each page, and several of them fill each other's gaps. */
+static struct coming in_streams(const char *at, size_t bytes, int lines)
+{
+    size_t apart = (bytes / (size_t)lines + 63) / 64 * 64;
+    return (struct coming){.at = at, .bytes = apart, .lines = lines, .apart = apart, .step = 64};
+}
+
 /* What the micro-kernel asks for while it runs a tile. */
 static void set_prefetch(const struct gemm_kernel *g, struct gemm_tile *t, struct coming *next)
 {
@@ -149,7 +163,9 @@ static void set_prefetch(const struct gemm_kernel *g, struct gemm_tile *t, struc
         return;
     }
     t->prefetch_lines = left ? next->lines : 0;
-    next->done += (size_t)t->taps * (size_t)(t->channels / g->k_unit * next->lines) * 64;
+    t->prefetch_apart = next->apart;
+    t->prefetch_step = next->step;
+    next->done += (size_t)(t->taps * (t->channels / g->k_unit)) * next->step;
 }
 
 /* Runs the tiles of one segment, whose outputs start at row FIRST of y; after the LAST chunk they are
@@ -209,13 +225,13 @@ static struct coming next_panel(const struct job *job, const struct worker_memor
         b->length > g->mr && !m->asked) {
         /* The first panel meets x itself far away: each tile asks for the rows of the next one. */
         size_t row = (size_t)x.ld * dtype_size(x.dtype);
-        return (struct coming){(const char *)x.data + (b->first + (size_t)g->mr) * row,
-                               (size_t)(b->length - g->mr) * row, 0, g->mr};
+        return in_order((const char *)x.data + (b->first + (size_t)g->mr) * row,
+                        (size_t)(b->length - g->mr) * row, g->mr);
     }
     ptrdiff_t ahead = p + 1 < all.p1 ? 1 : all.p0 - p;
     int tiles = b->segments * div_up(b->length, g->mr);
-    return (struct coming){raw + ahead * (ptrdiff_t)job->w->panel_bytes, bytes, 0,
-                           div_up(g->k_unit * g->nr * 2 / 64, tiles)};
+    return in_streams(raw + ahead * (ptrdiff_t)job->w->panel_bytes, bytes,
+                      div_up(g->k_unit * g->nr * 2 / 64, tiles));
 }
 
 /* T's rows, from channel C0 on: read in place and left in the slab (KEEP), or as they were kept. */
@@ -256,7 +272,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
         data = m->wide;
     }
     struct coming next =
-        g->whole_slices ? next_panel(job, m, b, raw, bytes, p) : (struct coming){raw + bytes, bytes, 0, 0};
+        g->whole_slices ? next_panel(job, m, b, raw, bytes, p) : in_order(raw + bytes, bytes, 0);
     const bool own = !m->asks || (p == all.p0 && !m->asked);
     bool last = c0 + channels == w->channels, one = last && chunk == 0;
     if (last && same_end(job))
@@ -358,8 +374,7 @@ static void set_next_x(const struct job *job, struct worker_memory *m, int item)
     struct block b = block_at(job, next);
     size_t row = (size_t)x.ld * dtype_size(x.dtype), bytes = (size_t)b.length * row;
     int steps = div_up(job->block_rows, job->g->mr) * job->cols_panels * (job->w->channels / job->g->k_unit);
-    m->next_x =
-        (struct coming){(const char *)x.data + b.first * row, bytes, 0, div_up((int)(bytes / 64), steps)};
+    m->next_x = in_order((const char *)x.data + b.first * row, bytes, div_up((int)(bytes / 64), steps));
 }
 
 static void run_item(void *ctx, int item, int worker)

@@ -238,6 +238,15 @@ static size_t half_of(const struct gemm_tile *t)
     return t->a_half ? t->a_half : ROWS * t->lda;
 }
 
+/* Asks for the lines of a step of what comes next. Returns where those of the next step begin. */
+VEC const char *ask_lines(const struct gemm_tile *t, const char *next)
+{
+    const char *line = next;
+    for (int left = t->prefetch_lines; left > 0; left--, line += t->prefetch_apart)
+        __builtin_prefetch(line, 0, 2);
+    return next + t->prefetch_step;
+}
+
 /* The products of 32 rows and a step. Loads go ahead of the products that wait for them. Of A and B one stays
  * in the first level, the other passes by. KEEP, where it is not NULL, takes A's tiles. */
 VEC void multiply(const char *a, size_t lda, size_t half, const char *b, bool b_near, char *keep,
@@ -295,8 +304,7 @@ VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool k
 {
     const char *a = t->a + t->tap[0], *b = t->b, *next = t->prefetch;
     char *keep = keeps ? t->keep : NULL;
-    const size_t lda = t->lda, half = half_of(t), step = t->k == STEP ? t->a_chunk : STEP * 2,
-                 lines = (size_t)t->prefetch_lines * 64;
+    const size_t lda = t->lda, half = half_of(t), step = t->k == STEP ? t->a_chunk : STEP * 2;
     const char *sums = (const char *)t->next_sums, *sums_end = sums ? sums + 2 * ROWS * NR * 4 : NULL;
     struct ending e = begin_ending(t, channels_of(t) / STEP);
     load_sums(t, true);
@@ -305,8 +313,7 @@ VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool k
         if (asks)
             sums = ask_sums(sums, sums_end);
         keep = keeps ? keep + ROWS * STEP * 2 : NULL;
-        for (const char *end = next + lines; next != end; next += 64)
-            __builtin_prefetch(next, 0, 2);
+        next = ask_lines(t, next);
         if (e.left > 0)
             end_rows(&e, e.pace, kind);
     }
@@ -318,7 +325,7 @@ VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool k
 VEC void run_taps_as(const struct gemm_tile *t, enum kind kind)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
-    const size_t lda = t->lda, half = half_of(t), lines = (size_t)t->prefetch_lines * 64;
+    const size_t lda = t->lda, half = half_of(t);
     struct ending e = begin_ending(t, t->taps * channels_of(t) / STEP);
     load_sums(t, true);
     for (int left = channels_of(t); left > 0; left -= t->k, slab += t->a_chunk) {
@@ -327,8 +334,7 @@ VEC void run_taps_as(const struct gemm_tile *t, enum kind kind)
             const char *a = slab + t->tap[tap];
             for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
                 multiply(a, lda, half, b, false, NULL, 0);
-                for (const char *end = next + lines; next != end; next += 64)
-                    __builtin_prefetch(next, 0, 2);
+                next = ask_lines(t, next);
                 if (e.left > 0)
                     end_rows(&e, e.pace, kind);
             }
@@ -402,8 +408,7 @@ static void run_one(const struct gemm_tile *t)
                 }
                 tile_load(6, b, line);
                 tile_load(7, b + 64, line);
-                for (int l = 0; l < t->prefetch_lines; l++, next += 64)
-                    __builtin_prefetch(next, 0, 2);
+                next = ask_lines(t, next);
                 tile_dot(0, 4, 6);
                 tile_dot(1, 4, 7);
             }

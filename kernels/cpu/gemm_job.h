@@ -56,7 +56,8 @@ struct panels {
 struct coming {
     const char *at;
     size_t bytes, done;
-    int lines; /* for each k_unit products; whole_slices only */
+    int lines;          /* for each k_unit products; whole_slices only */
+    size_t apart, step; /* as in struct gemm_tile */
 };
 
 struct worker_memory {

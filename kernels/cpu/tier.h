@@ -49,6 +49,8 @@ struct gemm_tile {
     bool half;         /* only the first nr / 2 columns are wanted; the others may be left as they are */
     const char *prefetch;         /* memory that will be read next; any valid address */
     int prefetch_lines;           /* how much of it: lines for each k_unit products; whole_slices only */
+    size_t prefetch_apart;        /* bytes between those lines */
+    size_t prefetch_step;         /* bytes to those of the next k_unit products */
     const float *next_sums;       /* NULL, or [mr][nr] that the next call adds to; whole_slices only */
     const struct finish *pending; /* NULL, or the end of an earlier call that this one does along the way,
                                      before it writes c: both may have the same */
