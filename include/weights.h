@@ -48,8 +48,9 @@ struct loader {
     struct weights *weights;
     struct backend *be;
     bool check_only;
-    bool int8; /* what is loaded next may be kept in int8 (weight_source); see loader_int8() */
-    bool keep; /* remember the origin of matrices and convolutions; call weight_list_keep() at the end */
+    bool int8;  /* what is loaded next may be kept in int8 (weight_source); see loader_int8() */
+    bool large; /* what is loaded next meets large pictures (weight_source); of 3x3 convolutions */
+    bool keep;  /* remember the origin of matrices and convolutions; call weight_list_keep() at the end */
     struct weight_list *packed; /* gets every weight packed */
     struct error *err;
 };

@@ -420,7 +420,8 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
         return error_set(err, ERR_UNSUPPORTED, "a %dx%d kernel has more than %d positions", a->w->kh,
                          a->w->kw, TAPS_MAX);
     if (!a->upsample && w->panel_bytes == 0)
-        return error_set(err, ERR_INTERNAL, "a convolution was packed to be upsampled always");
+        return error_set(err, ERR_INTERNAL,
+                         "a convolution was packed to be upsampled, or for large pictures, always");
     int rc = gemm_choose_blocks(&job, err);
     if (rc || job.positions == 0)
         return rc;
@@ -447,7 +448,7 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
     };
     if (w->int8)
         return int8_run(be, &g, err);
-    if (winograd_rows_suits(be->state, &g))
+    if (winograd_rows_suits(&g))
         return winograd_rows_run(be, &g);
     return winograd_suits(be->state, &g) ? winograd_run(be, &g) : gemm_run(be, &g, err);
 }

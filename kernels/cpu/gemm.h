@@ -47,7 +47,7 @@ void gemm_finish_joined(const struct row_ops *rows, const struct finish *f);
 /* The same convolution by Winograd's method, where it suits: see winograd.c, and winograd_rows.c for bf16. */
 bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a);
 int winograd_run(struct backend *be, const struct gemm_args *a);
-bool winograd_rows_suits(const struct cpu_state *st, const struct gemm_args *a);
+bool winograd_rows_suits(const struct gemm_args *a);
 int winograd_rows_run(struct backend *be, const struct gemm_args *a);
 
 #endif

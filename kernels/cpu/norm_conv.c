@@ -9,15 +9,16 @@
 
 enum { CHANNELS_MAX = 4096 };
 
-size_t cpu_fused_bytes = 4 << 20;
+size_t cpu_fused_bytes = 1 << 20;
 
 bool cpu_fuses_norm(const struct backend *be, tensor y, tensor x, const weight *w,
                     const struct conv2d_args *a)
 {
+    (void)be;
     struct gemm_args g = {
         .y = y, .x = x, .w = w, .stride = a->stride, .upsample = a->upsample, .pad_end = a->pad_end};
     return !w->int8 && x.c <= CHANNELS_MAX && tensor_count(x) * dtype_size(x.dtype) >= cpu_fused_bytes &&
-           winograd_rows_suits(be->state, &g);
+           winograd_rows_suits(&g);
 }
 
 static tensor picture(tensor x, int n)

@@ -266,8 +266,8 @@ static void form_output(void *ctx, int o, int worker)
 
 enum {
     FORM_CHANNELS_MAX = POOL_SCRATCH / 9 / (int)sizeof(float),
-    WINOGRAD_ROWS_UNIT = 128,
-    WINOGRAD_ROWS_MAX = 512
+    WINOGRAD_ROWS_MIN = 128,     /* channels: below, the sums' ends cost more than is saved */
+    WINOGRAD_ROWS_OUT_MAX = 2048 /* outputs: those of two rows wait for slices of channels in the scratch */
 };
 
 /* Whether the four convolutions are packed, too: not where fp32 takes Winograd's method instead. */
@@ -277,12 +277,14 @@ static bool packs_up(const struct tier *t, const struct weight_source *src)
            src->in_c <= FORM_CHANNELS_MAX;
 }
 
-/* Whether the kernels of F(4, 3) are: those of 128, 256 and 512 channels, which are the VAE's. A UNet has ten
- * times as many weights, and most of them meet few positions. */
+/* Whether the kernels of F(4, 3) are packed instead: U is twice as large, so small pictures would wait for
+ * it.
+ */
 static bool packs_winograd_rows(const struct tier *t, const struct weight_source *src)
 {
-    return t->winograd_rows && src->kind == WEIGHT_CONV2D && src->kh == 3 && src->kw == 3 && !src->upsample &&
-           src->stride <= 1 && src->in_c % WINOGRAD_ROWS_UNIT == 0 && src->in_c <= WINOGRAD_ROWS_MAX;
+    return src->large && t->winograd_rows && src->kind == WEIGHT_CONV2D && src->kh == 3 && src->kw == 3 &&
+           !src->upsample && src->stride <= 1 && src->in_c % WR_STEP == 0 && src->in_c >= WINOGRAD_ROWS_MIN &&
+           src->in_c <= FORM_CHANNELS_MAX && src->out_c <= WINOGRAD_ROWS_OUT_MAX;
 }
 
 /* SRC with FORM's kernels, which are still to be made. */
@@ -341,8 +343,9 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     memset(&up, 0, sizeof up);
     memset(&wino, 0, sizeof wino);
     lay_out(&layout, cpu_tier(be), src, 0);
-    const bool up_alone = packs_up(cpu_tier(be), src) && src->upsample == UPSAMPLED_ALWAYS;
-    layout.panel_bytes = up_alone ? 0 : layout.panel_bytes;
+    if ((packs_up(cpu_tier(be), src) && src->upsample == UPSAMPLED_ALWAYS) ||
+        packs_winograd_rows(cpu_tier(be), src))
+        layout.panel_bytes = 0;
     size_t bytes = layout.data + (size_t)layout.panels * layout.panel_bytes;
     if (packs_up(cpu_tier(be), src))
         bytes = lay_out_form(be, &up_form, src, bytes, &up, &layout.up, &layout.up_bytes);

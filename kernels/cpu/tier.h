@@ -244,7 +244,7 @@ struct cpu_weight {
     int channels;           /* input channels, padded to k_unit */
     int chunk;              /* channels in a chunk; the last may be shorter */
     int panels, panel_cols; /* outputs written per panel: nr, or nr / 2 for GEGLU */
-    size_t panel_bytes;     /* 0: there are none, only those at UP */
+    size_t panel_bytes;     /* 0: there are none, only those at UP or WINOGRAD_ROWS */
     size_t up, up_bytes;    /* bytes from this header to the first of four others and from one to the next; 0:
                                none. They are 2x2 convolutions that give the places (0, 0), (0, 1), (1, 0),
                                (1, 1) of each 2x2 outputs of an upsampled 3x3 convolution */

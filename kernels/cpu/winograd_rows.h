@@ -16,6 +16,7 @@ enum {
     WR_UNITS = WR_ROWS * WR_QUADS,            /* quads of a group */
     WR_SLOTS = 36,                            /* units and room, a multiple of WR_PLACES */
     WR_SUMS = WR_PLACES * WR_SLOTS * WR_COLS, /* floats of a group and panel's sums */
+    WR_WORK = WR_UNITS * WR_OUT * WR_COLS,    /* of its outputs */
 };
 
 /* The points of evaluation are 0, a, -a, 1 / a, -1 / a and infinity. Of all a this one makes the rounding of
@@ -23,9 +24,9 @@ enum {
  * the mean square. */
 #define WR_POINT 0.65f
 
-/* V of a block: [place][input row][channels / WR_STEP][WR_QUADS][WR_STEP]. U of a panel and place: [channels
- * / WR_STEP][3 rows of the kernel][WR_STEP / 2][WR_COLS][2]. Of WR_STEP channels the even ones come first,
- * then the odd: so the widened halves of 32-bit words need not be shuffled. */
+/* V of a block and slice of channels: [place][input row][channels / WR_STEP][WR_QUADS][WR_STEP]. U of a panel
+ * and place: [channels / WR_STEP][3 rows of the kernel][WR_STEP / 2][WR_COLS][2]. Of WR_STEP channels the
+ * even ones come first, then the odd: so the widened halves of 32-bit words need not be shuffled. */
 
 /* Where channel C of the file lies in V and U. */
 static inline int wr_channel(int c)
@@ -50,24 +51,32 @@ struct wr_input {
                                    x + shift inside of the picture */
 };
 
+/* Where the quads of a strip lie in the picture. */
+struct wr_strip {
+    int rows[WR_QUADS]; /* that are wanted */
+    int at[WR_QUADS];   /* the first column's position, counted from the picture's first */
+};
+
 /* Outputs of a group and panel. */
 struct wr_output {
-    int rows, quads;   /* that are wanted */
-    bool direct;       /* ends as below; else y stays in the work space for the caller to end */
+    const struct wr_strip *strip;
+    int row;           /* the first */
+    bool direct;       /* ends as below; else the outputs stay in WORK */
+    bool begun;        /* WORK holds the sums of channels before, which are added */
     bool stream;       /* y, which is aligned for that, is stored past the caches */
+    float *work;       /* [WR_ROWS][WR_QUADS * WR_OUT][WR_COLS] */
     float *sums;       /* NULL, or [2][WR_COLS]: gets the sums of the outputs and of their squares */
     const float *bias; /* [WR_COLS] */
     const void *add;   /* [WR_COLS] or NULL */
     enum dtype add_type;
-    const char *residual;                                  /* bf16, or NULL */
-    char *y;                                               /* bf16 */
+    const char *residual;                                  /* bf16, or NULL: the first row, column 0 */
+    char *y;                                               /* bf16, likewise */
     size_t residual_column, residual_row, y_column, y_row; /* bytes from one to the next */
 };
 
-/* The work space of a thread, and what waits in it: the sums of the group before. */
+/* What waits on a thread: the sums of the group before. */
 struct wr_state {
     float *m; /* [WR_SUMS] */
-    float *y; /* [WR_ROWS][WR_QUADS * WR_OUT][WR_COLS] */
     bool odd; /* how m lies */
     bool waits;
     struct wr_output out;

@@ -157,7 +157,7 @@ static void input(const struct wr_input *in)
 
 /* ---- y ---- */
 
-/* What becomes of the outputs of a group: there is none; they wait in the work space; or they are ended here.
+/* What becomes of the outputs of a group: there is none; they wait in its work space; or they are ended here.
  */
 enum ending { NOTHING, WAITS, PLAIN, RESIDUAL, PLAIN_PAST_CACHES, RESIDUAL_PAST_CACHES };
 
@@ -230,22 +230,27 @@ VEC void keep_moments(const struct wr_output *o, const struct moments *m)
 
 /* The Nth unit of a group, in the order in which they make room, see product_places(). */
 VEC void combine(enum ending ending, bool odd, const struct wr_output *o, const vf base[2], const float *m,
-                 float *y, int n, struct moments *moments)
+                 int n, struct moments *moments)
 {
     const int t = odd ? n : n % WR_PLACES * WR_PLACES + n / WR_PLACES;
     const int row = t / WR_QUADS, quad = t % WR_QUADS;
     const bool residual = ending == RESIDUAL || ending == RESIDUAL_PAST_CACHES;
     vf z[2 * WR_OUT];
-    if (ending == NOTHING || row >= o->rows || quad >= o->quads)
+    if (ending == NOTHING || t >= WR_UNITS || o->row + row >= o->strip->rows[quad])
         return;
+    const size_t at = (size_t)o->strip->at[quad];
+    float *work = o->work + t * WR_OUT * WR_COLS;
     if (odd)
         outputs(m + t * WR_PLACES * WR_COLS, WR_COLS, base, z);
     else
         outputs(m + t * WR_COLS, WR_SLOTS * WR_COLS, base, z);
-    char *to = o->y + (size_t)(WR_OUT * quad) * o->y_column + (row ? o->y_row : 0);
+    if (o->begun)
+        for (int i = 0; i < 2 * WR_OUT; i++)
+            z[i] = v_add(z[i], v_load(work + 16 * i));
+    char *to = o->y + at * o->y_column + (row ? o->y_row : 0);
     const char *from = NULL;
     if (residual)
-        from = o->residual + (size_t)(WR_OUT * quad) * o->residual_column + (row ? o->residual_row : 0);
+        from = o->residual + at * o->residual_column + (row ? o->residual_row : 0);
     for (int i = 0; i < WR_OUT; i++, to += o->y_column) {
         vf lo = z[2 * i], hi = z[2 * i + 1];
         if (residual) {
@@ -254,8 +259,8 @@ VEC void combine(enum ending ending, bool odd, const struct wr_output *o, const 
             from += o->residual_column;
         }
         if (ending == WAITS) {
-            v_store(y + (t * WR_OUT + i) * WR_COLS, lo);
-            v_store(y + (t * WR_OUT + i) * WR_COLS + 16, hi);
+            v_store(work + 32 * i, lo);
+            v_store(work + 32 * i + 16, hi);
         } else if (ending == PLAIN_PAST_CACHES || ending == RESIDUAL_PAST_CACHES) {
             _mm512_stream_si512((__m512i *)(void *)to, vb_narrow(lo, hi));
         } else {
@@ -294,18 +299,25 @@ static void store_sums(float *m, size_t quad)
     tile_store(3, m + WR_QUADS * quad + 16, line);
 }
 
-/* Asks for the lines of y that unit T will be written to, and for those of the residual. */
+/* Asks for the lines of y that unit T will be written to, for those of the residual, and for sums that have
+ * begun. */
 VEC void prefetch_unit(const struct wr_output *o, int t)
 {
     const int row = t / WR_QUADS, quad = t % WR_QUADS;
-    if (!o->direct || row >= o->rows || quad >= o->quads)
+    if (t >= WR_UNITS || o->row + row >= o->strip->rows[quad])
         return;
-    const char *y = o->y + (size_t)(WR_OUT * quad) * o->y_column + (row ? o->y_row : 0);
+    const size_t at = (size_t)o->strip->at[quad];
+    const float *work = o->work + t * WR_OUT * WR_COLS;
+    for (int i = 0; i < 2 * WR_OUT && o->begun; i++)
+        __builtin_prefetch(work + 16 * i);
+    if (!o->direct)
+        return;
+    const char *y = o->y + at * o->y_column + (row ? o->y_row : 0);
     for (int i = 0; i < WR_OUT && !o->stream; i++, y += o->y_column)
         __asm__ volatile("prefetchw %0" : : "m"(*y)); /* no operation where the CPU lacks it */
     if (!o->residual)
         return;
-    const char *r = o->residual + (size_t)(WR_OUT * quad) * o->residual_column + (row ? o->residual_row : 0);
+    const char *r = o->residual + at * o->residual_column + (row ? o->residual_row : 0);
     for (int i = 0; i < WR_OUT; i++, r += o->residual_column)
         __builtin_prefetch(r);
 }
@@ -347,8 +359,8 @@ VEC void product_places(enum ending ending, bool odd, const struct wr_state *s, 
 {
     const int steps = p->channels / WR_STEP, part = WR_SLOTS / WR_PLACES, pace = (part + steps - 1) / steps;
     const struct wr_output before = s->out, after = p->out;
-    const bool asks = after.direct && (!after.stream || after.residual);
-    float *const m = s->m, *const y = s->y;
+    const bool asks = after.begun || (after.direct && (!after.stream || after.residual));
+    float *const m = s->m;
     vf base[2];
     struct moments moments;
     if (before.sums)
@@ -365,7 +377,7 @@ VEC void product_places(enum ending ending, bool odd, const struct wr_state *s, 
         for (int k = 0; k < steps; k++, v += WR_TILE, w += WR_TILE, u += 3 * WR_STEP * WR_COLS * 2) {
             product_step(v, w, p->v_row, u);
             for (int q = 0; q < pace && t < (j + 1) * part; q++, t++) {
-                combine(ending, odd, &before, base, m, y, t, &moments);
+                combine(ending, odd, &before, base, m, t, &moments);
                 if (asks)
                     prefetch_unit(&after, t);
             }
@@ -408,9 +420,9 @@ VEC void flush_as(enum ending ending, const struct wr_state *s)
     begin_outputs(ending, &s->out, base);
     for (int t = 0; t < WR_SLOTS; t++)
         if (s->odd)
-            combine(ending, true, &s->out, base, s->m, s->y, t, &moments);
+            combine(ending, true, &s->out, base, s->m, t, &moments);
         else
-            combine(ending, false, &s->out, base, s->m, s->y, t, &moments);
+            combine(ending, false, &s->out, base, s->m, t, &moments);
     if (ending != NOTHING && s->out.sums)
         keep_moments(&s->out, &moments);
 }

@@ -13,6 +13,7 @@ enum {
     DEPTH_MAX = 12,                                            /* transformer_layers_per_block */
     RESNETS_MAX = 2 * (LEVELS_MAX * (2 * LAYERS_MAX + 1) + 2), /* a video resnet counts twice */
     CROSS_MAX = (LEVELS_MAX * (2 * LAYERS_MAX + 1) + 1) * DEPTH_MAX * 2,
+    LARGE_SIDE = 64,  /* of a level's pictures */
     PREFIX_SIZE = 160 /* "up_blocks.3.attentions.2.transformer_blocks.0" and the like */
 };
 
@@ -21,6 +22,12 @@ void replace(pass *p, tensor *x, tensor y);
 /* Upsample2D to the size of NEXT, a UNet's next skip: twice x's size, or one less where halving had rounded
  * up. W: the 3x3 convolution. */
 tensor upsample_to(pass *p, const weight *w, tensor x, tensor next);
+
+/* Whether pictures of level I are large (weight_source) at the size a UNet was made for. */
+static inline bool level_is_large(int sample_size, int i)
+{
+    return sample_size >> i >= LARGE_SIDE;
+}
 
 /* What a request computes once, out of all blocks: each resnet projects the time embedding, each
  * cross-attention the text. Blocks remember their index in these lists; the weights are owned by the blocks.

@@ -32,6 +32,7 @@ static void load_down(struct loader *l, struct unet *net, int i)
     b->layers = u->layers[i];
     b->cross = u->down_cross[i];
     b->down = i + 1 < u->levels;
+    l->large = level_is_large(u->sample_size, i);
     for (int k = 0; k < b->layers; k++) {
         snprintf(name, sizeof(name), "down_blocks.%d.resnets.%d", i, k);
         resnet_load(l, &b->resnet[k], resnet_of(u, k ? c : in_c, c), &net->once, name);
@@ -49,6 +50,7 @@ static void load_middle(struct loader *l, struct unet *net)
     int last = u->levels - 1, c = u->channels[last];
     if (!u->middle)
         return;
+    l->large = level_is_large(u->sample_size, last);
     resnet_load(l, &net->mid_resnet[0], resnet_of(u, c, c), &net->once, "mid_block.resnets.0");
     transformer_load(l, &net->mid_attn, transformer_of(u, last, false), &net->once, "mid_block.attentions.0");
     resnet_load(l, &net->mid_resnet[1], resnet_of(u, c, c), &net->once, "mid_block.resnets.1");
@@ -66,6 +68,7 @@ static void load_up(struct loader *l, struct unet *net, int i)
     b->layers = u->layers[level] + 1;
     b->cross = u->up_cross[i];
     b->up = i + 1 < u->levels;
+    l->large = level_is_large(u->sample_size, level);
     for (int k = 0; k < b->layers; k++) {
         int in_c = k ? c : before_c, skip_c = k + 1 == b->layers ? below_c : c;
         snprintf(name, sizeof(name), "up_blocks.%d.resnets.%d", i, k);

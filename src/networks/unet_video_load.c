@@ -31,6 +31,7 @@ static void load_down(struct loader *l, struct unet_video *net, int i)
     b->layers = u->layers[i];
     b->cross = u->down_cross[i];
     b->down = i + 1 < u->levels;
+    l->large = level_is_large(u->sample_size, i);
     for (int k = 0; k < b->layers; k++) {
         snprintf(name, sizeof(name), "down_blocks.%d.resnets.%d", i, k);
         video_resnet_load(l, &b->resnet[k],
@@ -49,6 +50,7 @@ static void load_middle(struct loader *l, struct unet_video *net)
     const struct unet_video_config *u = &net->cfg;
     int last = u->levels - 1, c = u->channels[last];
     struct video_resnet_shape shape = resnet_of(u, c, c, MIDDLE_EPS);
+    l->large = level_is_large(u->sample_size, last);
     video_resnet_load(l, &net->mid_resnet[0], shape, &net->once, "mid_block.resnets.0");
     video_transformer_load(l, &net->mid_attn, transformer_of(u, last), &net->transformers,
                            "mid_block.attentions.0");
@@ -67,6 +69,7 @@ static void load_up(struct loader *l, struct unet_video *net, int i)
     b->layers = u->layers[level] + 1;
     b->cross = u->up_cross[i];
     b->up = i + 1 < u->levels;
+    l->large = level_is_large(u->sample_size, level);
     for (int k = 0; k < b->layers; k++) {
         int in_c = k ? c : before_c, skip_c = k + 1 == b->layers ? below_c : c;
         snprintf(name, sizeof(name), "up_blocks.%d.resnets.%d", i, k);

@@ -157,7 +157,8 @@ static int load_weights(struct vae *v, const char *dir, const char *variant, str
     struct weights *w = NULL;
     if (weights_open(&w, dir, "diffusion_pytorch_model", variant, err) < 0)
         return err->code;
-    struct loader l = {.weights = w, .be = v->be, .check_only = true, .packed = &v->packed, .err = err};
+    struct loader l = {
+        .weights = w, .be = v->be, .check_only = true, .large = true, .packed = &v->packed, .err = err};
     load_all(&l, v);
     l.check_only = false;
     load_all(&l, v);

@@ -121,7 +121,8 @@ static int load_weights(struct vae_video *net, const char *dir, const char *vari
     struct vae *v = &net->base;
     if (weights_open(&w, dir, "diffusion_pytorch_model", variant, err) < 0)
         return err->code;
-    struct loader l = {.weights = w, .be = v->be, .check_only = true, .packed = &v->packed, .err = err};
+    struct loader l = {
+        .weights = w, .be = v->be, .check_only = true, .large = true, .packed = &v->packed, .err = err};
     load_all(&l, net);
     l.check_only = false;
     load_all(&l, net);

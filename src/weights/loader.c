@@ -207,6 +207,7 @@ static void pack_named(struct loader *l, weight *w, const struct weight_source *
 {
     struct weight_source marked = *from, *src = &marked;
     marked.int8 = l->int8;
+    marked.large = l->large;
     if (l->check_only)
         hash_name(l->packed, name);
     if (l->err->code || l->check_only)

@@ -41,6 +41,7 @@ struct check {
     enum dtype type;   /* activation type of the tiers that are running */
     enum dtype source; /* how weights are handed over in this case */
     bool upsample;     /* and whether they are said to be of an upsampled convolution */
+    bool large;        /* or of one of large pictures */
     uint64_t seed, state;
     const char *only_op, *only_isa, *candidate;
     int rounds;

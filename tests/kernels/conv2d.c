@@ -17,6 +17,7 @@ struct conv_case {
 struct conv_data {
     struct array x, w, bias, add_bc, residual;
     int oh, ow;
+    bool large; /* the weight is said to be for large pictures (weight_source.large) */
 };
 
 static int side(int in, const struct conv_case *s)
@@ -91,14 +92,11 @@ static void widen(struct check *ck, struct array bound, int reach)
     }
 }
 
-/* With many bf16 channels, by F(4, 3) along rows: in strips of 64 columns, of which a quarter may be wasted.
- */
+/* With many bf16 channels, by F(4, 3) along rows. */
 static bool winograd_rows_allowed(const struct check *ck, const struct conv_case *s,
                                   const struct conv_data *d)
 {
-    return ck->type == DTYPE_BF16 && s->k == 3 && s->a.stride == 1 && !s->a.pad_end && !s->a.upsample &&
-           s->c >= 128 && s->c % 128 == 0 && d->oh * d->ow >= 1024 &&
-           4 * d->ow >= 3 * 64 * ((d->ow + 63) / 64);
+    return d->large && ck->type == DTYPE_BF16 && s->k == 3 && s->c >= 128 && s->c % 32 == 0;
 }
 
 /* F(4, 3) by the theorem of Cook and Toom: polynomials are multiplied at five points, their heads apart. */
@@ -234,8 +232,9 @@ static void run_tier(struct check *ck, struct tier *t, const struct conv_case *s
                      struct array want, struct array bound)
 {
     ck->upsample = s->a.upsample && !t->int8; /* int8 computes them as they are */
+    ck->large = d->large;
     weight w = pack_weight(ck, t->be, WEIGHT_CONV2D, d->w, d->bias, 1);
-    ck->upsample = false;
+    ck->upsample = ck->large = false;
     if (!w.packed)
         return;
     struct conv2d_args a = s->a;
@@ -248,18 +247,20 @@ static void run_tier(struct check *ck, struct tier *t, const struct conv_case *s
     weight_free(t->be, &w);
 }
 
-static void run_case(struct check *ck, struct conv_case s)
+/* LARGE: its weight is said to be for large pictures. */
+static void run_case(struct check *ck, struct conv_case s, bool large)
 {
     if (s.a.stride == 0)
         s.a.stride = 1;
-    case_label(ck, "[%d, %d, %d, %d] -> %d, %dx%d, stride %d%s%s%s%s%s%s, act %d, view %d+%d", s.n, s.h, s.w,
-               s.c, s.o, s.k, s.k, s.a.stride, s.a.upsample ? ", upsample" : "",
+    case_label(ck, "[%d, %d, %d, %d] -> %d, %dx%d%s, stride %d%s%s%s%s%s%s, act %d, view %d+%d", s.n, s.h,
+               s.w, s.c, s.o, s.k, s.k, large ? ", large" : "", s.a.stride, s.a.upsample ? ", upsample" : "",
                s.a.pad_end ? ", pad_end" : "", s.bias ? ", bias" : "",
                s.add_bc == 2 ? ", one add_bc"
                : s.add_bc    ? ", add_bc"
                              : "",
                s.residual ? ", residual" : "", s.a.f32_out ? ", f32_out" : "", s.a.act, s.first, s.gap);
     struct conv_data d = make_data(ck, &s);
+    d.large = large;
     struct array want = oracle(ck, &s, &d), bound = tolerance(ck, &s, &d, false), want8 = {0}, bound8 = {0};
     if (any_int8(ck)) {
         want8 = oracle_int8(ck, &s, &d);
@@ -268,6 +269,49 @@ static void run_case(struct check *ck, struct conv_case s)
     for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
         run_tier(ck, t, &s, &d, t->int8 ? want8 : want, t->int8 ? bound8 : bound);
     case_end(ck);
+}
+
+/* Of large pictures, where the AMX tier turns to F(4, 3). */
+static void large_cases(struct check *ck)
+{
+    static const struct conv_case list[] = {
+        /* odd sides, several pictures, outputs that are no whole panels, every epilogue, views */
+        {1, 16, 64, 128, 64, 3, {0}, true, false, true, 0, 0},
+        {1, 15, 65, 128, 64, 3, {0}, true, true, false, 0, 0},
+        {1, 21, 48, 128, 64, 3, {0}, true, true, false, 0, 0},
+        {1, 22, 48, 128, 40, 3, {0}, true, true, true, 0, 0},
+        {1, 22, 47, 128, 40, 3, {0}, true, true, true, 0, 0},
+        {3, 17, 61, 128, 64, 3, {0}, true, true, true, 0, 0},
+        {4, 17, 62, 128, 32, 3, {.act = ACT_SILU}, true, 2, true, 0, 0},
+        {2, 17, 64, 256, 65, 3, {.f32_out = true}, false, false, true, 0, 0},
+        {1, 7, 149, 128, 96, 3, {0}, true, false, false, 32, 64},
+        {2, 23, 49, 256, 33, 3, {0}, true, true, true, 3, 5},
+        {1, 65, 64, 128, 128, 3, {0}, true, true, true, 0, 64},
+        {1, 24, 56, 128, 64, 3, {0}, true, false, true, 0, 0},
+        {1, 10, 103, 128, 64, 3, {0}, true, false, true, 0, 0},
+        {1, 16, 64, 160, 64, 3, {0}, true, false, true, 0, 0},
+        {1, 17, 63, 128, 3, 3, {.f32_out = true}, true, false, false, 0, 0},
+        /* U too large to stay in the cache: several blocks of rows, panels in chunks of two and alone */
+        {1, 29, 64, 256, 160, 3, {0}, true, true, true, 0, 0},
+        {2, 23, 52, 512, 96, 3, {0}, true, 2, true, 0, 0},
+        /* narrow ones, whose rows lie in bands; bands of one row and of none */
+        {1, 32, 32, 128, 64, 3, {0}, true, true, true, 0, 0},
+        {2, 72, 18, 128, 64, 3, {0}, true, true, true, 0, 64},
+        {1, 13, 72, 256, 40, 3, {0}, true, false, true, 0, 0},
+        {2, 35, 8, 128, 33, 3, {.act = ACT_SILU}, true, true, true, 3, 5},
+        {1, 9, 5, 160, 64, 3, {0}, true, false, true, 0, 0},
+        {1, 1, 1, 128, 32, 3, {0}, true, false, false, 0, 0},
+        {1, 3, 4, 128, 32, 3, {0}, true, false, true, 0, 0},
+        {1, 97, 2, 128, 32, 3, {.f32_out = true}, true, false, false, 0, 0},
+        /* slices of channels, the last one shorter */
+        {1, 19, 64, 416, 160, 3, {0}, true, true, true, 0, 0},
+        {2, 33, 32, 960, 64, 3, {0}, true, true, true, 0, 0},
+        {1, 11, 61, 800, 40, 3, {.f32_out = true}, true, true, true, 3, 5},
+        {1, 64, 64, 320, 64, 3, {0}, true, true, true, 0, 0},
+        {1, 16, 16, 1280, 96, 3, {0}, true, false, true, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        run_case(ck, list[i], true);
 }
 
 static void cases(struct check *ck)
@@ -351,30 +395,10 @@ static void cases(struct check *ck)
         {1, 9, 9, 512, 256, 3, {0}, true, false, false, 0, 0},
         {1, 12, 17, 128, 128, 3, {0}, true, false, true, 0, 0},
         {1, 5, 6, 256, 256, 3, {.upsample = true}, true, false, false, 0, 0},
-        /* where the AMX tier turns to F(4, 3): 1024 positions in strips of 64 columns that are three quarters
-         * full, 128 channels; just before; odd sides, several pictures, outputs that are no whole panels,
-         * every epilogue, views */
-        {1, 16, 64, 128, 64, 3, {0}, true, false, true, 0, 0},
-        {1, 15, 65, 128, 64, 3, {0}, true, true, false, 0, 0},
-        {1, 21, 48, 128, 64, 3, {0}, true, true, false, 0, 0},
-        {1, 22, 48, 128, 40, 3, {0}, true, true, true, 0, 0},
-        {1, 22, 47, 128, 40, 3, {0}, true, true, true, 0, 0},
-        {3, 17, 61, 128, 64, 3, {0}, true, true, true, 0, 0},
-        {4, 17, 62, 128, 32, 3, {.act = ACT_SILU}, true, 2, true, 0, 0},
-        {2, 17, 64, 256, 65, 3, {.f32_out = true}, false, false, true, 0, 0},
-        {1, 7, 149, 128, 96, 3, {0}, true, false, false, 32, 64},
-        {2, 23, 49, 256, 33, 3, {0}, true, true, true, 3, 5},
-        {1, 65, 64, 128, 128, 3, {0}, true, true, true, 0, 64},
-        {1, 24, 56, 128, 64, 3, {0}, true, false, true, 0, 0},
-        {1, 10, 103, 128, 64, 3, {0}, true, false, true, 0, 0},
-        {1, 16, 64, 160, 64, 3, {0}, true, false, true, 0, 0},
-        {1, 17, 63, 128, 3, 3, {.f32_out = true}, true, false, false, 0, 0},
-        /* U too large to stay in the cache: several blocks of rows, panels in chunks of two and alone */
-        {1, 29, 64, 256, 160, 3, {0}, true, true, true, 0, 0},
-        {2, 23, 52, 512, 96, 3, {0}, true, 2, true, 0, 0},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
-        run_case(ck, list[i]);
+        run_case(ck, list[i], false);
+    large_cases(ck);
 }
 
 static void round_case(struct check *ck)
@@ -395,7 +419,10 @@ static void round_case(struct check *ck)
     s.residual = rng_one_in(ck, 2);
     s.first = rng_one_in(ck, 3) ? rng_range(ck, 0, 33) : 0;
     s.gap = rng_one_in(ck, 3) ? rng_range(ck, 0, 33) : 0;
-    run_case(ck, s);
+    const bool large = s.k == 3 && s.a.stride == 1 && !s.a.upsample && rng_one_in(ck, 2);
+    if (large && rng_one_in(ck, 2))
+        s.c = rng_range(ck, 4, 30) * 32;
+    run_case(ck, s, large);
 }
 
 /* ints: n h w c o k stride upsample pad_end act; arrays: x, w, bias, add_bc, residual, y. */
@@ -406,8 +433,8 @@ static void golden(struct check *ck, const struct golden_case *g)
     s.a = (struct conv2d_args){.stride = v[6], .upsample = v[7], .pad_end = v[8], .act = (enum act)v[9]};
     case_label(ck, "[%d, %d, %d, %d] -> %d, %dx%d, stride %d, act %d", s.n, s.h, s.w, s.c, s.o, s.k, s.k,
                s.a.stride, s.a.act);
-    struct conv_data d = {g->array[0], g->array[1],   g->array[2],  g->array[3],
-                          g->array[4], side(s.h, &s), side(s.w, &s)};
+    struct conv_data d = {g->array[0], g->array[1],   g->array[2],   g->array[3],
+                          g->array[4], side(s.h, &s), side(s.w, &s), false};
     verify_golden(ck, 0, array_tensor(oracle(ck, &s, &d)), g->array[5], 4e-6, 4e-6);
 }
 
@@ -429,8 +456,9 @@ static void bench_shape(struct check *ck, const struct tier *t, const struct con
 {
     struct conv_data d = make_data(ck, s);
     ck->upsample = s->a.upsample && !t->int8;
+    ck->large = s->k == 3 && s->w >= 64 && s->a.stride == 1 && !s->a.upsample;
     weight w = pack_weight(ck, t->be, WEIGHT_CONV2D, d.w, d.bias, 1);
-    ck->upsample = false;
+    ck->upsample = ck->large = false;
     struct bench_call b = {t->be, {0}, place(ck, d.x, ck->type, 0, 0), &w, s->a, &ck->err};
     b.y = place_output(ck, t, s->n, d.oh, d.ow, s->o, ck->type);
     b.a.residual = place(ck, d.residual, ck->type, 0, 0);

@@ -254,6 +254,7 @@ weight pack_weight(struct check *ck, struct backend *be, enum weight_kind kind, 
     struct weight_source src = {
         .kind = kind, .out_c = w.n, .in_c = w.h, .kh = w.w, .kw = w.c, .parts = parts};
     src.upsample = ck->upsample;
+    src.large = ck->large;
     src.int8 = true; /* which only a backend that was opened for it heeds */
     struct host_array all = stored(ck, w, ck->source), all_bias = stored(ck, bias, ck->source);
     for (int p = 0; p < parts; p++) {

@@ -26,13 +26,16 @@ static float *numbers(size_t count, unsigned seed)
     return v;
 }
 
+/* INSIDE: as inside a network: read and written in the backend's type, with a row added to each picture;
+ * OF_LARGE: and packed for large pictures. */
+enum place { ALONE, INSIDE, OF_LARGE };
+
 struct conv {
     int n, h, w, c, o, k;
     enum upsampling upsample;
     enum act act;
     bool residual;
-    bool inside; /* as inside a network: read and written in the backend's type, with a row added to each
-                    picture */
+    enum place inside;
 };
 
 static tensor make(int n, int h, int w, int c, enum dtype t, void *data)
@@ -74,7 +77,8 @@ static float *convolve(struct backend *be, struct conv s)
                                 .parts = 1,
                                 .w = {{w, DTYPE_F32, wn}},
                                 .bias = {{b, DTYPE_F32, (size_t)s.o}},
-                                .upsample = s.upsample};
+                                .upsample = s.upsample,
+                                .large = s.inside == OF_LARGE};
     int rc = weight_pack(be, &packed, &src, &err);
     CHECK(rc == 0, "%s", err.msg);
     struct conv2d_args a = {.stride = 1, .upsample = s.upsample, .act = s.act, .f32_out = !s.inside};
@@ -127,7 +131,8 @@ static const struct conv large[] = {
     {1, 17, 19, 64, 96, 3, true, ACT_NONE, true, false},
     {2, 33, 70, 96, 128, 3, false, ACT_NONE, true, false},
     {1, 64, 64, 320, 64, 3, false, ACT_NONE, false, false},
-    {1, 43, 63, 128, 96, 3, false, ACT_NONE, true, true}, /* bf16: F(4, 3) along rows, an odd side */
+    {1, 43, 63, 128, 96, 3, false, ACT_NONE, true, OF_LARGE},  /* bf16: F(4, 3) along rows, an odd side */
+    {1, 35, 36, 416, 128, 3, false, ACT_NONE, true, OF_LARGE}, /* in bands and slices */
     {1, 100, 101, 32, 48, 3, false, ACT_NONE, true,
      false}, /* enough tiles for strips that a thread takes by itself
               */
@@ -169,10 +174,11 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
         {1, 24, 24, 64, 32, 3, false, ACT_NONE, false, false}, /* few tiles alone, many in a batch */
         {1, 9, 9, 64, 64, 3, false, ACT_NONE, false, true},    /* tiles that two pictures share, in a batch */
         {1, 5, 16, 64, 96, 3, false, ACT_GELU, false, true},
-        {1, 21, 58, 128, 96, 3, false, ACT_NONE, true, true}, /* bf16: F(4, 3) along rows */
-        {1, 25, 62, 256, 40, 3, false, ACT_SILU, true, true},
-        {1, 23, 52, 512, 96, 3, false, ACT_NONE, true, true},
-        {1, 16, 48, 128, 64, 3, false, ACT_NONE, false, true}, /* too few alone, many in a batch */
+        {1, 21, 58, 128, 96, 3, false, ACT_NONE, true, OF_LARGE}, /* bf16: F(4, 3) along rows */
+        {1, 25, 62, 256, 40, 3, false, ACT_SILU, true, OF_LARGE},
+        {1, 23, 52, 512, 96, 3, false, ACT_NONE, true, OF_LARGE},
+        {1, 16, 16, 128, 64, 3, false, ACT_NONE, false, OF_LARGE}, /* in bands */
+        {1, 50, 20, 416, 160, 3, false, ACT_NONE, true, OF_LARGE}, /* and in slices */
         {1, 9, 16, 32, 64, 3, true, ACT_NONE, false, true},
     };
     for (int t = 0; cpu_tier_name(t); t++)
@@ -236,6 +242,41 @@ TEST(a_convolution_that_is_always_upsampled)
         free(w), free(x), free(mostly), free(always);
         backend_close(&be);
     }
+}
+
+/* Where F(4, 3) takes the convolutions of large pictures, U is kept, twice the weights, and nothing else. */
+TEST(a_convolution_of_large_pictures)
+{
+    enum { C = 128, O = 64, SIDE = 8 };
+    float *w = numbers((size_t)O * C * 9, 2), *x = numbers((size_t)SIDE * SIDE * C, 1),
+          *y = numbers((size_t)SIDE * SIDE * O, 3);
+    for (int t = 0; cpu_tier_name(t); t++) {
+        struct backend *be = open_tier(cpu_tier_name(t), 2);
+        if (!be)
+            continue;
+        struct error err = {0};
+        struct weight_source src = {.kind = WEIGHT_CONV2D,
+                                    .out_c = O,
+                                    .in_c = C,
+                                    .kh = 3,
+                                    .kw = 3,
+                                    .parts = 1,
+                                    .w = {{w, DTYPE_F32, (size_t)O * C * 9}}};
+        weight direct = {0}, made = {0};
+        CHECK(weight_pack(be, &direct, &src, &err) == 0, "%s", err.msg);
+        src.large = true;
+        CHECK(weight_pack(be, &made, &src, &err) == 0, "%s", err.msg);
+        const bool takes = be->norm_silu_conv2d != NULL;
+        const double ratio = (double)made.bytes / (double)direct.bytes;
+        CHECK(takes ? ratio > 1.9 && ratio < 2.1 : ratio == 1, "%s: %g times the bytes", be->tier, ratio);
+        tensor tx = make(1, SIDE, SIDE, C, DTYPE_F32, x), ty = make(1, SIDE / 2, SIDE / 2, O, DTYPE_F32, y);
+        int rc = be->ops.conv2d(be, ty, tx, &made, &(struct conv2d_args){.stride = 2}, &err);
+        CHECK(rc == (takes ? ERR_INTERNAL : 0), "%s: %d", be->tier, rc);
+        weight_free(be, &direct);
+        weight_free(be, &made);
+        backend_close(&be);
+    }
+    free(w), free(x), free(y);
 }
 
 TEST(bfloat16_can_be_ruled_out)

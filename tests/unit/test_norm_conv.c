@@ -88,7 +88,8 @@ static weight pack(struct backend *be, enum weight_kind kind, int o, int c, int 
                                 .kw = k,
                                 .parts = 1,
                                 .w = {{w, DTYPE_F32, (size_t)o * (size_t)c * (size_t)(k * k)}},
-                                .bias = {{b, DTYPE_F32, (size_t)o}}};
+                                .bias = {{b, DTYPE_F32, (size_t)o}},
+                                .large = true};
     CHECK(weight_pack(be, &out, &src, &err) == 0, "%s", err.msg);
     return out;
 }
@@ -212,6 +213,9 @@ TEST(as_near_to_ref_as_two_ops)
         {1, 9, 149, 512, 32, true, true, ACT_NONE, false},
         {1, 29, 61, 256, 160, true, true, ACT_NONE, false},
         {1, 17, 63, 128, 3, false, false, ACT_NONE, true},
+        {2, 35, 24, 128, 64, true, true, ACT_NONE, false},  /* in bands */
+        {1, 19, 64, 416, 160, true, true, ACT_NONE, false}, /* channels in slices */
+        {1, 7, 36, 800, 40, true, true, ACT_NONE, false},
     };
     int ran = 0;
     if (!cpu_tier_usable("amx-emulated"))
@@ -367,6 +371,8 @@ TEST(sums_that_a_convolution_kept)
         {{1, 32, 64, 128, 128, false, true, ACT_NONE, false}, false, true},
         {{1, 23, 116, 128, 128, false, true, ACT_NONE, false}, false, true},
         {{1, 22, 60, 256, 256, false, true, ACT_NONE, false}, false, true},
+        {{1, 27, 32, 128, 128, false, true, ACT_NONE, false}, false, true},
+        {{1, 18, 72, 416, 416, false, true, ACT_NONE, false}, false, true},
         {{2, 32, 64, 128, 128, false, true, ACT_NONE, false}, false, false}, /* not one picture */
         {{1, 9, 149, 256, 256, false, true, ACT_NONE, false}, false, false}, /* not whole quads */
         {{1, 32, 64, 128, 128, false, true, ACT_NONE, false}, true, true},
