@@ -79,6 +79,10 @@ struct backend {
                        const struct conv2d_args *a);
     int (*norm_silu_conv2d)(struct backend *, tensor y, tensor x, const struct norm_silu *norm,
                             const weight *w, const struct conv2d_args *a, struct error *);
+    /* Likewise layer_norm_linear(); then layer_norm and linear serve. */
+    bool (*fuses_layer_norm)(const struct backend *, tensor x, const weight *w);
+    int (*layer_norm_linear)(struct backend *, tensor y, tensor x, const weight *norm, float eps,
+                             const weight *w, const struct linear_args *a, struct error *);
     void (*close)(struct backend *); /* frees state */
 };
 

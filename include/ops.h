@@ -160,6 +160,11 @@ struct norm_silu {
 tensor norm_silu_conv2d(pass *p, struct norm_silu norm, const weight *w, tensor x, struct conv2d_args a);
 /* torch.nn.LayerNorm over C. */
 tensor layer_norm(pass *p, const weight *w, tensor x, float eps);
+/* linear of layer_norm, as one op where a backend can, with the same bits: torch.nn.LayerNorm whose output
+ * only one torch.nn.Linear reads, as in diffusers' BasicTransformerBlock and transformers' CLIPEncoderLayer.
+ */
+tensor layer_norm_linear(pass *p, const weight *norm, float eps, const weight *w, tensor x,
+                         struct linear_args a);
 tensor silu(pass *p, tensor x);
 /* a + b, same shape. */
 tensor add(pass *p, tensor a, tensor b);

@@ -240,17 +240,23 @@ tensor conv_temporal(pass *p, const weight *w, tensor x, int frames, struct conv
     return y;
 }
 
-tensor linear(pass *p, const weight *w, tensor x, struct linear_args a)
+/* The output of a linear layer, from the job's memory. */
+static tensor linear_output(pass *p, const weight *w, tensor x, const struct linear_args *a)
 {
     bool geglu = w->kind == WEIGHT_GEGLU;
     tensor y = {.n = x.n, .h = x.h, .w = x.w, .c = geglu ? w->out_c / 2 : w->out_c};
     if (pass_failed(p))
         return y;
-    if ((w->kind != WEIGHT_LINEAR && !geglu) || x.c != w->in_c || (geglu && a.act != ACT_NONE))
+    if ((w->kind != WEIGHT_LINEAR && !geglu) || x.c != w->in_c || (geglu && a->act != ACT_NONE))
         bad_shape(p, "linear", x, "does not fit the matrix");
-    else if (a.residual.data && !same_shape(a.residual, y))
-        bad_shape(p, "linear", a.residual, "as residual is not the output's shape");
-    y = tensor_new(p, y.n, y.h, y.w, y.c, a.f32_out ? DTYPE_F32 : p->be->dtype);
+    else if (a->residual.data && !same_shape(a->residual, y))
+        bad_shape(p, "linear", a->residual, "as residual is not the output's shape");
+    return tensor_new(p, y.n, y.h, y.w, y.c, a->f32_out ? DTYPE_F32 : p->be->dtype);
+}
+
+tensor linear(pass *p, const weight *w, tensor x, struct linear_args a)
+{
+    tensor y = linear_output(p, w, x, &a);
     if (!pass_failed(p))
         p->be->ops.linear(p->be, y, x, w, &a, p->err);
     return y;
@@ -336,6 +342,23 @@ tensor layer_norm(pass *p, const weight *w, tensor x, float eps)
     tensor y = like(p, x);
     if (!pass_failed(p))
         p->be->ops.layer_norm(p->be, y, x, w, eps, p->err);
+    return y;
+}
+
+tensor layer_norm_linear(pass *p, const weight *norm, float eps, const weight *w, tensor x,
+                         struct linear_args a)
+{
+    struct backend *be = p->be;
+    if (pass_failed(p) || !be->fuses_layer_norm || !be->fuses_layer_norm(be, x, w)) {
+        tensor n = layer_norm(p, norm, x, eps);
+        tensor y = linear(p, w, n, a);
+        tensor_free(p, &n);
+        return y;
+    }
+    check_norm(p, "layer_norm_linear", norm, x, 1);
+    tensor y = linear_output(p, w, x, &a);
+    if (!pass_failed(p))
+        be->layer_norm_linear(be, y, x, norm, eps, w, &a, p->err);
     return y;
 }
 

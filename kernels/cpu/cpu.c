@@ -225,6 +225,10 @@ static void serve(struct backend *be, const struct tier *t)
         be->fuses_norm = cpu_fuses_norm;
         be->norm_silu_conv2d = cpu_norm_silu_conv2d;
     }
+    if (t->gemm->keeps_tiles) {
+        be->fuses_layer_norm = cpu_fuses_layer_norm;
+        be->layer_norm_linear = cpu_layer_norm_linear;
+    }
     if (be->int8)
         be->served_by[OP_conv2d] = be->served_by[OP_linear] = t->int8->serves;
 }

@@ -175,6 +175,7 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
                         struct coming *next, int place, int p, size_t first, bool last, bool one)
 {
     const struct gemm_kernel *g = job->g;
+    const bool norms = job->norms && p == m->panels.p0 && !t->add;
     float *const c = t->c;
     int tiles = div_up(length, g->mr);
     for (int i = 0, done = 0; i < tiles; i++) {
@@ -185,6 +186,8 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
         t->c = c + (size_t)(one ? 0 : done) * (size_t)g->nr;
         t->next_sums = t->add && job->slices > 1 ? t->c + rows * g->nr : NULL;
         t->pending = m->waits ? &m->pending : NULL;
+        if (norms)
+            gemm_norm_rows(job, m, first + (size_t)done, done, rows);
         g->run(rows, t);
         m->waits = m->waits && !g->defers;
         if (last)
@@ -296,7 +299,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
             t.lda = (size_t)x.ld * es;
             t.a = (const char *)x.data + b->first * t.lda + (size_t)c0 * es;
             if (job->keeps)
-                use_tiles(job, m, &t, slice, c0, p == all.p0);
+                use_tiles(job, m, &t, slice, c0, p == all.p0 && !job->norms);
         } else {
             t.lda = position * (size_t)(job->mode == PADDED ? job->step : 1);
             t.a = m->slab + (size_t)(chunk - slice * job->slice_chunks) * slab_chunk_bytes(job) +

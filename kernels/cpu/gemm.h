@@ -13,11 +13,16 @@ struct gemm_args {
     size_t add_positions;    /* outputs that share a row of add_bc; 0: those of a picture */
     enum act act;
     bool geglu;
+    const weight *layer_norm; /* of x's rows, in place of x, where gemm_takes_layer_norm(); NULL: none */
+    float layer_eps;
     bool normed;                          /* winograd_rows_run() only: as in struct conv2d_args */
     const float *norm_scale, *norm_shift; /* winograd_rows_run() only: as in struct wr_input */
 };
 
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err);
+/* Whether a linear layer W of x can norm its rows on the way, and no item does that again for columns of its
+ * own. Of x the shape and type count, of W the shape. */
+bool gemm_takes_layer_norm(const struct backend *be, tensor x, const weight *w);
 
 /* What ends COUNT positions of one picture, as below; its c is not set. */
 struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, int count);

@@ -74,6 +74,15 @@ static bool small_b(const struct job *job)
     return (size_t)job->w->panels * job->w->panel_bytes <= SMALL_B_BYTES;
 }
 
+/* Items that are enough for all threads. */
+static int items_wanted(const struct job *job)
+{
+    const int threads = pool_threads(job->pool);
+    if (threads == 1 && (job->g->whole_slices || job->mode == DIRECT))
+        return 1;
+    return threads * (direct_slices(job) || job->mode == PADDED ? 2 : job->mode == DIRECT ? 4 : 1);
+}
+
 static void choose_block(struct job *job)
 {
     int rows = job->g->whole_slices ? 2 * BLOCK_ROWS : BLOCK_ROWS;
@@ -83,6 +92,8 @@ static void choose_block(struct job *job)
         int most = small_b(job) ? DIRECT_SMALL_BYTES : DIRECT_BYTES;
         int fit = most / job->w->channels / 2 / job->g->mr * job->g->mr;
         rows = min_int(rows, fit > 2 * job->g->mr ? fit : 2 * job->g->mr);
+        if (job->norms && job->positions / (size_t)items_wanted(job) >= BLOCK_ROWS)
+            rows = min_int(rows, (int)(job->positions / (size_t)items_wanted(job)));
     }
     if (job->mode == PADDED) {
         int across = div_up(job->ow, BLOCK_WIDTH);
@@ -120,11 +131,8 @@ static void choose_block(struct job *job)
  * more than many items: each item fills a slab or reads x of its own. */
 static void choose_columns(struct job *job)
 {
-    const int threads = pool_threads(job->pool);
     const bool whole = job->g->whole_slices;
-    int want = threads * (direct_slices(job) || job->mode == PADDED ? 2 : job->mode == DIRECT ? 4 : 1);
-    if (threads == 1 && (whole || job->mode == DIRECT))
-        want = 1;
+    const int want = items_wanted(job);
     int parts = whole ? 1 : div_up(job->w->panels * job->g->nr, BLOCK_COLS);
     if (job->blocks * parts < want)
         parts = min_int(job->w->panels, div_up(want, job->blocks));
@@ -228,14 +236,38 @@ int gemm_choose_blocks(struct job *job, struct error *err)
     if (job->positions == 0)
         return 0;
     job->mode = choose_mode(job);
+    job->norms = a->layer_norm != NULL;
     choose_chunks(job);
     choose_block(job);
     choose_columns(job);
     job->joins = job->mode == DIRECT && job->g->defers && gemm_joins(a, job->w->panel_cols);
     choose_slices(job);
-    job->keeps = job->mode == DIRECT && job->g->keeps_tiles &&
-                 job->cols_panels >= (several_slices(job) ? KEEP_SLICE_PANELS : KEEP_PANELS);
+    job->keeps = job->norms || (job->mode == DIRECT && job->g->keeps_tiles &&
+                                job->cols_panels >= (several_slices(job) ? KEEP_SLICE_PANELS : KEEP_PANELS));
     job->streams = past_caches(job);
     job->asks_x = asks_x(job);
     return fit_columns(job, err);
+}
+
+bool gemm_takes_layer_norm(const struct backend *be, tensor x, const weight *w)
+{
+    const struct gemm_kernel *g = cpu_tier(be)->gemm;
+    const bool geglu = w->kind == WEIGHT_GEGLU;
+    if (!g->keeps_tiles || x.c != w->in_c || (!geglu && w->kind != WEIGHT_LINEAR))
+        return false;
+    const int halves = geglu ? 2 : 1, channels = round_up(x.c, g->k_unit), cols = g->nr / halves;
+    const struct cpu_weight shape = {.dtype = g->dtype,
+                                     .taps = 1,
+                                     .channels = channels,
+                                     .chunk = channels,
+                                     .panels = div_up(w->out_c / halves, cols),
+                                     .panel_cols = cols,
+                                     .panel_bytes = (size_t)(channels * g->nr) * dtype_size(g->dtype)};
+    tensor y = x;
+    y.c = y.ld = w->out_c / halves;
+    const struct gemm_args a = {.y = y, .x = x, .w = w, .geglu = geglu, .layer_norm = w};
+    struct job job = {.g = g, .w = &shape, .pool = be->pool, .a = &a};
+    struct error none = {0};
+    return gemm_choose_blocks(&job, &none) == 0 && job.mode == DIRECT && job.slices == 1 &&
+           job.cols_panels == shape.panels;
 }

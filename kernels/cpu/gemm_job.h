@@ -38,6 +38,7 @@ struct job {
     bool asks_x;  /* x of the next block is asked for while one is computed */
     float *sums;  /* NULL, or where those of struct kept_sums go: a part is a block and place */
     bool keeps;   /* DIRECT: the first panel leaves tiles of x in the slab, which the others read */
+    bool norms;   /* it leaves those of x's layer norm there, and reads them, too */
 };
 
 /* The part of a block that is regular: `segments` runs of `length` output positions. */
@@ -114,6 +115,8 @@ int gemm_choose_blocks(struct job *job, struct error *err);
 /* gemm_slab.c: M's slab with what block B reads of SLICE; the taps' places in it. */
 void gemm_fill_slab(const struct job *job, const struct block *b, struct worker_memory *m, int slice);
 void gemm_set_taps(const struct job *job, struct worker_memory *m);
+/* The layer norm of COUNT positions from FIRST on, the AT-th and following of the block, to M's slab. */
+void gemm_norm_rows(const struct job *job, const struct worker_memory *m, size_t first, int at, int count);
 size_t gemm_slab_bytes(const struct job *job);
 
 /* gemm_end.c: what ends R's rows, C their sums. */

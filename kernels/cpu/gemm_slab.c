@@ -154,3 +154,33 @@ size_t gemm_slab_bytes(const struct job *job)
                        : 0;
     return (bytes + 4095) / 4096 * 4096;
 }
+
+void gemm_norm_rows(const struct job *job, const struct worker_memory *m, size_t first, int at, int count)
+{
+    const tensor x = job->a->x;
+    const weight *w = job->a->layer_norm;
+    const size_t line = (size_t)job->g->k_unit * dtype_size(job->g->dtype),
+                 tile = line * (size_t)job->g->m_align,
+                 strip = (size_t)(job->w->channels / job->g->k_unit) * tile,
+                 row = (size_t)x.ld * dtype_size(x.dtype);
+    struct layer_rows r = {
+        .y = m->slab + (size_t)(at / job->g->m_align) * strip,
+        .x = (const char *)x.data + first * row,
+        .y_type = job->g->dtype,
+        .x_type = x.dtype,
+        .y_step = line,
+        .x_step = row,
+        .y_part = tile,
+        .part = job->g->k_unit,
+        .c = x.c,
+        .gamma = w->packed,
+        .beta = (const float *)w->packed + w->out_c,
+        .eps = job->a->layer_eps,
+    };
+    for (; count > 0; count -= r.rows) {
+        r.rows = min_int(count, job->g->m_align);
+        job->rows->layer_norm(&r);
+        r.y = (char *)r.y + strip;
+        r.x = (const char *)r.x + (size_t)r.rows * row;
+    }
+}

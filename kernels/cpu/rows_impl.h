@@ -29,6 +29,19 @@ VEC void store_n(enum dtype type, char *p, int i, int n, vf x)
         n >= VL ? v_store_f16(p + (size_t)i * 2, x) : v_store_f16_n(p + (size_t)i * 2, x, n);
 }
 
+/* STORE_TWO_BF16(p, lo, hi) is the same as two stores, where a tier has it. */
+VEC void store_two(enum dtype type, char *p, int i, vf lo, vf hi)
+{
+#ifdef STORE_TWO_BF16
+    if (type == DTYPE_BF16) {
+        STORE_TWO_BF16(p + (size_t)i * 2, lo, hi);
+        return;
+    }
+#endif
+    store_n(type, p, i, VL, lo);
+    store_n(type, p, i + VL, VL, hi);
+}
+
 /* Calls F(constant type, …) for a type known at run time. */
 #define BY_TYPE(type, F, ...)                                                                                \
     do {                                                                                                     \
@@ -342,69 +355,93 @@ VEC vf join_chains(const vf v[CHAINS])
     return v_add(v_add(v[0], v[1]), v_add(v[2], v[3]));
 }
 
-VEC vf layer_sum(enum dtype type, const char *x, int c)
+/* The mean of a row, and that of the squares of the differences from it. Differences are taken from the mean
+ * NEAR of the first vector, so that x is read once; of C numbers it is at most sqrt(C / VL) standard
+ * deviations from the mean of all, so that little cancels. */
+VEC void layer_moments(enum dtype type, const char *x, int c, float *mean, float *variance)
 {
-    vf sum[CHAINS] = {v_zero(), v_zero(), v_zero(), v_zero()};
-    int j = 0;
-    for (; c - j >= CHAINS * VL; j += CHAINS * VL)
-        for (int i = 0; i < CHAINS; i++)
-            sum[i] = v_add(sum[i], load_n(type, x, j + i * VL, VL));
-    for (; j < c; j += VL)
-        sum[0] = v_add(sum[0], load_n(type, x, j, c - j));
-    return join_chains(sum);
-}
-
-/* Of the differences from MEAN: their sum, and the return value is that of their squares. */
-VEC vf layer_squares(enum dtype type, const char *x, int c, vf mean, vf *off)
-{
+    const int head = c < VL ? c : VL;
+    const float near = v_sum(load_n(type, x, 0, c)) / (float)head;
+    const vf from = v_set1(near);
     vf sum[CHAINS] = {v_zero(), v_zero(), v_zero(), v_zero()};
     vf square[CHAINS] = {v_zero(), v_zero(), v_zero(), v_zero()};
     int j = 0;
     for (; c - j >= CHAINS * VL; j += CHAINS * VL) {
         for (int i = 0; i < CHAINS; i++) {
-            vf d = v_sub(load_n(type, x, j + i * VL, VL), mean);
+            vf d = v_sub(load_n(type, x, j + i * VL, VL), from);
             sum[i] = v_add(sum[i], d);
             square[i] = v_fma(d, d, square[i]);
         }
     }
     for (; j < c; j += VL) {
-        vf d = v_sub(load_n(type, x, j, c - j), mean);
+        vf d = v_sub(load_n(type, x, j, c - j), from);
         if (c - j < VL)
             d = v_fill_tail(d, c - j, v_zero());
         sum[0] = v_add(sum[0], d);
         square[0] = v_fma(d, d, square[0]);
     }
-    *off = join_chains(sum);
-    return join_chains(square);
+    const float off = v_sum(join_chains(sum)) / (float)c;
+    *mean = near + off;
+    *variance = v_sum(join_chains(square)) / (float)c - off * off;
 }
 
-/* Mean first, then the mean square of the differences: no cancellation. What the rounded mean is off by is
- * the mean of the differences, and goes into both. A few rows at a time, so that the sums, quotient and root
- * of one are found while others are read. */
-VEC void layer_norm_as(enum dtype x_type, enum dtype y_type, const struct layer_rows *r, int first, int count)
+/* Numbers J to J + N of a row, N <= VL, of which a whole vector is read where N is VL. In 16 bits a row whose
+ * mean is many times its deviation holds no more than rounding, so that mean times scale may be rounded. */
+VEC vf layer_value(enum dtype type, const char *x, int j, int n, vf mean, vf scale)
 {
-    const int c = r->c;
-    const char *x = (const char *)r->x + (size_t)first * r->x_step;
-    char *y = (char *)r->y + (size_t)first * r->y_step;
-    float mean[LAYER_GROUP], scale[LAYER_GROUP];
-    for (int k = 0; k < count; k++)
-        mean[k] = v_sum(layer_sum(x_type, x + (size_t)k * r->x_step, c)) / (float)c;
-    for (int k = 0; k < count; k++) {
-        vf off, square = layer_squares(x_type, x + (size_t)k * r->x_step, c, v_set1(mean[k]), &off);
-        float shift = v_sum(off) / (float)c;
-        scale[k] = 1.0f / __builtin_sqrtf(v_sum(square) / (float)c - shift * shift + r->eps);
-        mean[k] += shift;
-    }
-    for (int k = 0; k < count; k++, x += r->x_step, y += r->y_step) {
-        const vf m = v_set1(mean[k]), s = v_set1(scale[k]);
-        for (int j = 0; j < c; j += VL) {
-            int n = c - j;
-            vf v = v_mul(v_sub(load_n(x_type, x, j, n), m), s);
-            v = v_fma(v, load_n(DTYPE_F32, (const char *)r->gamma, j, n),
-                      load_n(DTYPE_F32, (const char *)r->beta, j, n));
-            store_n(y_type, y, j, n, v);
+    vf v = load_n(type, x, j, n);
+    return type == DTYPE_F32 ? v_mul(v_sub(v, mean), scale) : v_fma(v, scale, mean);
+}
+
+/* COUNT rows from X to Y, whose means (times scale, negative, where x has 16 bits) and scales are MEAN and
+ * SCALE. */
+VEC void layer_write(enum dtype x_type, enum dtype y_type, const struct layer_rows *r, const char *x, char *y,
+                     const vf *mean, const vf *scale, const int count)
+{
+    const size_t x_step = r->x_step, y_step = r->y_step, y_part = r->y_part;
+    const int c = r->c, part = r->part ? r->part : c;
+    const char *gamma = (const char *)r->gamma, *beta = (const char *)r->beta;
+    for (int j0 = 0; j0 < c; j0 += part, y += y_part) {
+        int j = 0;
+        for (; j + 2 * VL <= part; j += 2 * VL) {
+            const int at = j0 + j;
+            const vf g0 = load_n(DTYPE_F32, gamma, at, VL), g1 = load_n(DTYPE_F32, gamma, at + VL, VL),
+                     b0 = load_n(DTYPE_F32, beta, at, VL), b1 = load_n(DTYPE_F32, beta, at + VL, VL);
+            for (int k = 0; k < count; k++) {
+                const char *from = x + (size_t)k * x_step;
+                vf lo = layer_value(x_type, from, at, VL, mean[k], scale[k]),
+                   hi = layer_value(x_type, from, at + VL, VL, mean[k], scale[k]);
+                store_two(y_type, y + (size_t)k * y_step, j, v_fma(lo, g0, b0), v_fma(hi, g1, b1));
+            }
+        }
+        for (; j < part; j += VL) {
+            const int n = part - j;
+            const vf g = load_n(DTYPE_F32, gamma, j0 + j, n), b = load_n(DTYPE_F32, beta, j0 + j, n);
+            for (int k = 0; k < count; k++) {
+                vf v = layer_value(x_type, x + (size_t)k * x_step, j0 + j, n, mean[k], scale[k]);
+                store_n(y_type, y + (size_t)k * y_step, j, n, v_fma(v, g, b));
+            }
         }
     }
+}
+
+/* A few rows at a time, so that the sums, quotient and root of one are found while others are read. */
+VEC void layer_norm_as(enum dtype x_type, enum dtype y_type, const struct layer_rows *r, int first, int count)
+{
+    const char *x = (const char *)r->x + (size_t)first * r->x_step;
+    char *y = (char *)r->y + (size_t)first * r->y_step;
+    vf means[LAYER_GROUP], scales[LAYER_GROUP];
+    for (int k = 0; k < count; k++) {
+        float mean, variance;
+        layer_moments(x_type, x + (size_t)k * r->x_step, r->c, &mean, &variance);
+        float scale = 1.0f / __builtin_sqrtf(variance + r->eps);
+        means[k] = v_set1(x_type == DTYPE_F32 ? mean : -mean * scale);
+        scales[k] = v_set1(scale);
+    }
+    if (count == LAYER_GROUP)
+        layer_write(x_type, y_type, r, x, y, means, scales, LAYER_GROUP);
+    else
+        layer_write(x_type, y_type, r, x, y, means, scales, count);
 }
 
 static void row_layer_norm(const struct layer_rows *r)

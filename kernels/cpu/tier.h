@@ -120,6 +120,8 @@ struct layer_rows {
     const void *x;
     enum dtype y_type, x_type;
     size_t y_step, x_step; /* bytes from row to row */
+    size_t y_part;         /* bytes from PART numbers of a row of y to the next PART */
+    int part;              /* 0: c */
     int rows, c;
     const float *gamma, *beta;
     float eps;
@@ -311,6 +313,9 @@ bool cpu_fuses_norm(const struct backend *, tensor y, tensor x, const weight *w,
 int cpu_norm_silu_conv2d(struct backend *, tensor y, tensor x, const struct norm_silu *norm, const weight *w,
                          const struct conv2d_args *a, struct error *);
 int cpu_layer_norm(struct backend *, tensor y, tensor x, const weight *w, float eps, struct error *);
+bool cpu_fuses_layer_norm(const struct backend *, tensor x, const weight *w);
+int cpu_layer_norm_linear(struct backend *, tensor y, tensor x, const weight *norm, float eps,
+                          const weight *w, const struct linear_args *a, struct error *);
 int cpu_silu(struct backend *, tensor y, tensor x, struct error *);
 int cpu_add(struct backend *, tensor y, tensor a, tensor b, struct error *);
 int cpu_blend(struct backend *, tensor y, tensor a, tensor b, float share, struct error *);

@@ -293,6 +293,21 @@ static int plan_norm_silu_conv2d(struct backend *be, tensor y, tensor x, const s
     return plan_conv2d(be, y, x, w, a, err);
 }
 
+static bool plan_fuses_layer_norm(const struct backend *be, tensor x, const weight *w)
+{
+    const struct backend *target = ((const struct plan *)be->state)->target;
+    return target && target->fuses_layer_norm && target->fuses_layer_norm(target, x, w);
+}
+
+/* The normed rows are neither written nor read again. */
+static int plan_layer_norm_linear(struct backend *be, tensor y, tensor x, const weight *norm, float eps,
+                                  const weight *w, const struct linear_args *a, struct error *err)
+{
+    (void)eps;
+    count(be, OP_layer_norm, 0, 0, (double)norm->bytes, 0);
+    return plan_linear(be, y, x, w, a, err);
+}
+
 /* A region that only plans has no memory behind it. */
 static int plan_mem_alloc(struct backend *be, size_t bytes, void **mem, struct error *err)
 {
@@ -325,6 +340,8 @@ int ops_plan(struct backend *be)
     be->mem_free = plan_mem_free;
     be->fuses_norm = plan_fuses_norm;
     be->norm_silu_conv2d = plan_norm_silu_conv2d;
+    be->fuses_layer_norm = plan_fuses_layer_norm;
+    be->layer_norm_linear = plan_layer_norm_linear;
     be->close = plan_close;
     be->state = calloc(1, sizeof(struct plan));
     return OP_COUNT;

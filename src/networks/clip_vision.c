@@ -165,16 +165,16 @@ static tensor layer_forward(pass *p, const struct clip_vision *net, const struct
 {
     int c = net->width;
     struct attention_args args = {.heads = net->heads, .scale = 1 / sqrtf((float)(c / net->heads))};
-    tensor n = layer_norm(p, &y->norm1, x, net->eps);            /* 1 1 T C */
-    tensor qkv = linear(p, &y->qkv, n, (struct linear_args){0}); /* 1 1 T 3C */
-    replace(p, &n,
-            attention(p, tensor_channels(qkv, 0, c), tensor_channels(qkv, c, c),
-                      tensor_channels(qkv, 2 * c, c), args)); /* 1 1 T C */
+    tensor qkv =
+        layer_norm_linear(p, &y->norm1, net->eps, &y->qkv, x, (struct linear_args){0}); /* 1 1 T 3C */
+    tensor n = attention(p, tensor_channels(qkv, 0, c), tensor_channels(qkv, c, c),
+                         tensor_channels(qkv, 2 * c, c), args); /* 1 1 T C */
     tensor_free(p, &qkv);
-    tensor h = linear(p, &y->out, n, (struct linear_args){.residual = x});        /* 1 1 T C */
-    replace(p, &n, layer_norm(p, &y->norm2, h, net->eps));                        /* 1 1 T C */
-    replace(p, &n, linear(p, &y->fc1, n, (struct linear_args){.act = net->act})); /* 1 1 T hidden */
-    replace(p, &h, linear(p, &y->fc2, n, (struct linear_args){.residual = h}));   /* 1 1 T C */
+    tensor h = linear(p, &y->out, n, (struct linear_args){.residual = x}); /* 1 1 T C */
+    tensor_free(p, &n);
+    n = layer_norm_linear(p, &y->norm2, net->eps, &y->fc1, h,
+                          (struct linear_args){.act = net->act});               /* 1 1 T hidden */
+    replace(p, &h, linear(p, &y->fc2, n, (struct linear_args){.residual = h})); /* 1 1 T C */
     tensor_free(p, &n);
     return h;
 }

@@ -56,38 +56,35 @@ void transformer_load(struct loader *l, struct transformer *t, struct transforme
     load_linear(l, &t->proj_out, s.c, s.c, true, "%s.proj_out", prefix);
 }
 
-/* x [N, 1, T, C] already normed, text as for transformer_forward -> attention, projected, plus RESIDUAL [N,
- * 1, T, C]. */
-static tensor attn_forward(pass *p, const struct attn *a, tensor x, const tensor *text, tensor residual)
+/* x [N, 1, T, C], text as for transformer_forward -> attention of x normed, projected, plus x. */
+static tensor attn_forward(pass *p, const weight *norm, const struct attn *a, tensor x, const tensor *text)
 {
     int c = x.c;
     struct attention_args args = {.heads = a->heads, .scale = 1 / sqrtf((float)(c / a->heads))};
     tensor h, y;
     if (a->text < 0) {
-        h = linear(p, &a->qkv, x, (struct linear_args){0}); /* N 1 T 3C */
+        h = layer_norm_linear(p, norm, LAYER_EPS, &a->qkv, x, (struct linear_args){0}); /* N 1 T 3C */
         y = attention(p, tensor_channels(h, 0, c), tensor_channels(h, c, c), tensor_channels(h, 2 * c, c),
                       args);
     } else {
-        tensor kv = text[a->text];                        /* N 1 S 2C */
-        h = linear(p, &a->q, x, (struct linear_args){0}); /* N 1 T C */
+        tensor kv = text[a->text];                                                    /* N 1 S 2C */
+        h = layer_norm_linear(p, norm, LAYER_EPS, &a->q, x, (struct linear_args){0}); /* N 1 T C */
         y = attention(p, h, tensor_channels(kv, 0, c), tensor_channels(kv, c, c), args);
     }
     tensor_free(p, &h);
-    replace(p, &y, linear(p, &a->out, y, (struct linear_args){.residual = residual})); /* N 1 T C */
+    replace(p, &y, linear(p, &a->out, y, (struct linear_args){.residual = x})); /* N 1 T C */
     return y;
 }
 
 /* *x [N, 1, T, C] becomes the block's output, of the same shape. */
 static void block_forward(pass *p, const struct transformer_block *b, tensor *x, const tensor *text)
 {
-    tensor n = layer_norm(p, &b->norm1, *x, LAYER_EPS);
-    replace(p, x, attn_forward(p, &b->attn1, n, text, *x));
-    replace(p, &n, layer_norm(p, &b->norm2, *x, LAYER_EPS));
-    replace(p, x, attn_forward(p, &b->attn2, n, text, *x));
-    replace(p, &n, layer_norm(p, &b->norm3, *x, LAYER_EPS));
-    replace(p, &n, linear(p, &b->ff_in, n, (struct linear_args){0}));              /* N 1 T 4C */
-    replace(p, x, linear(p, &b->ff_out, n, (struct linear_args){.residual = *x})); /* N 1 T C */
-    tensor_free(p, &n);
+    replace(p, x, attn_forward(p, &b->norm1, &b->attn1, *x, text));
+    replace(p, x, attn_forward(p, &b->norm2, &b->attn2, *x, text));
+    tensor h =
+        layer_norm_linear(p, &b->norm3, LAYER_EPS, &b->ff_in, *x, (struct linear_args){0}); /* N 1 T 4C */
+    replace(p, x, linear(p, &b->ff_out, h, (struct linear_args){.residual = *x}));          /* N 1 T C */
+    tensor_free(p, &h);
 }
 
 tensor transformer_forward(pass *p, const struct transformer *t, tensor x, const tensor *text)

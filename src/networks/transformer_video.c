@@ -158,15 +158,14 @@ static tensor spatial_forward(pass *p, const struct spatial_block *b, int heads,
 {
     int c = x.c;
     struct attention_args args = {.heads = heads, .scale = 1 / sqrtf((float)(c / heads))};
-    tensor n = layer_norm(p, &b->norm1, x, LAYER_EPS);           /* BF 1 T C */
-    tensor qkv = linear(p, &b->qkv, n, (struct linear_args){0}); /* BF 1 T 3C */
-    replace(p, &n,
-            attention(p, tensor_channels(qkv, 0, c), tensor_channels(qkv, c, c),
-                      tensor_channels(qkv, 2 * c, c), args)); /* BF 1 T C */
+    tensor qkv =
+        layer_norm_linear(p, &b->norm1, LAYER_EPS, &b->qkv, x, (struct linear_args){0}); /* BF 1 T 3C */
+    tensor n = attention(p, tensor_channels(qkv, 0, c), tensor_channels(qkv, c, c),
+                         tensor_channels(qkv, 2 * c, c), args); /* BF 1 T C */
     tensor_free(p, &qkv);
     tensor h = conv2d(p, &b->out, n, (struct conv2d_args){.add_bc = attn2, .residual = x}); /* BF 1 T C */
-    replace(p, &n, layer_norm(p, &b->norm3, h, LAYER_EPS));
-    replace(p, &n, linear(p, &b->ff_in, n, (struct linear_args){0})); /* BF 1 T 4C */
+    tensor_free(p, &n);
+    n = layer_norm_linear(p, &b->norm3, LAYER_EPS, &b->ff_in, h, (struct linear_args){0}); /* BF 1 T 4C */
     replace(p, &h, conv2d(p, &b->ff_out, n, (struct conv2d_args){.add_bc = position, .residual = h}));
     tensor_free(p, &n);
     return h;
@@ -193,15 +192,15 @@ static tensor attention_over_frames(pass *p, const struct temporal_block *b, int
 static tensor temporal_forward(pass *p, const struct temporal_block *b, int heads, float share, tensor x,
                                int frames, tensor attn2, tensor less)
 {
-    tensor n = layer_norm(p, &b->norm_in, x, LAYER_EPS);                      /* BF 1 T C */
-    replace(p, &n, linear(p, &b->in_geglu, n, (struct linear_args){0}));      /* BF 1 T 4C */
+    tensor n = layer_norm_linear(p, &b->norm_in, LAYER_EPS, &b->in_geglu, x,
+                                 (struct linear_args){0});                    /* BF 1 T 4C */
     tensor h = linear(p, &b->in_out, n, (struct linear_args){.residual = x}); /* BF 1 T C */
     replace(p, &n, layer_norm(p, &b->norm1, h, LAYER_EPS));                   /* BF 1 T C */
     replace(p, &n, attention_over_frames(p, b, heads, n, frames));            /* BF 1 T C */
     replace(p, &h, conv2d(p, &b->out, n, (struct conv2d_args){.add_bc = attn2, .residual = h}));
-    replace(p, &n, layer_norm(p, &b->norm3, h, LAYER_EPS));           /* BF 1 T C */
-    replace(p, &n, linear(p, &b->ff_in, n, (struct linear_args){0})); /* BF 1 T 4C */
-    replace(p, &h, blend(p, x, h, share));                            /* BF 1 T C */
+    tensor_free(p, &n);
+    n = layer_norm_linear(p, &b->norm3, LAYER_EPS, &b->ff_in, h, (struct linear_args){0}); /* BF 1 T 4C */
+    replace(p, &h, blend(p, x, h, share));                                                 /* BF 1 T C */
     replace(p, &h, conv2d(p, &b->ff_out, n, (struct conv2d_args){.add_bc = less, .residual = h}));
     tensor_free(p, &n);
     return h;
