@@ -87,7 +87,7 @@ endif
 EMULATED := $(BUILD)/emulated
 EMULATED_OBJ := $(filter-out $(BUILD)/kernels/backend.o $(BUILD)/kernels/cuda/%,$(LIB_OBJ)) $(EMULATED)/kernels/backend.o \
                 $(patsubst %,$(EMULATED)/%.o,$(basename $(CUDA_SRC) $(filter-out %/test_emulator.cc,$(wildcard tests/emulator/*.cc))))
-EMULATED_TESTS := $(EMULATED)/test_emulator $(EMULATED)/test_library $(EMULATED)/checkkernels $(EMULATED)/latentd \
+EMULATED_TESTS := $(EMULATED)/test_emulator $(EMULATED)/test_library $(EMULATED)/test_trial $(EMULATED)/checkkernels $(EMULATED)/latentd \
                 $(addprefix $(EMULATED)/fake/,libnvidia-ml.so.1 libcublasLt.so.13 libcudnn.so.9) \
                 $(patsubst %.c,$(EMULATED)/%,$(sort $(wildcard tests/golden/test_*.c)))
 MAIN_OBJ := $(BUILD)/src/main.o
@@ -136,7 +136,7 @@ $(EMULATED)/test_emulator: $(EMULATED)/tests/emulator/test_emulator.o $(EMULATED
 $(EMULATED)/latentd: $(MAIN_OBJ) $(EMULATED_OBJ)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
 
-$(EMULATED)/test_library: $(EMULATED)/tests/emulator/test_library.o $(EMULATED_OBJ)
+$(EMULATED)/test_library $(EMULATED)/test_trial: $(EMULATED)/test_%: $(EMULATED)/tests/emulator/test_%.o $(EMULATED_OBJ)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
 
 # Libraries that the programs over the emulator open at run time; they enqueue through the emulated CUDA runtime.
@@ -223,7 +223,8 @@ $(COMMIT_STAMP):
 $(BUILD)/src/http/metrics.o $(EMULATED)/src/http/metrics.o: $(COMMIT_STAMP)
 $(BUILD)/src/http/metrics.o $(EMULATED)/src/http/metrics.o: ALL_CFLAGS += -DLATENTD_COMMIT='"$(COMMIT)"'
 
-EMULATED_FLAGS := -Itests/emulator -Ikernels/cuda -DLATENTD_CUDA=1 -DLATENTD_CUDA_EMULATED=1
+# -Wno-psabi: a note on how arguments aligned to 64 were passed before GCC 4.6.
+EMULATED_FLAGS := -Itests/emulator -Ikernels/cuda -DLATENTD_CUDA=1 -DLATENTD_CUDA_EMULATED=1 -Wno-psabi
 CXX_FLAGS := -std=gnu++17 $(CFLAGS) -Wall -Wextra -Wshadow $(if $(filter 1,$(WERROR)),-Werror) -fno-math-errno -pthread -D_GNU_SOURCE -fPIE \
              -Iinclude $(SAN_FLAGS)
 

@@ -101,7 +101,8 @@ part_kernels() {
 # The run above takes the fastest for each shape; here each of the others serves, wherever it can. The first are Hopper's.
 each_candidate() {
     local pair name op bad=0 checked=$WORK/candidate
-    for pair in wgmma128x256/1:linear wgmma128x128/1:linear wgmma128x256:conv2d wgmma128x128:conv2d 256x128:conv2d \
+    for pair in tma128x256/1:linear tma128x128/1:linear tma128x256:conv2d tma128x128:conv2d tma128x128:conv_temporal \
+        wgmma128x256/1:linear wgmma128x128/1:linear wgmma128x256:conv2d wgmma128x128:conv2d 256x128:conv2d \
         128x128:conv2d 128x64:conv2d 64x64:conv2d flash:attention cudnn:attention cudnn:conv2d cublaslt:linear; do
         name=${pair%:*} op=${pair#*:}
         prog checkkernels --isa cuda --rounds 1 --op "$op" --candidate "$name" >"$checked" 2>&1 || true

@@ -125,6 +125,7 @@ emulated() {
     done
     begin "${label}cuda: test_emulator" "$build/emulated/test_emulator"
     begin "${label}cuda: test_library" "$build/emulated/test_library"
+    begin "${label}cuda: test_trial" "$build/emulated/test_trial"
 }
 
 # candidates BUILD-FOLDER: another order of threads, and each way to run a product by itself.
@@ -132,7 +133,8 @@ candidates() {
     local build=$1 pair
     EMULATOR_SEED=2 begin "cuda: checkkernels, another order" "$build/emulated/checkkernels" --isa cuda --rounds 2 --seed 2
     for pair in cudnn:attention cudnn:conv2d 256x128:conv2d 128x128:conv2d 128x64:conv2d 64x64:conv2d cublaslt:linear \
-        cublaslt:conv2d wgmma128x256/1:linear wgmma128x256:conv2d wgmma128x128/1:conv2d; do
+        cublaslt:conv2d wgmma128x256/1:linear wgmma128x256:conv2d wgmma128x128/1:conv2d tma128x256/1:linear \
+        tma128x128:linear tma128x256:conv2d tma128x128/1:conv2d tma128x128:conv_temporal; do
         LD_LIBRARY_PATH=$build/emulated/fake begin "cuda: checkkernels, $pair" "$build/emulated/checkkernels" \
             --isa cuda --candidate "${pair%:*}" --rounds 1 --op "${pair#*:}"
     done

@@ -484,12 +484,14 @@ static int compete(struct backend *be, const attention_options &o, struct error 
     const attention_call &call = o.call;
     struct choice c;
     c.count = ATTENTION_CANDIDATES;
+    c.unproven = 0;
     snprintf(c.name[ATTENTION_OURS], sizeof c.name[0], "flash");
     snprintf(c.name[ATTENTION_CUDNN], sizeof c.name[0], "cudnn");
     snprintf(c.key, sizeof c.key, "attention %s %d/%dx%dx%d h%dx%d ld%d,%d,%d,%d%s",
              call.dtype == DTYPE_F16 ? "fp16" : "bf16", call.n, call.kv_n, call.t, call.s, call.heads, call.size,
              call.q_ld, call.k_ld, call.v_ld, call.y_ld, call.causal ? " causal" : "");
     c.out_bytes = (size_t)call.n * (size_t)call.t * (size_t)call.y_ld * 2;
+    c.out_type = call.dtype;
     c.run = run_option;
     c.ctx = &o;
     return choose(be, &c, err);

@@ -13,6 +13,7 @@
 #include "cache.h"
 #include "library.h"
 #include "log.h"
+#include "trial.h"
 
 #ifdef LATENTD_CUDA_EMULATED
 enum { ROUNDS = 1 }; /* times mean nothing there */
@@ -33,6 +34,7 @@ struct chooser {
     char only[CANDIDATE_NAME_MAX]; /* tests: this candidate wherever it exists; empty: the fastest */
     char head[LINE_MAX_BYTES], path[500];
     bool write; /* PATH is good */
+    struct trial trial;
     cudaEvent_t start, stop;
     struct {
         uint64_t key;
@@ -235,15 +237,32 @@ static int time_candidate(struct backend *be, const struct choice *c, int i, voi
     return 0;
 }
 
+/* An unproven candidate is tried before it is timed, against what candidate 0 has left in OUT. */
+static int time_one(struct backend *be, const struct choice *c, int i, void *out, struct sample *expected,
+                    double *us, struct error *err)
+{
+    struct trial *t = &cuda_of(be)->chooser->trial;
+    bool compared = c->unproven && t->wanted;
+    int rc = 0;
+    if (compared && i == 0)
+        rc = trial_clear(be, c, out, err);
+    if (c->unproven >> i & 1)
+        rc = trial_run(be, t, c, i, out, expected, err);
+    if (!rc)
+        rc = time_candidate(be, c, i, out, us, err);
+    return !rc && compared && i == 0 ? trial_expect(be, c, out, expected, err) : rc;
+}
+
 /* A candidate that refuses (a library without a plan for the shape) is out; a device that failed ends it all.
  */
-static int time_all(struct backend *be, const struct choice *c, void *out, struct entry *e, struct error *err)
+static int time_all(struct backend *be, const struct choice *c, void *out, struct sample *expected,
+                    struct entry *e, struct error *err)
 {
     e->time = e->second_time = 0;
     for (int i = 0; i < c->count; i++) {
         struct error why = {0};
         double us = 0;
-        int rc = time_candidate(be, c, i, out, &us, &why);
+        int rc = time_one(be, c, i, out, expected, &us, &why);
         if (rc == ERR_DEVICE)
             return error_set(err, rc, "%s", why.msg);
         if (rc) {
@@ -280,7 +299,11 @@ static int tune(struct backend *be, const struct choice *c, struct entry *e, str
         return ERR_NOMEM;
     }
     st->recording = false;
-    int rc = time_all(be, c, out, e, err);
+    struct sample expected = {NULL, 0};
+    int rc = time_all(be, c, out, &expected, e, err);
+    if (rc != ERR_DEVICE)
+        trial_end(&st->chooser->trial);
+    free(expected.bytes);
     st->recording = recording;
     cudaFree(out);
     return rc;
@@ -362,6 +385,11 @@ void choose_remember(struct backend *be, uint64_t key, int value)
     }
 }
 
+void choose_without(const char *name, const struct error *why)
+{
+    log_warning("%s is out, another kernel serves: %s", name, why->msg);
+}
+
 void chooser_print(const struct chooser *c, FILE *out)
 {
     for (int i = 0; c && i < c->count; i++) {
@@ -406,6 +434,7 @@ struct chooser *chooser_open(struct backend *be, const char *only)
         c->write = true;
         read_file(c);
     }
+    trial_open(&c->trial, c->write && st->encode_box ? c->path : NULL, c->head);
     return c;
 }
 

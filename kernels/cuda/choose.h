@@ -4,6 +4,7 @@
  * thrown away.
  *
  *   LATENTD_CACHE   the folder of that file (XDG_CACHE_HOME/latentd, HOME/.cache/latentd); empty: no file
+ *                   (beside it the note of a trial, trial.h: no folder, no trials)
  *   LATENTD_TUNE    0: nothing is timed, the first candidate serves */
 #ifndef LATENTD_CUDA_CHOOSE_H
 #define LATENTD_CUDA_CHOOSE_H
@@ -16,7 +17,7 @@
 extern "C" {
 #endif
 
-enum { CHOICE_KEY_MAX = 120, CANDIDATES_MAX = 16, CANDIDATE_NAME_MAX = 24 };
+enum { CHOICE_KEY_MAX = 120, CANDIDATES_MAX = 18, CANDIDATE_NAME_MAX = 24 };
 
 /* One op at one shape. The first candidate is the one that a rule of thumb would take. */
 struct choice {
@@ -24,7 +25,11 @@ struct choice {
                                */
     int count;
     char name[CANDIDATES_MAX][CANDIDATE_NAME_MAX];
+    /* Bit I: no GPU that we know of has run candidate I. It is taken only where its output is candidate 0's,
+     * and not tried again after a trial that went wrong. */
+    unsigned unproven;
     size_t out_bytes; /* of the output */
+    enum dtype out_type;
     /* Enqueues candidate I with OUT in place of the output. */
     int (*run)(struct backend *be, const void *ctx, int i, void *out, struct error *err);
     const void *ctx;
@@ -40,6 +45,8 @@ int choose(struct backend *be, const struct choice *c, struct error *err);
 /* What choose_remember() was told for KEY, a hash of a shape; negative: nothing. */
 int choose_known(const struct backend *be, uint64_t key);
 void choose_remember(struct backend *be, uint64_t key, int value);
+/* Says in the log that NAME, which was chosen, will not run today; another candidate serves. */
+void choose_without(const char *name, const struct error *why);
 /* One line a shape: its key, who won, the time, and how far the next one is behind. */
 void chooser_print(const struct chooser *c, FILE *out);
 

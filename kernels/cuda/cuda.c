@@ -203,6 +203,25 @@ static int find_device(struct cuda_state *st, struct error *err)
     return 0;
 }
 
+/* Through the driver that the runtime has loaded: nothing links to it. */
+static void find_tensor_maps(struct cuda_state *st)
+{
+    const char name[] = "cuTensorMapEncodeTiled";
+    void *function = NULL;
+    enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+    cudaError_t rc = cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found);
+#else
+    cudaError_t rc = cudaGetDriverEntryPoint(name, &function, cudaEnableDefault, &found);
+#endif
+    if (rc != cudaSuccess)
+        (void)cudaGetLastError();
+    if (rc == cudaSuccess && found == cudaDriverEntryPointSuccess)
+        st->encode_box = function;
+    else if (st->major >= 9)
+        log_warning("the driver has no %s: the kernels that need it are left out", name);
+}
+
 static int open_stream(struct backend *be, struct error *err)
 {
     struct cuda_state *st = cuda_of(be);
@@ -266,6 +285,7 @@ int backend_open_cuda(struct backend *be, const struct backend_options *opt, str
         return rc;
     rc = open_stream(be, err);
     if (!rc) {
+        find_tensor_maps(st);
         library_open(be);
         const char *only = opt->isa ? strchr(opt->isa, '/') : NULL;
         st->chooser = chooser_open(be, only ? only + 1 : NULL);

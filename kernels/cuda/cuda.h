@@ -34,6 +34,8 @@ struct cuda_command {
      * (plans, handles) lives as long as the backend. */
     int (*library)(struct backend *be, const void *args, cudaStream_t stream, struct error *err);
     unsigned grid[3], threads, shared, bytes;
+    bool trial; /* outside a step: a launch that CUDA refuses is ERR_UNSUPPORTED, and the device no worse for
+                   it */
     unsigned char args[CUDA_ARGS_MAX] __attribute__((aligned(16)));
 };
 
@@ -44,6 +46,7 @@ struct cuda_state {
     int major, minor;  /* compute capability */
     size_t shared_max; /* bytes of shared memory that a block can have */
     char name[256];
+    void *encode_box; /* the driver's cuTensorMapEncodeTiled; NULL: it has none */
     cudaStream_t stream;
     void *workspace;         /* CUDA_WORKSPACE bytes; used within one op and free after it, in stream order */
     struct nvml *nvml;       /* NULL: not to be had */

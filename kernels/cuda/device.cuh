@@ -264,10 +264,11 @@ template <class A> static void cuda_call(const void *kernel, const void *args)
     ((void (*)(A))(uintptr_t)kernel)(copy);
 }
 
-/* Launches KERNEL with ARGS over GRID blocks of THREADS threads and SHARED bytes of dynamic shared memory. */
+/* Launches KERNEL with ARGS over GRID blocks of THREADS threads and SHARED bytes of dynamic shared memory. TRIAL: see
+ * cuda_command. */
 template <class A>
 static int launch(struct backend *be, void (*kernel)(A), dim3 grid, int threads, size_t shared, const A &args,
-                  struct error *err)
+                  struct error *err, bool trial = false)
 {
     static_assert(sizeof(A) <= CUDA_ARGS_MAX, "too many arguments for a command");
     struct cuda_command c;
@@ -282,6 +283,7 @@ static int launch(struct backend *be, void (*kernel)(A), dim3 grid, int threads,
     c.threads = (unsigned)threads;
     c.shared = (unsigned)shared;
     c.bytes = sizeof(A);
+    c.trial = trial;
     memcpy(c.args, &args, sizeof(A));
     return cuda_issue(be, &c, err);
 }

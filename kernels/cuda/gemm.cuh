@@ -1,5 +1,6 @@
 /* The host's half of the matrix product: what describes one, which tile, split or library runs it, and the launch.
- * The kernels stand in gemm_tile.cuh (every GPU from sm_80 on) and gemm_hopper.cuh (compute capability 9.0).
+ * The kernels stand in gemm_tile.cuh (every GPU from sm_80 on), gemm_hopper.cuh and gemm_tma.cuh (compute capability
+ * 9.0).
  *
  * Tile and splits are the candidates of choose.h: timed once a shape, the model below is the first guess and what serves
  * when nothing is timed. Hopper's tiles and the libraries are never a guess: only a clock chooses them. */
@@ -21,6 +22,10 @@ int gemm_begin(struct backend *be, struct gemm *a, tensor y, tensor x, const wei
 int gemm_rows(struct backend *be, const struct gemm &a, struct error *err);      /* linear.cu: y's rows are x's */
 int gemm_positions(struct backend *be, const struct gemm &a, struct error *err); /* conv2d.cu: by the geometry in A */
 int gemm_reduce(struct backend *be, const struct gemm &a, struct error *err);    /* linear.cu: sums the splits */
+/* gemm_tma.cu: whether its kernels can run A here, and the launch of the one with BN columns. ERR_UNSUPPORTED: the driver
+ * will not. TRIAL: into memory that does not count yet. */
+bool gemm_tma_serves(const struct backend *be, const struct gemm &a);
+int gemm_tma_launch(struct backend *be, const struct gemm &a, int bn, bool trial, struct error *err);
 
 /* Whether x can be copied 16 bytes at a time. */
 static inline bool gemm_in_vectors(const struct gemm &a)
@@ -28,8 +33,8 @@ static inline bool gemm_in_vectors(const struct gemm &a)
     return a.in_c % 8 == 0 && a.x_ld % 8 == 0 && (uintptr_t)a.x % 16 == 0;
 }
 
-/* Tiles of gemm_tile.cuh, then those of gemm_hopper.cuh. */
-enum { GEMM_SHAPES = 4, GEMM_TILES = GEMM_SHAPES + 2, GEMM_SPLITS_MAX = 32 };
+/* Tiles of gemm_tile.cuh, then those of gemm_hopper.cuh, then those of gemm_tma.cuh. */
+enum { GEMM_SHAPES = 4, GEMM_TMA = GEMM_SHAPES + 2, GEMM_TILES = GEMM_TMA + 2, GEMM_SPLITS_MAX = 32 };
 
 /* What the choice of a tile weighs. RATE: share of the tensor cores' speed that full multiprocessors reach. */
 struct gemm_shape {
@@ -39,7 +44,16 @@ struct gemm_shape {
 
 static const struct gemm_shape gemm_shapes[GEMM_TILES] = {
     {256, 128, 32, 1, 0.85f}, {128, 128, 32, 2, 0.80f}, {128, 64, 32, 3, 0.65f},
-    {64, 64, 64, 3, 0.45f},   {128, 256, 64, 1, 0.85f}, {128, 128, 64, 1, 0.75f}};
+    {64, 64, 64, 3, 0.45f},   {128, 256, 64, 1, 0.85f}, {128, 128, 64, 1, 0.75f},
+    {128, 256, 64, 1, 0.85f}, {128, 128, 64, 2, 0.80f}};
+
+/* Steps along k: those of gemm_tma.cuh end with every tap. */
+static inline int gemm_steps(const struct gemm *a, int shape)
+{
+    size_t bk = (size_t)gemm_shapes[shape].bk;
+    return shape < GEMM_TMA ? (int)blocks_of((size_t)a->depth, bk)
+                            : a->kh * a->kw * (int)blocks_of((size_t)a->channels, bk);
+}
 
 /* Estimated cycles of A with a tile and a number of splits, on SMS multiprocessors of 1024 multiply-adds a cycle (an
  * A100; for the others the proportions are what counts). A model to choose by, not a measurement. */
@@ -71,7 +85,7 @@ struct gemm_option {
 static inline void gemm_set(struct backend *be, struct gemm *a, const struct gemm_option *o)
 {
     const struct gemm_shape *s = &gemm_shapes[o->shape];
-    int steps = (int)blocks_of((size_t)a->depth, (size_t)s->bk);
+    int steps = gemm_steps(a, o->shape);
     a->split_tiles = (int)blocks_of((size_t)steps, (size_t)o->splits);
     a->splits = (int)blocks_of((size_t)steps, (size_t)a->split_tiles);
     a->tiles_m = (int)blocks_of((size_t)a->rows, (size_t)s->bm);
@@ -200,7 +214,8 @@ static inline void gemm_list_hopper(struct backend *be, struct gemm_options *lis
 {
     if (!gemm_hopper_serves(be))
         return;
-    for (int i = GEMM_SHAPES; i < GEMM_TILES; i++)
+    int end = gemm_tma_serves(be, list->a) ? GEMM_TILES : GEMM_TMA;
+    for (int i = GEMM_SHAPES; i < end; i++)
         list->count += gemm_splits(be, &list->a, i, list->o + list->count);
 }
 
@@ -264,8 +279,9 @@ static int gemm_run_option(struct backend *be, const void *ctx, int i, void *out
     if (out)
         a.y = out;
     gemm_set(be, &a, &list->o[i]);
-    int rc = be->dtype == DTYPE_F16 ? gemm_tiles<f16, GATHER>(be, shape, a, err)
-                                    : gemm_tiles<bf16, GATHER>(be, shape, a, err);
+    int rc = shape >= GEMM_TMA          ? gemm_tma_launch(be, a, gemm_shapes[shape].bn, out != NULL, err)
+             : be->dtype == DTYPE_F16 ? gemm_tiles<f16, GATHER>(be, shape, a, err)
+                                        : gemm_tiles<bf16, GATHER>(be, shape, a, err);
     return rc || a.splits == 1 ? rc : gemm_reduce(be, a, err);
 }
 
@@ -289,20 +305,27 @@ template <int GATHER> static int gemm_compete(struct backend *be, const struct g
     const struct gemm &a = list->a;
     struct choice c;
     c.count = list->count < CANDIDATES_MAX ? list->count : CANDIDATES_MAX;
+    c.unproven = 0;
     for (int i = 0; i < c.count; i++) {
         static const char *const libraries[] = {"cublaslt", "cublaslt1", "cudnn"};
         const struct gemm_option *o = &list->o[i];
         if (o->shape >= GEMM_TILES)
             snprintf(c.name[i], sizeof c.name[i], "%s", libraries[o->shape - GEMM_TILES]);
         else
-            snprintf(c.name[i], sizeof c.name[i], "%s%dx%d/%d", o->shape >= GEMM_SHAPES ? "wgmma" : "",
+            snprintf(c.name[i], sizeof c.name[i], "%s%dx%d/%d",
+                     o->shape >= GEMM_TMA      ? "tma"
+                     : o->shape >= GEMM_SHAPES ? "wgmma"
+                                               : "",
                      gemm_shapes[o->shape].bm, gemm_shapes[o->shape].bn, o->splits);
+        if (o->shape >= GEMM_TMA && o->shape < GEMM_TILES)
+            c.unproven |= 1u << i;
     }
     snprintf(c.key, sizeof c.key, "%s %s %dx%dx%d k%dx%d s%d %dx%d ld%d%s%s%s%s%s%s", gathers[GATHER],
              be->dtype == DTYPE_F16 ? "fp16" : "bf16", a.rows, a.cols, a.depth, a.kh, a.kw, a.stride, a.height, a.width,
              a.y_ld, a.up ? " up" : "", a.geglu ? " geglu" : "", a.act ? " act" : "", a.add ? " add" : "",
              a.residual ? " residual" : "", a.f32_out ? " f32" : "");
     c.out_bytes = (size_t)a.rows * (size_t)a.y_ld * (a.f32_out ? 4 : 2);
+    c.out_type = a.f32_out ? DTYPE_F32 : be->dtype;
     c.run = gemm_run_option<GATHER>;
     c.ctx = list;
     return choose(be, &c, err);
@@ -329,8 +352,8 @@ template <int GATHER> static int gemm_run(struct backend *be, const struct gemm 
         list.o[0].shape = known % GEMM_KINDS;
         list.o[0].splits = known / GEMM_KINDS;
     }
-    if (list.o[0].shape >= GEMM_TILES) {
-        /* A library may refuse today what was chosen before: another version, less memory. */
+    if (list.o[0].shape >= GEMM_TMA) {
+        /* A library, or the driver, may refuse today what was chosen before: another version, less memory. */
         struct error why;
         memset(&why, 0, sizeof why);
         int rc = gemm_run_option<GATHER>(be, &list, 0, NULL, &why);
@@ -338,6 +361,8 @@ template <int GATHER> static int gemm_run(struct backend *be, const struct gemm 
             choose_remember(be, key, list.o[0].shape + GEMM_KINDS * list.o[0].splits);
         if (rc != ERR_UNSUPPORTED)
             return rc ? error_set(err, rc, "%s", why.msg) : 0;
+        if (list.o[0].shape < GEMM_TILES)
+            choose_without("a product by TMA", &why);
         gemm_list(be, &list, first);
         known = -1;
     }

@@ -13,7 +13,7 @@
  * A step of 128 x 256 is 512 cycles of an H200's tensor cores (4096 multiply-adds a cycle) and 12 cp.async a thread;
  * 48 KB a step on each of 132 multiprocessors is 22 TB/s at that rate, more than L2 gives (some 5.5 measured on
  * others' machines): blocks that run together share rows of x and w (gemm_place), and what is left is the case for TMA
- * with multicast, and for producers apart from consumers. Neither is written yet, and no GPU has run this file.
+ * with multicast, which is not written. Producers apart from consumers are gemm_tma.cuh. No GPU has run this file.
  *
  * Registers: 128 sums, 20 of the loader, operands none. */
 #ifndef LATENTD_CUDA_GEMM_HOPPER_CUH

@@ -86,6 +86,14 @@ static void announce(const void *kernel, void (*call)(const void *, const void *
 #endif
 }
 
+/* Errors of a launch that did not begin; the context is as it was. */
+static bool refused(cudaError_t rc)
+{
+    return rc == cudaErrorInvalidValue || rc == cudaErrorInvalidConfiguration ||
+           rc == cudaErrorInvalidDeviceFunction || rc == cudaErrorNoKernelImageForDevice ||
+           rc == cudaErrorLaunchOutOfResources;
+}
+
 int step_launch(struct backend *be, const struct cuda_command *c, struct error *err)
 {
     if (c->library)
@@ -96,8 +104,12 @@ int step_launch(struct backend *be, const struct cuda_command *c, struct error *
         return rc;
     void *args[1] = {(void *)(uintptr_t)c->args};
     dim3 grid = {c->grid[0], c->grid[1], c->grid[2]}, block = {c->threads, 1, 1};
-    return cuda_check(be, cudaLaunchKernel(c->kernel, grid, block, args, c->shared, cuda_of(be)->stream),
-                      "launching a kernel", err);
+    cudaError_t launched = cudaLaunchKernel(c->kernel, grid, block, args, c->shared, cuda_of(be)->stream);
+    if (c->trial && refused(launched)) {
+        (void)cudaGetLastError();
+        return error_set(err, ERR_UNSUPPORTED, "%s", cudaGetErrorString(launched));
+    }
+    return cuda_check(be, launched, "launching a kernel", err);
 }
 
 int step_begin(struct backend *be, struct error *err)

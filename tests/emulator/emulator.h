@@ -7,6 +7,9 @@
  *  - cp.async copies at once or as late as its wait allows, by the seed: a missing wait reads old data, a
  * buffer filled too early loses what others still read;
  *  - shared memory holds NaN at first, and ends where the launch said;
+ *  - a box that TMA copies comes at once or late, by the seed, and what stood in its place is gone from the
+ * start; a wait that names the wrong phase reads NaN, bytes that nobody announced or that never come end the
+ * program;
  *  - a warp's instructions need all 32 lanes, at the same instruction; a barrier that nobody can reach ends
  * the program with the kernel's name.
  *
@@ -75,6 +78,17 @@ void emulator_multiply_wait(int groups);
 void emulator_multiply_fence();
 /* What this thread copied is meant for products from the next barrier on: without it a product fails. */
 void emulator_publish();
+
+/* Barriers in shared memory (tma.h). */
+void emulator_barrier_init(const void *barrier, unsigned count);
+void emulator_barrier_publish();
+/* One arrival, with BYTES announced before it. */
+void emulator_barrier_arrive(const void *barrier, unsigned bytes);
+/* Waits until the phase of PARITY has ended; false only where EMULATOR_TMA loses copies and nothing moves any
+ * more. */
+bool emulator_barrier_passed(const void *barrier, unsigned parity);
+/* The box of MAP at AT, RANK numbers. */
+void emulator_box_load(void *shared, const CUtensorMap *map, const void *barrier, int rank, const int at[5]);
 
 static inline float __uint_as_float(uint32_t x)
 {

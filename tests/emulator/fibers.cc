@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
+#include <map>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -50,6 +51,22 @@ struct warp {
     bool fenced = false;
 };
 
+/* In shared memory, by its place there. */
+struct shared_barrier {
+    gate ended; /* opens with every phase */
+    unsigned count = 0, pending = 0, phase = 0;
+    long bytes = 0; /* announced and not there; below 0: there and not announced */
+    bool published = false;
+};
+
+struct box_copy { /* of TMA */
+    unsigned char *dst;
+    CUtensorMap map;
+    shared_barrier *barrier;
+    int at[5];
+    size_t bytes;
+};
+
 struct block_run {
     const emulator_launch *l = nullptr;
     std::vector<fiber> fibers;
@@ -62,6 +79,10 @@ struct block_run {
     void *main_sp = nullptr, *main_fake = nullptr;
     bool eager = false;          /* cp.async happens at once */
     bool eager_products = false; /* and wgmma */
+    bool eager_boxes = false;    /* and TMA */
+    bool stuck = false;          /* copies were lost, and nothing moves */
+    std::map<size_t, shared_barrier> barriers;
+    std::vector<box_copy> boxes; /* under way */
     bool unpublished = false;    /* a thread came to a barrier with copies that products would not see */
 } run;
 
@@ -304,6 +325,146 @@ void emulator_multiply_fence()
     running_warp()->fenced = true;
 }
 
+/* ---- Barriers in shared memory, and the boxes that they wait for ---- */
+
+static size_t shared_offset(const void *p, size_t bytes, size_t unit, const char *what)
+{
+    const unsigned char *at = (const unsigned char *)p;
+    if (at < run.shared || at + bytes > run.shared + run.l->shared || (size_t)(at - run.shared) % unit != 0)
+        emulator_fail(what);
+    return (size_t)(at - run.shared);
+}
+
+static shared_barrier *barrier_at(const void *p)
+{
+    auto b = run.barriers.find(shared_offset(p, 8, 8, "a barrier that is not 8 aligned bytes of shared memory"));
+    if (b == run.barriers.end() || !b->second.published)
+        emulator_fail("a barrier that was not made, or not published");
+    return &b->second;
+}
+
+static void end_phase(shared_barrier *b)
+{
+    if (b->pending != 0 || b->bytes != 0)
+        return;
+    b->phase++;
+    b->pending = b->count;
+    open_gate(&b->ended);
+}
+
+void emulator_barrier_init(const void *barrier, unsigned count)
+{
+    shared_barrier b;
+    b.count = b.pending = count;
+    size_t at = shared_offset(barrier, 8, 8, "a barrier that is not 8 aligned bytes of shared memory");
+    if (count < 1 || !run.barriers.insert({at, b}).second)
+        emulator_fail("a barrier of nobody, or made twice");
+}
+
+void emulator_barrier_publish()
+{
+    for (auto &b : run.barriers)
+        b.second.published = true;
+}
+
+void emulator_barrier_arrive(const void *barrier, unsigned bytes)
+{
+    shared_barrier *b = barrier_at(barrier);
+    if (b->pending == 0)
+        emulator_fail("more arrivals at a barrier than it was made for");
+    b->bytes += bytes;
+    b->pending--;
+    end_phase(b);
+}
+
+static bool boxes_fail(const char *how)
+{
+    const char *now = getenv("EMULATOR_TMA");
+    return now && strcmp(now, how) == 0;
+}
+
+bool emulator_barrier_passed(const void *barrier, unsigned parity)
+{
+    shared_barrier *b = barrier_at(barrier);
+    if (parity > 1)
+        emulator_fail("a parity that is not 0 or 1");
+    while ((b->phase & 1) == parity && !run.stuck)
+        wait_at(&b->ended);
+    return (b->phase & 1) != parity;
+}
+
+/* Row ROW of the box: 16 bytes at a time, zeros where the tensor is not. The swizzle works on addresses. */
+static void perform_row(const box_copy &c, size_t row)
+{
+    const CUtensorMap &m = c.map;
+    const unsigned char *from = (const unsigned char *)(uintptr_t)m.address;
+    size_t rest = row, line = (size_t)m.box[0] * 2;
+    bool inside = true;
+    for (uint32_t i = 1; i < m.rank; i++) {
+        int64_t at = c.at[i] + (int64_t)(rest % m.box[i]);
+        rest /= m.box[i];
+        inside = inside && at >= 0 && at < (int64_t)m.dim[i];
+        from += at * (int64_t)m.stride[i - 1];
+    }
+    for (size_t i = 0; i < line; i += 2) {
+        size_t to = (size_t)(c.dst - run.shared) + row * line + i;
+        size_t mask = ((size_t)1 << m.swizzle) - 1; /* 128 bytes: 3 bits of the address from 7 on */
+        int64_t k = c.at[0] + (int64_t)(i / 2);
+        to ^= (to >> 7 & mask) << 4;
+        if (inside && k >= 0 && k < (int64_t)m.dim[0])
+            memcpy(run.shared + to, from + 2 * k, 2);
+        else
+            memset(run.shared + to, 0, 2);
+    }
+}
+
+static void perform_box(const box_copy &c)
+{
+    for (size_t row = 0; row < c.bytes / ((size_t)c.map.box[0] * 2); row++)
+        perform_row(c, row);
+    c.barrier->bytes -= (long)c.bytes;
+    end_phase(c.barrier);
+}
+
+void emulator_box_load(void *shared, const CUtensorMap *map, const void *barrier, int rank, const int at[5])
+{
+    box_copy c = {(unsigned char *)shared, *map, barrier_at(barrier), {at[0], at[1], at[2], at[3], at[4]}, 2};
+    if ((uintptr_t)map % 64 != 0 || map->magic != EMULATED_MAP || (int)map->rank != rank)
+        emulator_fail("TMA by something that is not a tensor map of as many dimensions");
+    for (uint32_t i = 0; i < map->rank; i++)
+        c.bytes *= map->box[i];
+    shared_offset(shared, c.bytes, 128, "TMA to an address outside shared memory, or not aligned to 128");
+    if (boxes_fail("wrong"))
+        c.at[1]++;
+    memset(c.dst, 0xff, c.bytes); /* from now on anything may stand there */
+    if (run.eager_boxes && !boxes_fail("lost"))
+        perform_box(c);
+    else
+        run.boxes.push_back(c);
+}
+
+/* One of those under way, any; false: there is none. */
+static bool perform_some_box()
+{
+    if (run.boxes.empty() || boxes_fail("lost"))
+        return false;
+    size_t i = (size_t)(next_random() % run.boxes.size());
+    box_copy c = run.boxes[i];
+    run.boxes.erase(run.boxes.begin() + (long)i);
+    perform_box(c);
+    return true;
+}
+
+/* Nobody can go on. Where copies are lost on purpose those who wait are told: they look again, in vain. */
+static void wake_all()
+{
+    if (!boxes_fail("lost") || run.stuck)
+        emulator_fail("nobody can go on: a barrier or a warp instruction that some threads never reach");
+    run.stuck = true;
+    for (auto &b : run.barriers)
+        open_gate(&b.second.ended);
+}
+
 /* ---- One block ---- */
 
 static void fiber_main()
@@ -374,6 +535,10 @@ static void run_block(const emulator_launch *l, unsigned x, unsigned y, unsigned
     run.votes = 0;
     run.eager = next_random() % 2;
     run.eager_products = next_random() % 2;
+    run.eager_boxes = next_random() % 2;
+    run.stuck = false;
+    run.barriers.clear();
+    run.boxes.clear();
     run.unpublished = false;
     memset(run.shared, 0xff, l->shared);
     for (unsigned i = 0; i < n; i++) {
@@ -382,8 +547,10 @@ static void run_block(const emulator_launch *l, unsigned x, unsigned y, unsigned
     }
     /* Whole warps in an order that changes from pass to pass, now and then from the last thread to the first. */
     for (bool any = true; run.live > 0;) {
-        if (!any)
-            emulator_fail("nobody can go on: a barrier or a warp instruction that some threads never reach");
+        if (!any && !perform_some_box())
+            wake_all();
+        else if (next_random() % 4 == 0)
+            perform_some_box();
         any = false;
         unsigned start = (unsigned)(next_random() % n);
         bool backwards = next_random() % 2;
@@ -396,6 +563,8 @@ static void run_block(const emulator_launch *l, unsigned x, unsigned y, unsigned
             }
         }
     }
+    if (!run.boxes.empty() && !boxes_fail("lost"))
+        emulator_fail("a block that ended before its copies");
 }
 
 void emulator_run(const emulator_launch *l)

@@ -5,6 +5,7 @@
  *   EMULATOR_DRIVER=N        CUDA version of the driver, 1000 major + 10 minor (13000); 0: no driver
  *   EMULATOR_MEMORY=BYTES    of the GPU (8 GiB)            EMULATOR_SMS=N  multiprocessors (132)
  *   EMULATOR_FAIL_SIZES=A-B  the first cudaMalloc of A to B bytes finds no memory, whatever was free
+ *   EMULATOR_TMA=refused     the driver encodes no tensor map; lost: boxes never come; wrong: they come from one row on
  *   EMULATOR_FAIL_LAUNCH=N   from the Nth launch on everything says that the device failed */
 #include <stdint.h>
 #include <stdio.h>
@@ -312,6 +313,51 @@ cudaError_t cudaFuncSetAttribute(const void *f, enum cudaFuncAttribute attr, int
         return cudaErrorInvalidValue;
     kernels[f].shared_max = value;
     return cudaSuccess;
+}
+
+cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attr, const void *)
+{
+    attr->numRegs = 168;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **function, unsigned, unsigned long long,
+                                             enum cudaDriverEntryPointQueryResult *found)
+{
+    *function = strcmp(symbol, "cuTensorMapEncodeTiled") == 0 ? (void *)(uintptr_t)cuTensorMapEncodeTiled : nullptr;
+    *found = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+    return cudaSuccess;
+}
+
+/* Refuses what the driver's documentation forbids. */
+CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank, void *address,
+                                const cuuint64_t *dim, const cuuint64_t *stride, const cuuint32_t *box,
+                                const cuuint32_t *step, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
+                                CUtensorMapL2promotion, CUtensorMapFloatOOBfill)
+{
+    const char *how = getenv("EMULATOR_TMA");
+    const unsigned spans[] = {256 * 2, 32, 64, 128};
+    if ((how && strcmp(how, "refused") == 0) || (uintptr_t)map % 64 != 0 || (uintptr_t)address % 16 != 0 || rank < 1 ||
+        rank > 5 || (type != CU_TENSOR_MAP_DATA_TYPE_FLOAT16 && type != CU_TENSOR_MAP_DATA_TYPE_BFLOAT16) ||
+        swizzle > CU_TENSOR_MAP_SWIZZLE_128B || box[0] * 2 % 16 != 0 || box[0] * 2 > spans[swizzle])
+        return CUDA_ERROR_INVALID_VALUE;
+    memset(map, 0, sizeof *map);
+    for (cuuint32_t i = 0; i < rank; i++) {
+        if (dim[i] < 1 || dim[i] >= (cuuint64_t)1 << 32 || box[i] < 1 || box[i] > 256 || step[i] != 1)
+            return CUDA_ERROR_INVALID_VALUE; /* steps the driver has, but nobody here asks for */
+        if (i && (stride[i - 1] % 16 != 0 || stride[i - 1] >= (cuuint64_t)1 << 40 ||
+                  stride[i - 1] < (i > 1 ? stride[i - 2] : 2) * dim[i - 1]))
+            return CUDA_ERROR_INVALID_VALUE;
+        map->dim[i] = (uint32_t)dim[i];
+        map->box[i] = (uint16_t)box[i];
+        if (i)
+            map->stride[i - 1] = stride[i - 1];
+    }
+    map->address = (uintptr_t)address;
+    map->rank = rank;
+    map->swizzle = swizzle;
+    map->magic = EMULATED_MAP;
+    return CUDA_SUCCESS;
 }
 
 cudaError_t cudaLaunchKernel(const void *f, dim3 grid, dim3 block, void **args, size_t shared, cudaStream_t)

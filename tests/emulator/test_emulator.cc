@@ -7,6 +7,7 @@
 
 #include "device.cuh"
 #include "launch.h"
+#include "tma.cuh"
 
 static int passed, failed;
 
@@ -120,6 +121,85 @@ static void product_transposed(args a)
         a.out[(l / 4 + 8 * (i / 2)) * 8 + 2 * (l % 4) + i % 2] = d[i];
 }
 
+/* Three boxes of eight rows and 64 columns by TMA through two stages, from a tensor of 20 rows: thread T sums column T.
+ * Mistakes, by the copies: 1 no bytes announced; 2 half of the bytes; 3 another swizzle; 4 one row on; 5 one column on;
+ * 6 one row too many. By the waits: 7 the other parity for what has come; 8 for what is free; 9 none for what is free;
+ * 10 no arrival; 11 barriers not published; 12 no barrier of the block behind them. */
+enum { BOX_ROWS = 8, BOX_COLS = 64, BOX_STEPS = 3, BOX_BYTES = BOX_ROWS * BOX_COLS * 2, SOURCE_ROWS = 20 };
+static f16 source[SOURCE_ROWS * BOX_COLS];
+
+static CUtensorMap source_map(CUtensorMapSwizzle swizzle, unsigned rows)
+{
+    CUtensorMap map;
+    const cuuint64_t dim[] = {BOX_COLS, SOURCE_ROWS, 1}, stride[] = {BOX_COLS * 2, sizeof source};
+    const cuuint32_t box[] = {BOX_COLS, rows, 1}, step[] = {1, 1, 1};
+    for (int i = 0; i < SOURCE_ROWS * BOX_COLS; i++)
+        source[i] = from_float<f16>((float)(i * 37 % 101) - 50);
+    if (cuTensorMapEncodeTiled(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, source, dim, stride, box, step,
+                               CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS)
+        abort();
+    return map;
+}
+
+static void copy_boxes(const args &a, unsigned char *memory, uint64_t *full, uint64_t *empty)
+{
+    CUtensorMap map = source_map(a.mistake == 3 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+                                 a.mistake == 6 ? BOX_ROWS + 1 : BOX_ROWS);
+    for (int i = 0; i < BOX_STEPS; i++) {
+        unsigned parity = i < 2 ? 1 : 0;
+        if (a.mistake != 9)
+            barrier_passed(empty + i % 2, a.mistake == 8 ? parity ^ 1 : parity);
+        if (a.mistake == 1)
+            barrier_arrive(full + i % 2);
+        else
+            barrier_expect(full + i % 2, a.mistake == 2 ? BOX_BYTES / 2 : BOX_BYTES);
+        box_load(memory + i % 2 * BOX_BYTES, &map, full + i % 2, a.mistake == 5, i * BOX_ROWS + (a.mistake == 4), 0);
+    }
+}
+
+static void boxes(args a)
+{
+    SHARED_MEMORY(memory);
+    uint64_t *full = (uint64_t *)(memory + 3 * BOX_BYTES), *empty = full + 2;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2; i++) {
+            barrier_init(full + i, 1);
+            barrier_init(empty + i, 2);
+        }
+        if (a.mistake != 11)
+            barrier_publish();
+    }
+    if (a.mistake != 12)
+        __syncthreads();
+    if (threadIdx.x >= 64) {
+        if (threadIdx.x == 64)
+            copy_boxes(a, memory, full, empty);
+        return;
+    }
+    float sum = 0;
+    for (int i = 0; i < BOX_STEPS; i++) {
+        unsigned parity = i < 2 ? 0 : 1;
+        barrier_passed(full + i % 2, a.mistake == 7 ? parity ^ 1 : parity);
+        for (unsigned row = 0; row < BOX_ROWS; row++) {
+            const f16 *at = (const f16 *)(memory + i % 2 * BOX_BYTES + row * 128 + (threadIdx.x / 8 ^ row) * 16);
+            sum += to_float(at[threadIdx.x % 8]) * (float)(i * BOX_ROWS + (int)row + 1);
+        }
+        __syncwarp();
+        if (threadIdx.x % 32 == 0 && a.mistake != 10)
+            barrier_arrive(empty + i % 2);
+    }
+    a.out[threadIdx.x] = sum;
+}
+
+static float want_boxes(int i)
+{
+    float sum = 0;
+    for (int row = 0; row < SOURCE_ROWS; row++)
+        sum += ((float)((row * BOX_COLS + i) * 37 % 101) - 50) * (float)(row + 1);
+    return sum;
+}
+
 enum { N = 512 };
 static float in[N], out[N];
 
@@ -193,6 +273,20 @@ static bool ends(void (*kernel)(args), int mistake, unsigned shared)
     return child > 0 && waitpid(child, &status, 0) == child && WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT;
 }
 
+/* True when a mistake in `boxes` gives wrong numbers in one of 20 runs, or ends the program. */
+static bool boxes_show(int mistake)
+{
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        if (!freopen("/dev/null", "w", stderr))
+            _exit(0);
+        _exit(right(boxes, mistake, 96, 4 * BOX_BYTES, 64, want_boxes) < 20);
+    }
+    int status = 0;
+    return child > 0 && waitpid(child, &status, 0) == child && status != 0;
+}
+
 int main()
 {
     check(right(reverse, 0, 128, 512, 128, want_reverse) == 20, "shared memory and a barrier");
@@ -206,6 +300,16 @@ int main()
     check(ends(beyond, 0, 512), "cp.async beyond shared memory ends the program");
     check(right(product, 0, 32, 768, 128, want_product) == 20, "mma and ldmatrix");
     check(right(product_transposed, 0, 32, 768, 128, want_product) == 20, "ldmatrix.trans");
+    static const char *const mistakes[] = {
+        "bytes that nobody announced show",       "bytes that never come show",
+        "another swizzle shows",                  "a box one row on shows",
+        "a box one column on shows",              "a box of one row too many shows",
+        "a wait for the wrong parity shows",      "a producer's wait for the wrong parity shows",
+        "a stage filled before it is free shows", "a stage that nobody frees shows",
+        "barriers that are not published show",   "barriers used before they are made show"};
+    check(right(boxes, 0, 96, 4 * BOX_BYTES, 64, want_boxes) == 20, "boxes, their bytes and barriers");
+    for (int i = 0; i < 12; i++)
+        check(boxes_show(i + 1), mistakes[i]);
     printf("%d passed, %d failed\n", passed, failed);
     return failed != 0;
 }
