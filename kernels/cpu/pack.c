@@ -14,6 +14,7 @@ struct pack_job {
     struct pool *pool;
     const struct weight_source *src;
     struct cpu_weight *w; /* of a matrix */
+    int first_output;     /* that src's numbers begin with; of biases they are all there */
     void *table;          /* of an embedding */
 };
 
@@ -127,7 +128,8 @@ static void read_rows(const struct pack_job *job, const struct pack_block *b, ch
         size_t count = o < 0 || channels < 0 ? 0 : (size_t)channels * (size_t)b->taps;
         if (count) {
             const struct host_array *a = &src->w[o / part_c];
-            size_t at = ((size_t)(o % part_c) * (size_t)src->in_c + (size_t)first) * (size_t)b->taps;
+            size_t at = ((size_t)(o % part_c - job->first_output) * (size_t)src->in_c + (size_t)first) *
+                        (size_t)b->taps;
             job->tier->rows->convert(rows, job->w->dtype, (const char *)a->data + at * dtype_size(a->dtype),
                                      a->dtype, count);
         }
@@ -208,59 +210,101 @@ static void pack_panel(void *ctx, int p, int worker)
 /* Kernels that are made of 3x3 kernels here, in fp32, and rounded once, as the weights themselves are. */
 struct form {
     int kh, kw, places, chunk;
-    void (*kernel)(const float k[9], int place, float *out); /* [kh][kw] */
-    int (*channel)(int c);                                   /* where channel C goes; NULL: nowhere else */
+    /* Of CHANNELS kernels K [3][3] those of all places, PLACE numbers from one place to the next: OUT
+     * [channels as they lie there][kh][kw]. */
+    void (*kernels)(const float *k, int channels, float *out, size_t place);
 };
 
 struct form_job {
-    const struct pack_job *pack;
+    struct pack_job pack;
     const struct form *form;
-    float *numbers; /* [out_c][in_c][kh][kw] */
-    int place;
+    const struct cpu_weight *layout;
+    const struct weight_source *made; /* one place's, without its numbers */
+    char *to;                         /* place 0, the others each BYTES behind */
+    size_t bytes;
+    float *numbers; /* by worker: [panel_numbers()] */
 };
 
 /* A 3x3 convolution of a picture that was doubled sees only 2x2 different inputs at each output: the kernel's
  * rows 0 | 1 + 2 where the output row is even, 0 + 1 | 2 where it is odd, columns likewise. Nine products
- * become four. PLACE: 2 * (odd row) + (odd column). */
-static void up_kernel(const float k[9], int place, float *out)
+ * become four. Place: 2 * (odd row) + (odd column). */
+static void up_kernels(const float *k, int channels, float *out, size_t place)
 {
-    const int py = place / 2, px = place % 2;
-    for (int i = 0; i < 4; i++) {
-        int a = i / 2, b = i % 2;
-        int y0 = a ? 1 + py : 0, y1 = a ? 2 : py, x0 = b ? 1 + px : 0, x1 = b ? 2 : px;
-        out[i] = 0;
-        for (int y = y0; y <= y1; y++)
-            for (int x = x0; x <= x1; x++)
-                out[i] += k[3 * y + x];
-    }
+    for (int c = 0; c < channels; c++, k += 9, out += 4)
+        for (int x = 0; x < 2; x++) {
+            float row[2][3]; /* [first, second of the two columns][row] */
+            for (int y = 0; y < 3; y++) {
+                const float *r = k + 3 * y;
+                row[0][y] = x ? r[0] + r[1] : r[0];
+                row[1][y] = x ? r[2] : r[1] + r[2];
+            }
+            for (int b = 0; b < 2; b++) {
+                const float *r = row[b];
+                out[(size_t)x * place + (size_t)b] = r[0];
+                out[(size_t)x * place + 2 + (size_t)b] = r[1] + r[2];
+                out[(size_t)(2 + x) * place + (size_t)b] = r[0] + r[1];
+                out[(size_t)(2 + x) * place + 2 + (size_t)b] = r[2];
+            }
+        }
 }
 
 /* U of Winograd's F(4, 3) along rows, see winograd_rows.h: for each row of the kernel its polynomial at the
- * PLACEth point, over the product of that point's distances from the others. */
-static void winograd_rows_kernel(const float k[9], int place, float *out)
+ * place's point, over the product of that point's distances from the others. */
+static void winograd_rows_kernels(const float *k, int channels, float *out, size_t place)
 {
-    const double a = WR_POINT, p[] = {0, a, -a, 1 / a, -1 / a}, a2 = a * a, b2 = 1 / a2;
-    const double over[] = {1, 2 * a2 * (a2 - b2), 2 * a2 * (a2 - b2), 2 * b2 * (b2 - a2), 2 * b2 * (b2 - a2)};
-    for (int y = 0; y < 3; y++, k += 3)
-        out[y] = place < 5 ? (float)((k[0] + p[place] * (k[1] + p[place] * k[2])) / over[place]) : k[2];
+    const double a = WR_POINT, b = 1 / a, a2 = a * a, b2 = b * b;
+    const double over_a = 1 / (2 * a2 * (a2 - b2)), over_b = 1 / (2 * b2 * (b2 - a2));
+    for (int c = 0; c < channels; c++, k += 9)
+        for (int y = 0; y < 3; y++) {
+            const double k0 = k[3 * y], k1 = k[3 * y + 1], k2 = k[3 * y + 2];
+            const double even_a = k0 + a2 * k2, odd_a = a * k1, even_b = k0 + b2 * k2, odd_b = b * k1;
+            float *to = out + wr_channel(c) * 3 + y;
+            to[0] = (float)k0;
+            to[place] = (float)((even_a + odd_a) * over_a);
+            to[2 * place] = (float)((even_a - odd_a) * over_a);
+            to[3 * place] = (float)((even_b + odd_b) * over_b);
+            to[4 * place] = (float)((even_b - odd_b) * over_b);
+            to[5 * place] = (float)k2;
+        }
 }
 
-static const struct form up_form = {2, 2, 4, 0, up_kernel, NULL},
-                         winograd_rows_form = {3, 1, WR_PLACES, WR_STEP, winograd_rows_kernel, wr_channel};
+static const struct form up_form = {2, 2, 4, 0, up_kernels},
+                         winograd_rows_form = {3, 1, WR_PLACES, WR_STEP, winograd_rows_kernels};
 
-static void form_output(void *ctx, int o, int worker)
+/* Numbers of a panel's kernels, all places. */
+static size_t panel_numbers(const struct weight_source *made, const struct form *form,
+                            const struct cpu_weight *layout)
+{
+    return (size_t)layout->panel_cols * (size_t)made->in_c * (size_t)(form->kh * form->kw * form->places);
+}
+
+/* Panel P of all places. */
+static void form_panel(void *ctx, int p, int worker)
 {
     const struct form_job *job = ctx;
-    const struct weight_source *src = job->pack->src;
+    const struct weight_source *src = job->pack.src;
     const struct host_array *a = &src->w[0];
-    const struct form *form = job->form;
-    float *row = pool_scratch(job->pack->pool, worker); /* FORM_CHANNELS_MAX holds it */
-    size_t count = (size_t)src->in_c * 9, at = (size_t)o * count;
-    job->pack->tier->rows->convert(row, DTYPE_F32, (const char *)a->data + at * dtype_size(a->dtype),
-                                   a->dtype, count);
-    for (int i = 0; i < src->in_c; i++) {
-        size_t to = (size_t)o * (size_t)src->in_c + (size_t)(form->channel ? form->channel(i) : i);
-        form->kernel(row + 9 * i, job->place, job->numbers + to * (size_t)(form->kh * form->kw));
+    const int cols = job->layout->panel_cols, first = p * cols;
+    const int count = src->out_c - first < cols ? src->out_c - first : cols;
+    const size_t row = (size_t)src->in_c * 9,
+                 made_row = (size_t)src->in_c * (size_t)(job->form->kh * job->form->kw);
+    const size_t place = (size_t)cols * made_row;
+    float *numbers = job->numbers + (size_t)worker * panel_numbers(job->made, job->form, job->layout);
+    float *kernels = pool_scratch(job->pack.pool, worker); /* FORM_CHANNELS_MAX holds it */
+    for (int o = 0; o < count; o++) {
+        job->pack.tier->rows->convert(
+            kernels, DTYPE_F32, (const char *)a->data + (size_t)(first + o) * row * dtype_size(a->dtype),
+            a->dtype, row);
+        job->form->kernels(kernels, src->in_c, numbers + (size_t)o * made_row, place);
+    }
+    for (int i = 0; i < job->form->places; i++) {
+        struct weight_source one = *job->made;
+        one.w[0].data = numbers + (size_t)i * place;
+        struct pack_job part = job->pack;
+        part.src = &one;
+        part.w = (struct cpu_weight *)(void *)(job->to + (size_t)i * job->bytes);
+        part.first_output = first;
+        pack_panel(&part, p, worker);
     }
 }
 
@@ -303,21 +347,21 @@ static struct weight_source form_source(const struct weight_source *src, const s
 static int pack_form(struct backend *be, char *to, size_t bytes, const struct form *form,
                      const struct cpu_weight *layout, const struct weight_source *src, struct error *err)
 {
-    struct pack_job whole = {.tier = cpu_tier(be), .pool = be->pool, .src = src};
-    size_t count = (size_t)src->out_c * (size_t)src->in_c * (size_t)(form->kh * form->kw);
-    struct form_job job = {.pack = &whole, .form = form, .numbers = malloc(count * sizeof(float))};
+    const struct weight_source made = form_source(src, form);
+    struct form_job job = {.pack = {.tier = cpu_tier(be), .pool = be->pool, .src = src},
+                           .form = form,
+                           .layout = layout,
+                           .made = &made,
+                           .to = to,
+                           .bytes = bytes};
+    job.numbers = malloc((size_t)pool_threads(be->pool) * panel_numbers(&made, form, layout) * sizeof(float));
     if (!job.numbers)
         return error_set(err, ERR_NOMEM, "out of memory packing a convolution");
-    struct weight_source made = form_source(src, form);
-    made.w[0].data = job.numbers;
-    for (job.place = 0; job.place < form->places; job.place++, to += bytes) {
-        pool_run(be->pool, src->out_c, form_output, &job);
-        struct cpu_weight *w = (struct cpu_weight *)(void *)to;
-        memset(w, 0, layout->data);
-        *w = *layout;
-        struct pack_job part = {.tier = whole.tier, .pool = be->pool, .src = &made, .w = w};
-        pool_run(be->pool, w->panels, pack_panel, &part);
+    for (int i = 0; i < form->places; i++, to += bytes) {
+        memset(to, 0, layout->data);
+        *(struct cpu_weight *)(void *)to = *layout;
     }
+    pool_run(be->pool, layout->panels, form_panel, &job);
     free(job.numbers);
     return 0;
 }
