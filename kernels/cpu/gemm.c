@@ -12,8 +12,12 @@
  * kernel's type, upsampled if asked; every kernel position is then a constant offset from the output
  * position. Small pictures of a batch share a block, so that their weights come from memory once.
  *
+ * NARROW: from a slab that holds each kernel column apart and a picture's rows below each other without a
+ * gap, so that a row tile may run across picture rows: widths that are no multiple of what kernels want rows
+ * in.
+ *
  * FLAT: from a slab that holds each kernel position apart, so that a row tile may run across picture rows and
- * pictures: small or odd widths on kernels that want rows in sixteens.
+ * pictures: the same with a stride.
  *
  * Tiling. A work item is a block of about 256 positions times up to 512 outputs; on kernels that take whole
  * slices (struct gemm_kernel) of up to 512 positions times all outputs, or a share for each thread. Its
@@ -201,15 +205,18 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
 /* Where the slab's rows of segment S begin. */
 static int slab_row(const struct job *job, int s)
 {
+    if (job->mode == NARROW)
+        return s * job->picture_h;
     return job->mode == PADDED ? s / job->block_h * job->picture_h + s % job->block_h * job->step : 0;
 }
 
 /* The first output row of segment S. */
 static size_t segment_row(const struct job *job, const struct block *b, int s)
 {
-    if (job->mode != PADDED)
+    if (!in_rectangles(job))
         return b->first;
-    return ((size_t)b->n * (size_t)job->oh + (size_t)(b->y + s)) * (size_t)job->ow + (size_t)b->x;
+    const int row = job->mode == NARROW ? (b->n + s) * job->oh + b->y : b->n * job->oh + b->y + s;
+    return (size_t)row * (size_t)job->ow + (size_t)b->x;
 }
 
 static const struct cpu_weight *weight_at(const struct job *job, int place)
@@ -314,7 +321,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
 static struct block block_at(const struct job *job, int i)
 {
     struct block b = {.segments = 1};
-    if (job->mode != PADDED) {
+    if (!in_rectangles(job)) {
         b.first = (size_t)i * (size_t)job->block_rows;
         size_t left = job->positions - b.first;
         b.length = left < (size_t)job->block_rows ? (int)left : job->block_rows;
@@ -323,8 +330,9 @@ static struct block block_at(const struct job *job, int i)
     b.x = i % job->blocks_x * job->block_w;
     b.y = i / job->blocks_x % job->blocks_y * job->block_h;
     b.n = i / job->blocks_x / job->blocks_y * job->pictures;
-    b.length = min_int(job->block_w, job->ow - b.x);
-    b.segments = min_int(job->block_h, job->oh - b.y) * min_int(job->pictures, job->a->x.n - b.n);
+    const int rows = min_int(job->block_h, job->oh - b.y);
+    b.length = min_int(job->block_w, job->ow - b.x) * (job->mode == NARROW ? rows : 1);
+    b.segments = min_int(job->pictures, job->a->x.n - b.n) * (job->mode == NARROW ? 1 : rows);
     return b;
 }
 

@@ -3,12 +3,12 @@
 #include "gemm_job.h"
 
 enum {
-    BLOCK_ROWS = 256,        /* and twice as many where whole slices are taken */
-    BLOCK_COLS = 512,        /* outputs of a work item, where whole slices are not taken */
-    BLOCK_WIDTH = 64,        /* positions of one picture row in a block */
-    SLAB_BYTES = 512 << 10,  /* twice as many where whole slices are taken */
-    NEAR_BYTES = 1200 << 10, /* of a slab and two panels of B, where whole slices are taken */
-    DIRECT_CHANNELS = 640,   /* channels of a slice that is read in place */
+    BLOCK_ROWS = 256,       /* and twice as many where whole slices are taken */
+    BLOCK_COLS = 512,       /* outputs of a work item, where whole slices are not taken */
+    BLOCK_WIDTH = 64,       /* positions of one picture row in a block */
+    SLAB_BYTES = 512 << 10, /* twice as many where whole slices are taken */
+    NEAR_BYTES = 900 << 10, /* of a slab and two panels of B, where whole slices are taken */
+    DIRECT_CHANNELS = 640,  /* channels of a slice that is read in place */
     /* Where x is read in place and whole slices are taken: */
     DIRECT_BYTES = 1 << 20,         /* of x in a block */
     DIRECT_SMALL_BYTES = 330 << 10, /* likewise, where B stays in the second level, too */
@@ -40,7 +40,7 @@ static enum mode choose_mode(const struct job *job)
         return DIRECT;
     if (job->ow % g->m_align == 0 && job->ow >= 4)
         return PADDED;
-    return FLAT;
+    return job->step == 1 && job->ow <= BLOCK_ROWS ? NARROW : FLAT;
 }
 
 /* Whether the micro-kernel reads x in place and takes whole slices: then what is packed as chunks lies
@@ -83,6 +83,26 @@ static int items_wanted(const struct job *job)
     return threads * (direct_slices(job) || job->mode == PADDED ? 2 : job->mode == DIRECT ? 4 : 1);
 }
 
+/* Of about ROWS positions. */
+static void choose_rectangle(struct job *job, int rows)
+{
+    const bool narrow = job->mode == NARROW;
+    int across = narrow ? 1 : div_up(job->ow, BLOCK_WIDTH);
+    job->block_w = narrow ? job->ow : round_up(div_up(job->ow, across), job->g->m_align);
+    job->blocks_x = div_up(job->ow, job->block_w);
+    int down = div_up(job->oh, rows / job->block_w > 0 ? rows / job->block_w : 1);
+    job->block_h = div_up(job->oh, down);
+    job->blocks_y = div_up(job->oh, job->block_h);
+    /* several pictures, where they are small: their weights come from memory once */
+    const bool whole = job->g->whole_slices && job->blocks_x * job->blocks_y == 1;
+    job->pictures = whole ? min_int(job->a->x.n, rows / (job->block_h * job->block_w)) : 1;
+    job->block_rows = job->pictures * job->block_h * job->block_w;
+    job->blocks = div_up(job->a->x.n, job->pictures) * job->blocks_x * job->blocks_y;
+    job->slab_w = narrow ? job->ow : (job->block_w - 1) * job->step + job->reach_x;
+    job->picture_h = (job->block_h - 1) * job->step + job->reach_y;
+    job->slab_h = job->pictures * job->picture_h * (narrow ? job->reach_x : 1);
+}
+
 static void choose_block(struct job *job)
 {
     int rows = job->g->whole_slices ? 2 * BLOCK_ROWS : BLOCK_ROWS;
@@ -95,21 +115,8 @@ static void choose_block(struct job *job)
         if (job->norms && job->positions / (size_t)items_wanted(job) >= BLOCK_ROWS)
             rows = min_int(rows, (int)(job->positions / (size_t)items_wanted(job)));
     }
-    if (job->mode == PADDED) {
-        int across = div_up(job->ow, BLOCK_WIDTH);
-        job->block_w = round_up(div_up(job->ow, across), job->g->m_align);
-        job->blocks_x = div_up(job->ow, job->block_w);
-        int down = div_up(job->oh, rows / job->block_w > 0 ? rows / job->block_w : 1);
-        job->block_h = div_up(job->oh, down);
-        job->blocks_y = div_up(job->oh, job->block_h);
-        /* several pictures, where they are small: their weights come from memory once */
-        const bool whole = job->g->whole_slices && job->blocks_x * job->blocks_y == 1;
-        job->pictures = whole ? min_int(job->a->x.n, rows / (job->block_h * job->block_w)) : 1;
-        job->block_rows = job->pictures * job->block_h * job->block_w;
-        job->blocks = div_up(job->a->x.n, job->pictures) * job->blocks_x * job->blocks_y;
-        job->slab_w = (job->block_w - 1) * job->step + job->reach_x;
-        job->picture_h = (job->block_h - 1) * job->step + job->reach_y;
-        job->slab_h = job->pictures * job->picture_h;
+    if (in_rectangles(job)) {
+        choose_rectangle(job, rows);
         return;
     }
     if (job->mode == FLAT &&

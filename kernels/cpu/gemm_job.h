@@ -7,7 +7,7 @@
 
 enum { TAPS_MAX = 121 };
 
-enum mode { DIRECT, PADDED, FLAT };
+enum mode { DIRECT, PADDED, NARROW, FLAT };
 
 struct job {
     const struct gemm_kernel *g;
@@ -22,15 +22,16 @@ struct job {
     /* 1, or 4 for an upsampled convolution that is computed as four of 2x2 at the size of x, one for each
      * place of 2x2 outputs: then oh and ow are x's, and all read one slab, that of a 3x3 kernel. */
     int places;
-    int reach_y, reach_x;    /* the kernel's sides, as the slab sees them */
-    size_t positions;        /* n * oh * ow */
-    int block_h, block_w;    /* PADDED: output rows and columns of a block */
-    int blocks_y, blocks_x;  /* PADDED: blocks of a picture */
-    int pictures;            /* PADDED: of a block, whole ones where there are several */
+    int reach_y, reach_x; /* the kernel's sides, as the slab sees them */
+    size_t positions;     /* n * oh * ow */
+    /* PADDED and NARROW: */
+    int block_h, block_w;    /* output rows and columns of a block; NARROW: whole rows */
+    int blocks_y, blocks_x;  /* blocks of a picture */
+    int pictures;            /* of a block, whole ones where there are several */
     int block_rows;          /* most positions in a block */
     int blocks, cols_panels; /* blocks in all; panels of an item */
-    int slab_h, slab_w;      /* PADDED; FLAT uses slab_w = block_rows, slab_h = taps */
-    int picture_h;           /* PADDED: rows of the slab for a picture */
+    int slab_h, slab_w;      /* FLAT: slab_w = block_rows, slab_h = taps; NARROW: of all kernel columns */
+    int picture_h;           /* PADDED, NARROW: rows of the slab for a picture (and kernel column) */
     int chunk, chunks;       /* channels of a chunk; how many there are */
     int slice_chunks, slices;
     bool joins;   /* panels of a GEGLU end two by two */
@@ -41,9 +42,10 @@ struct job {
     bool norms;   /* it leaves those of x's layer norm there, and reads them, too */
 };
 
-/* The part of a block that is regular: `segments` runs of `length` output positions. */
+/* The part of a block that is regular: `segments` runs of `length` output positions, of a row of the picture
+ * (PADDED) or of a picture (NARROW). */
 struct block {
-    int n, y, x;  /* PADDED: first output position */
+    int n, y, x;  /* PADDED, NARROW: first output position */
     size_t first; /* DIRECT, FLAT: first output position over the whole batch */
     int segments, length;
 };
@@ -96,6 +98,12 @@ static inline int slice_channels(const struct job *job)
 static inline size_t slab_chunk_bytes(const struct job *job)
 {
     return (size_t)job->slab_h * (size_t)job->slab_w * (size_t)job->chunk * dtype_size(job->g->dtype);
+}
+
+/* Whether blocks are rectangles of pictures, or runs of positions across all of them. */
+static inline bool in_rectangles(const struct job *job)
+{
+    return job->mode == PADDED || job->mode == NARROW;
 }
 
 static inline size_t halves_bytes(const struct job *job)

@@ -94,6 +94,24 @@ static void fill_padded(const struct job *job, const struct block *b, char *dst,
     }
 }
 
+/* CHUNKS chunks of a NARROW slab, each [kernel column][picture][picture_h][ow][width]. */
+static void fill_narrow(const struct job *job, const struct block *b, char *dst, int c0, int chunks)
+{
+    struct line l = {.step = 1, .count = job->ow, .c0 = c0, .width = job->chunk, .chunks = chunks};
+    const int lines = b->length / job->ow + job->reach_y - 1;
+    const size_t row = (size_t)job->ow * (size_t)job->chunk * dtype_size(job->g->dtype);
+    for (int i = 0; i < b->segments * lines; i++) {
+        const int picture = i / lines, line = i % lines;
+        l.n = b->n + picture;
+        l.iy = b->y - job->pad_y + line;
+        for (int x = 0; x < job->reach_x; x++) {
+            l.first = x - job->pad_x;
+            l.dst = dst + (size_t)((x * job->pictures + picture) * job->picture_h + line) * row;
+            fill_line(job, &l);
+        }
+    }
+}
+
 /* CHUNKS chunks of a FLAT slab, each [tap][block_rows][width]. */
 static void fill_flat(const struct job *job, const struct block *b, char *dst, int c0, int chunks)
 {
@@ -130,20 +148,29 @@ void gemm_fill_slab(const struct job *job, const struct block *b, struct worker_
     for (int c = first; c < end; c += chunks * job->chunk, dst += slab_chunk_bytes(job))
         if (job->mode == PADDED)
             fill_padded(job, b, dst, c, chunks);
+        else if (job->mode == NARROW)
+            fill_narrow(job, b, dst, c, chunks);
         else
             fill_flat(job, b, dst, c, chunks);
+}
+
+/* Where the slab has the input of kernel position Y, X for the block's first output. */
+static int slab_position(const struct job *job, int y, int x)
+{
+    if (job->mode == PADDED)
+        return y * job->slab_w + x;
+    if (job->mode == NARROW)
+        return (x * job->pictures * job->picture_h + y) * job->slab_w;
+    return (y * job->reach_x + x) * job->block_rows;
 }
 
 void gemm_set_taps(const struct job *job, struct worker_memory *m)
 {
     size_t bytes = (size_t)job->chunk * dtype_size(job->g->dtype);
     for (int place = 0; place < job->places; place++)
-        for (int t = 0; t < job->taps; t++) {
-            int y = place / 2 + t / job->kw, x = place % 2 + t % job->kw;
-            m->tap[place][t] = job->mode == PADDED
-                                   ? (size_t)(y * job->slab_w + x) * bytes
-                                   : (size_t)(y * job->reach_x + x) * (size_t)job->block_rows * bytes;
-        }
+        for (int t = 0; t < job->taps; t++)
+            m->tap[place][t] =
+                (size_t)slab_position(job, place / 2 + t / job->kw, place % 2 + t % job->kw) * bytes;
 }
 
 size_t gemm_slab_bytes(const struct job *job)
