@@ -17,6 +17,7 @@ bool cpu_fuses_norm(const struct backend *be, tensor y, tensor x, const weight *
     (void)be;
     struct gemm_args g = {
         .y = y, .x = x, .w = w, .stride = a->stride, .upsample = a->upsample, .pad_end = a->pad_end};
+    x.n = 1; /* a picture's bits do not depend on the batch */
     return !w->int8 && x.c <= CHANNELS_MAX && tensor_count(x) * dtype_size(x.dtype) >= cpu_fused_bytes &&
            winograd_rows_suits(&g);
 }
