@@ -108,7 +108,7 @@ int trial_run(struct backend *be, struct trial *t, const struct choice *c, int i
               const struct sample *expected, struct error *err)
 {
     struct sample found = {NULL, 0};
-    if (!t->wanted)
+    if (!t->wanted || !expected->bytes)
         return error_set(err, ERR_UNSUPPORTED, "it is not to be tried");
     if (!note(t)) {
         t->wanted = false;

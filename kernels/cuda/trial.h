@@ -25,7 +25,7 @@ struct sample {
 
 /* Fills OUT with what no kernel writes. */
 int trial_clear(struct backend *be, const struct choice *c, void *out, struct error *err);
-/* What candidate 0 has left in OUT. */
+/* What candidate 0 has left in OUT. ERR_NOMEM leaves the sample empty, and nothing is tried. */
 int trial_expect(struct backend *be, const struct choice *c, const void *out, struct sample *expected,
                  struct error *err);
 /* Runs candidate I into OUT. 0: it may compete. ERR_UNSUPPORTED: it may not, ERR says why; when its output is

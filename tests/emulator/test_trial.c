@@ -64,15 +64,16 @@ enum { COUNT = 3 << 20 }; /* numbers: more than is compared in one piece */
 
 struct fake {
     const float *numbers[2];
-    int runs[2], rc;
+    int runs[2], rc, old_rc;
 };
 
 static int fake_run(struct backend *be, const void *ctx, int i, void *out, struct error *err)
 {
     struct fake *f = (struct fake *)(uintptr_t)ctx;
     f->runs[i]++;
-    if (i == 1 && f->rc)
-        return error_set(err, f->rc, "on purpose");
+    int rc = i ? f->rc : f->old_rc;
+    if (rc)
+        return error_set(err, rc, "on purpose");
     return cuda_check(be,
                       cudaMemcpyAsync(out, f->numbers[i], COUNT * sizeof(float), cudaMemcpyDeviceToDevice,
                                       cuda_of(be)->stream),
@@ -112,15 +113,19 @@ static void candidates(void)
     struct backend *be = start("fp16", "");
     float *right = numbers(0, 1), *rounded = numbers(0, 1.001f), *wrong = numbers(COUNT - 1, 100),
           *empty = numbers(COUNT / 2, NAN);
-    struct fake f = {{right, rounded}, {0, 0}, 0};
+    struct fake f = {{right, rounded}, {0, 0}, 0, 0};
     check(fake_choose(be, &f, "same numbers") >= 0 && f.runs[1] > 1 && !noted(),
           "the same numbers may compete");
-    f = (struct fake){{right, right}, {0, 0}, ERR_UNSUPPORTED};
+    f = (struct fake){{right, right}, {0, 0}, ERR_UNSUPPORTED, 0};
     check(fake_choose(be, &f, "refusal") == 0 && f.runs[1] == 1 && !noted(), "a refusal is no mistake");
-    f = (struct fake){{right, wrong}, {0, 0}, 0};
+    f = (struct fake){{right, rounded}, {0, 0}, 0, 0};
+    f.old_rc = ERR_UNSUPPORTED;
+    check(fake_choose(be, &f, "alone") < 0 && f.runs[1] == 0 && !noted(),
+          "nothing is tried without a result to compare");
+    f = (struct fake){{right, wrong}, {0, 0}, 0, 0};
     check(fake_choose(be, &f, "other numbers") == 0 && f.runs[1] == 1 && noted(),
           "other numbers are out, and noted");
-    f = (struct fake){{right, right}, {0, 0}, 0};
+    f = (struct fake){{right, right}, {0, 0}, 0, 0};
     check(fake_choose(be, &f, "after it") == 0 && f.runs[1] == 0, "and nothing unproven is tried after it");
     backend_close(&be);
     be = start("fp16", "");
@@ -133,7 +138,7 @@ static void candidates(void)
     backend_close(&be);
     forget();
     be = start("fp16", "");
-    f = (struct fake){{right, right}, {0, 0}, ERR_DEVICE};
+    f = (struct fake){{right, right}, {0, 0}, ERR_DEVICE, 0};
     check(fake_choose(be, &f, "the end") == ERR_DEVICE && noted(), "a note outlives the device");
     backend_close(&be);
     forget();
