@@ -232,7 +232,7 @@ static struct coming next_panel(const struct job *job, const struct worker_memor
     const struct gemm_kernel *g = job->g;
     tensor x = job->a->x;
     if (job->mode == DIRECT && p == all.p0 && job->slices == 1 && x.ld == job->w->channels &&
-        b->length > g->mr && !m->asked) {
+        b->length > g->mr && !m->asked && !job->norms) {
         /* The first panel meets x itself far away: each tile asks for the rows of the next one. */
         size_t row = (size_t)x.ld * dtype_size(x.dtype);
         return in_order((const char *)x.data + (b->first + (size_t)g->mr) * row,

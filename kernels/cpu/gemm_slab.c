@@ -199,6 +199,7 @@ void gemm_norm_rows(const struct job *job, const struct worker_memory *m, size_t
         .x_step = row,
         .y_part = tile,
         .part = job->g->k_unit,
+        .ahead = LAYER_AHEAD * row,
         .c = x.c,
         .gamma = w->packed,
         .beta = (const float *)w->packed + w->out_c,

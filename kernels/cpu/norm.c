@@ -225,6 +225,7 @@ static void layer_item(void *ctx, int item, int worker)
         .x_type = job->x.dtype,
         .y_step = (size_t)job->y.ld * dtype_size(job->y.dtype),
         .x_step = (size_t)job->x.ld * dtype_size(job->x.dtype),
+        .ahead = LAYER_AHEAD * (size_t)job->x.ld * dtype_size(job->x.dtype),
         .rows = left < LAYER_ROWS ? (int)left : LAYER_ROWS,
         .c = job->x.c,
         .gamma = job->gamma,

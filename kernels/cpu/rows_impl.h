@@ -398,7 +398,7 @@ VEC vf layer_value(enum dtype type, const char *x, int j, int n, vf mean, vf sca
 VEC void layer_write(enum dtype x_type, enum dtype y_type, const struct layer_rows *r, const char *x, char *y,
                      const vf *mean, const vf *scale, const int count)
 {
-    const size_t x_step = r->x_step, y_step = r->y_step, y_part = r->y_part;
+    const size_t x_step = r->x_step, y_step = r->y_step, y_part = r->y_part, ahead = r->ahead;
     const int c = r->c, part = r->part ? r->part : c;
     const char *gamma = (const char *)r->gamma, *beta = (const char *)r->beta;
     for (int j0 = 0; j0 < c; j0 += part, y += y_part) {
@@ -411,6 +411,8 @@ VEC void layer_write(enum dtype x_type, enum dtype y_type, const struct layer_ro
                 const char *from = x + (size_t)k * x_step;
                 vf lo = layer_value(x_type, from, at, VL, mean[k], scale[k]),
                    hi = layer_value(x_type, from, at + VL, VL, mean[k], scale[k]);
+                if (x_type == DTYPE_BF16 && ahead)
+                    __builtin_prefetch(from + (size_t)at * 2 + ahead, 0, 2);
                 store_two(y_type, y + (size_t)k * y_step, j, v_fma(lo, g0, b0), v_fma(hi, g1, b1));
             }
         }

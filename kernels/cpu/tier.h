@@ -114,7 +114,10 @@ struct softmax_block {
     int o_panels, o_panel_rows;
 };
 
-/* Rows to be normed, each by itself. */
+/* Rows to be normed, each by itself. In memory they come in time when they are asked for LAYER_AHEAD rows
+ * ahead: the processor looks no further than the page. */
+enum { LAYER_AHEAD = 8 };
+
 struct layer_rows {
     void *y;
     const void *x;
@@ -122,6 +125,7 @@ struct layer_rows {
     size_t y_step, x_step; /* bytes from row to row */
     size_t y_part;         /* bytes from PART numbers of a row of y to the next PART */
     int part;              /* 0: c */
+    size_t ahead;          /* so many bytes ahead x of bf16 is asked for; 0: it is not */
     int rows, c;
     const float *gamma, *beta;
     float eps;
