@@ -5,7 +5,8 @@
  * K is A as it is stored, V' is transposed once a head, Q becomes B tiles once a block of queries. A row of
  * ones under V' makes the sum of the weights one more output.
  *
- * Heads of up to 80 channels go another way, see attention_narrow.h.
+ * Heads of up to 80 channels go another way, see attention_narrow.h, and so do the keys of a text,
+ * attention_text.h.
  *
  * Cost of a tile of scores (16 keys x 16 queries), in cycles: the products take (d / 32 + d / 32) x 16 and
  * the row of ones 8, 168 at d = 160. Weights take per 32 scores 2 fma on port 0 (while tiles multiply, port 5
@@ -28,6 +29,7 @@
 #define KERNEL flash_amx
 #endif
 #include "attention_narrow.h"
+#include "attention_text.h"
 #include "attention_tiles.h"
 
 enum { COLS = FLASH_QUERIES / SIDE }; /* tiles of a block of queries */
@@ -421,4 +423,4 @@ static void run(const struct flash_item *it)
         run_wide(it);
 }
 
-const struct flash_kernel KERNEL = {pack, run};
+const struct flash_kernel KERNEL = {pack, run, pack_text, run_text};

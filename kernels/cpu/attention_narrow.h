@@ -18,8 +18,6 @@
 
 #include "attention_tiles.h"
 
-#define ALWAYS static inline __attribute__((always_inline)) /* TILES and SUMS are to be constants */
-
 enum {
     GROUP_ROWS = FLASH_KEYS * SIDE, /* floats of a slot's scores */
     RING = 4,

@@ -19,6 +19,8 @@ enum {
     CAREFUL = 0x8040   /* MXCSR: denormals are zero, in and out: they would cost an assist each */
 };
 
+#define ALWAYS static inline __attribute__((always_inline)) /* numbers of tiles are to be constants */
+
 #define BARRIER() __asm__ volatile("" : : : "memory") /* tile loads do not say that they read memory */
 
 /* ---- Packing ---- */
@@ -166,6 +168,12 @@ VEC __m512i exponents(const float *s, vf scale, vf minus)
     return _mm512_sub_epi32(_mm512_castps_si512(x), _mm512_castps_si512(v_set1(ZERO)));
 }
 
+/* Logarithms, cut to 16 bits, to weights. */
+VEC vb mantissa_of(const struct curve *c, __m512i x)
+{
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(UNITS - 1), look_up(c, x), x, 0xca); /* mantissa : x */
+}
+
 /* Weights of two keys, side by side, as a row of the B tile that multiplies V' wants them. SEEN gets the bits
  * of all. */
 VEC __m512i weigh_pair(const struct curve *c, const float *s, vf scale, vf minus, vb *seen)
@@ -174,7 +182,7 @@ VEC __m512i weigh_pair(const struct curve *c, const float *s, vf scale, vf minus
     __m512i x = _mm512_packus_epi32(exponents(s, scale, minus), exponents(s + SIDE, scale, minus));
     x = _mm512_shuffle_epi8(x, side_by_side);
     *seen = _mm512_or_si512(*seen, x);
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(UNITS - 1), look_up(c, x), x, 0xca); /* mantissa : x */
+    return mantissa_of(c, x);
 }
 
 /* Whether one of the weights is 2 or more, which numbers that were cut at 65535 are, too. */

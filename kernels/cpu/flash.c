@@ -16,6 +16,7 @@ enum {
     WAITING_BYTES = 1 << 20, /* outputs that wait while a stretch is read */
     CHUNK = 512,             /* queries */
     PACK_GROUPS = 16,        /* groups of keys that an item packs */
+    TEXT_CHUNK = 1024,       /* most queries of an item with the keys of a text */
 };
 
 struct job {
@@ -29,6 +30,7 @@ struct job {
     int first, heads; /* of this pass, counted over pictures and heads */
     int shares;       /* pictures that share a packed head */
     int pack_items, chunk, chunks, stretch;
+    int parts; /* of the heads */
 };
 
 static struct flash_rows rows_from(tensor x, int n, int t, int first)
@@ -123,6 +125,64 @@ static void run_pass(struct job *job, size_t bytes)
     pool_run(job->pool, job->heads * job->shares * job->chunks, run_item, job);
 }
 
+/* ---- The keys of a text ---- */
+
+static char *packed_text(const struct job *job, int n, int head)
+{
+    return job->packed + (size_t)(n * job->a->heads + head) * text_head(job->d);
+}
+
+static void pack_text_item(void *ctx, int item, int worker)
+{
+    (void)worker;
+    const struct job *job = ctx;
+    int n = item / job->a->heads, head = item % job->a->heads;
+    struct flash_rows k = rows_from(job->k, n, 0, head * job->d), v = rows_from(job->v, n, 0, head * job->d);
+    job->kernel->pack_text(packed_text(job, n, head), &k, &v, job->k.w, job->d);
+}
+
+static void run_text_item(void *ctx, int item, int worker)
+{
+    const struct job *job = ctx;
+    int chunk = item % job->chunks, part = item / job->chunks % job->parts,
+        n = item / job->chunks / job->parts;
+    int first = chunk * job->chunk, head = part * job->heads, at = head * job->d;
+    struct flash_rows y = rows_from(job->y, n, first, at);
+    struct flash_text it = {
+        .packed = packed_text(job, job->shares > 1 ? 0 : n, head),
+        .keys = job->k.w,
+        .d = job->d,
+        .heads = min_int(job->heads, job->a->heads - head),
+        .queries = min_int(job->chunk, job->q.w - first),
+        .q = rows_from(job->q, n, first, at),
+        .y = (char *)(uintptr_t)y.data,
+        .y_stride = y.stride,
+        .scale = job->a->scale,
+        .scratch = pool_scratch(job->pool, worker),
+    };
+    job->kernel->run_text(&it);
+}
+
+/* All heads of a stretch of queries an item, so that pieces of q and y that share lines are met together; of
+ * short pictures fewer heads. */
+static void run_text(struct job *job)
+{
+    const int threads = pool_threads(job->pool), wanted = threads > 1 ? div_up(4 * threads, job->q.n) : 1;
+    job->chunk = div_up(div_up(job->q.w, wanted), TEXT_QUERIES) * TEXT_QUERIES;
+    job->chunk = min_int(job->chunk, TEXT_CHUNK);
+    job->chunks = div_up(job->q.w, job->chunk);
+    job->heads = div_up(job->a->heads, div_up(wanted, job->chunks));
+    job->parts = div_up(job->a->heads, job->heads);
+    pool_run(job->pool, job->k.n * job->a->heads, pack_text_item, job);
+    pool_run(job->pool, job->q.n * job->parts * job->chunks, run_text_item, job);
+}
+
+static bool suits_text(const struct job *job)
+{
+    return text_suits(job->k.w, job->d) && !job->a->causal &&
+           text_head(job->d) * (size_t)(job->k.n * job->a->heads) <= HEADS_BYTES;
+}
+
 int flash_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v,
                     const struct attention_args *a)
 {
@@ -144,6 +204,10 @@ int flash_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v,
         .packed = ((const struct cpu_state *)be->state)->heads,
         .shares = shared ? q.n : 1,
     };
+    if (q.w && suits_text(&job)) {
+        run_text(&job);
+        return 0;
+    }
     int unit = flash_unit(d), all = div_up(k.w, unit) * unit, heads = k.n * a->heads;
     int stretch = (int)(STRETCH_BYTES / (bytes / (size_t)job.groups) * FLASH_KEYS) / unit * unit;
     job.stretch = bytes <= NEAR_BYTES ? all : stretch > unit ? stretch : unit;

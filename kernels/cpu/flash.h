@@ -49,11 +49,52 @@ struct flash_item {
     char *scratch;
 };
 
+/* ---- The keys of a text (attention_text.h) ---- */
+
+enum {
+    TEXT_LEAST = 65, /* keys */
+    TEXT_MOST = 80,
+    TEXT_QUERIES = 64 /* of a chunk */
+};
+
+static inline bool text_suits(int keys, int d)
+{
+    return keys >= TEXT_LEAST && keys <= TEXT_MOST && (d == 40 || d == 64 || d == 80 || d == 160);
+}
+/* Tiles of 16 channels, a column more than the head has, for the sum of weights; of 32. */
+static inline int text_tiles(int d)
+{
+    return d / 16 + 1;
+}
+static inline int text_steps(int d)
+{
+    return (d + 31) / 32;
+}
+/* Bytes of a packed head: K of five tiles of keys, V of three pairs of them. */
+static inline size_t text_head(int d)
+{
+    return 1024 * (size_t)(5 * text_steps(d) + 3 * text_tiles(d));
+}
+
+/* Some heads, neighbours, of some queries of one picture. */
+struct flash_text {
+    const char *packed; /* of the first head */
+    int keys, d, heads, queries;
+    struct flash_rows q;
+    char *y;
+    size_t y_stride;
+    float scale;
+    char *scratch;
+};
+
 struct flash_kernel {
     /* Packs a group of up to FLASH_KEYS keys; the rest become zeros. */
     void (*pack)(char *k_dst, char *v_dst, const struct flash_rows *k, const struct flash_rows *v, int keys,
                  int d);
     void (*run)(const struct flash_item *item);
+    /* The same where text_suits(), a whole head at a time. */
+    void (*pack_text)(char *dst, const struct flash_rows *k, const struct flash_rows *v, int keys, int d);
+    void (*run_text)(const struct flash_text *item);
 };
 
 /* Scratch that an item of QUERIES queries takes. */

@@ -193,6 +193,11 @@ static void cases(struct check *ck)
         {2, 66, 66, 100, 64, true, false, true, 1},
         {1, 65, 30, 200, 80, false, false, false, 1},
         {2, 65, 31, 100, 128, false, true, false, 1},
+        {2, 1100, 77, 2, 40, false, false, false, 1}, /* a text's keys: many queries */
+        {1, 100, 65, 3, 40, false, false, false, 40},
+        {1, 131, 80, 2, 64, false, true, false, 40},
+        {2, 70, 79, 3, 80, false, false, false, 20},
+        {3, 33, 66, 2, 160, false, true, false, 60},
         {1, 64, 64, 2, 64, false, false, true, 8}, /* sharp: one weight near 1 */
         {1, 64, 64, 2, 40, false, false, false, 0.001f},
         {1, 70, 700, 2, 64, false, false, false,
