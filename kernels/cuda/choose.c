@@ -237,19 +237,22 @@ static int time_candidate(struct backend *be, const struct choice *c, int i, voi
     return 0;
 }
 
-/* An unproven candidate is tried before it is timed, against what candidate 0 has left in OUT. */
-static int time_one(struct backend *be, const struct choice *c, int i, void *out, struct sample *expected,
-                    double *us, struct error *err)
+/* An unproven candidate is tried before it is timed, against what candidate 0 has left in OUT, and what the
+ * timed runs left is compared, too. COMPARED: there is something to compare. */
+static int time_one(struct backend *be, const struct choice *c, int i, bool compared, void *out,
+                    struct sample *expected, double *us, struct error *err)
 {
     struct trial *t = &cuda_of(be)->chooser->trial;
-    bool compared = c->unproven && t->wanted;
+    bool unproven = c->unproven >> i & 1;
     int rc = 0;
-    if (compared && i == 0)
-        rc = trial_clear(be, c, out, err);
-    if (c->unproven >> i & 1)
+    if (unproven)
         rc = trial_run(be, t, c, i, out, expected, err);
+    if (!rc && compared && (unproven || i == 0))
+        rc = trial_clear(be, c, out, err);
     if (!rc)
         rc = time_candidate(be, c, i, out, us, err);
+    if (!rc && unproven)
+        rc = trial_compare(be, t, c, i, out, expected, err);
     if (rc || !compared || i != 0)
         return rc;
     rc = trial_expect(be, c, out, expected, err);
@@ -258,21 +261,21 @@ static int time_one(struct backend *be, const struct choice *c, int i, void *out
 
 /* A candidate that refuses (a library without a plan for the shape) is out; a device that failed ends it all.
  */
-static int time_all(struct backend *be, const struct choice *c, void *out, struct sample *expected,
-                    struct entry *e, struct error *err)
+static int time_all(struct backend *be, const struct choice *c, bool compared, void *out, struct entry *e,
+                    struct error *err)
 {
+    struct sample expected = {NULL, 0};
+    int ended = 0;
     e->time = e->second_time = 0;
-    for (int i = 0; i < c->count; i++) {
+    for (int i = 0; i < c->count && !ended; i++) {
         struct error why = {0};
         double us = 0;
-        int rc = time_one(be, c, i, out, expected, &us, &why);
-        if (rc == ERR_DEVICE)
-            return error_set(err, rc, "%s", why.msg);
-        if (rc) {
+        int rc = time_one(be, c, i, compared, out, &expected, &us, &why);
+        if (rc == ERR_DEVICE) {
+            ended = error_set(err, rc, "%s", why.msg);
+        } else if (rc) {
             log_debug("%s: %s is out: %s", c->key, c->name[i], why.msg);
-            continue;
-        }
-        if (!*e->name || us < e->time) {
+        } else if (!*e->name || us < e->time) {
             memcpy(e->second, e->name, sizeof e->second);
             e->second_time = e->time;
             memcpy(e->name, c->name[i], sizeof e->name);
@@ -282,6 +285,9 @@ static int time_all(struct backend *be, const struct choice *c, void *out, struc
             e->second_time = us;
         }
     }
+    free(expected.bytes);
+    if (ended)
+        return ended;
     if (!*e->name)
         return error_set(err, ERR_INTERNAL, "no kernel serves %s", c->key);
     if (!*e->second)
@@ -289,8 +295,36 @@ static int time_all(struct backend *be, const struct choice *c, void *out, struc
     return 0;
 }
 
+/* With inputs that tell kernels apart, where some are unproven. *KEEP: whether the winner goes into the
+ * table; not where there was no room to keep the inputs, and the unproven ones did not compete. */
+static int compete(struct backend *be, const struct choice *c, void *out, struct entry *e, bool *keep,
+                   struct error *err)
+{
+    struct trial *t = &cuda_of(be)->chooser->trial;
+    struct trial_inputs in;
+    struct error why = {0};
+    if (!c->unproven || !t->wanted)
+        return time_all(be, c, false, out, e, err);
+    int rc = trial_fill(be, c, &in, &why);
+    if (rc == ERR_NOMEM) {
+        log_debug("%s: no trial: %s", c->key, why.msg);
+        *keep = false;
+        return time_all(be, c, false, out, e, err);
+    }
+    if (rc)
+        return error_set(err, rc, "%s", why.msg);
+    rc = time_all(be, c, true, out, e, err);
+    if (rc == ERR_DEVICE) {
+        trial_restore(be, c, &in, NULL);
+        return rc;
+    }
+    trial_end(t);
+    int restored = trial_restore(be, c, &in, err);
+    return rc ? rc : restored;
+}
+
 /* Into memory of its own: the op's output may still be read by what a step has written down before. */
-static int tune(struct backend *be, const struct choice *c, struct entry *e, struct error *err)
+static int tune(struct backend *be, const struct choice *c, struct entry *e, bool *keep, struct error *err)
 {
     struct cuda_state *st = cuda_of(be);
     bool recording = st->recording;
@@ -302,11 +336,7 @@ static int tune(struct backend *be, const struct choice *c, struct entry *e, str
         return ERR_NOMEM;
     }
     st->recording = false;
-    struct sample expected = {NULL, 0};
-    int rc = time_all(be, c, out, &expected, e, err);
-    if (rc != ERR_DEVICE)
-        trial_end(&st->chooser->trial);
-    free(expected.bytes);
+    int rc = compete(be, c, out, e, keep, err);
     st->recording = recording;
     cudaFree(out);
     return rc;
@@ -331,6 +361,36 @@ static int index_of_kind(const struct choice *c, const char *only)
     return 0;
 }
 
+/* Candidate I serves, if it may: an unproven one not without a trial, and not after one that went wrong. Else
+ * -1. */
+static int take(struct chooser *ch, const struct choice *c, int i)
+{
+    bool unproven = i >= 0 && c->unproven >> i & 1;
+    if (unproven && !ch->trial.wanted)
+        return -1;
+    if (unproven)
+        ch->trial.used = true;
+    return i;
+}
+
+/* Times C's candidates. After a trial that went wrong what was chosen before is looked at anew. */
+static int tune_new(struct backend *be, const struct choice *c, struct entry *e, struct error *err)
+{
+    struct chooser *ch = cuda_of(be)->chooser;
+    bool wanted = ch->trial.wanted, keep = true;
+    int rc = tune(be, c, e, &keep, err);
+    if (wanted && !ch->trial.wanted)
+        memset(ch->memo, 0, sizeof ch->memo);
+    if (rc == ERR_NOMEM)
+        return 0;
+    if (rc)
+        return rc;
+    if (keep && insert(ch, e))
+        write_file(ch);
+    int i = take(ch, c, index_of(c, e->name));
+    return i < 0 ? 0 : i;
+}
+
 int choose(struct backend *be, const struct choice *c, struct error *err)
 {
     struct chooser *ch = cuda_of(be)->chooser;
@@ -346,20 +406,10 @@ int choose(struct backend *be, const struct choice *c, struct error *err)
         insert(ch, &e); /* for chooser_print() alone */
         return kind;
     }
-    int at = find(ch, c->key, &found), i = found ? index_of(c, ch->entry[at].name) : -1;
+    int at = find(ch, c->key, &found), i = take(ch, c, found ? index_of(c, ch->entry[at].name) : -1);
     if (i >= 0)
         return i;
-    if (!ch->tune)
-        return 0;
-    int rc = tune(be, c, &e, err);
-    if (rc == ERR_NOMEM)
-        return 0;
-    if (rc)
-        return rc;
-    if (insert(ch, &e))
-        write_file(ch);
-    i = index_of(c, e.name);
-    return i < 0 ? 0 : i;
+    return ch->tune ? tune_new(be, c, &e, err) : 0;
 }
 
 int choose_known(const struct backend *be, uint64_t key)
@@ -439,6 +489,12 @@ struct chooser *chooser_open(struct backend *be, const char *only)
     }
     trial_open(&c->trial, c->write && st->encode_box ? c->path : NULL, c->head);
     return c;
+}
+
+void chooser_failed(struct chooser *c)
+{
+    if (c)
+        trial_failed(&c->trial);
 }
 
 void chooser_close(struct chooser **out)

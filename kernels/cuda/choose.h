@@ -17,7 +17,13 @@
 extern "C" {
 #endif
 
-enum { CHOICE_KEY_MAX = 120, CANDIDATES_MAX = 18, CANDIDATE_NAME_MAX = 24 };
+enum { CHOICE_KEY_MAX = 120, CANDIDATES_MAX = 18, CANDIDATE_NAME_MAX = 24, CHOICE_INPUTS = 3 };
+
+/* 16-bit numbers of a type that candidates read. */
+struct choice_input {
+    void *data; /* NULL: none */
+    size_t count;
+};
 
 /* One op at one shape. The first candidate is the one that a rule of thumb would take. */
 struct choice {
@@ -28,6 +34,8 @@ struct choice {
     /* Bit I: no GPU that we know of has run candidate I. It is taken only where its output is candidate 0's,
      * and not tried again after a trial that went wrong. */
     unsigned unproven;
+    struct choice_input in[CHOICE_INPUTS]; /* where some are unproven: all but the weights */
+    enum dtype in_type;
     size_t out_bytes; /* of the output */
     enum dtype out_type;
     /* Enqueues candidate I with OUT in place of the output. */
@@ -40,6 +48,8 @@ struct chooser;
 /* Reads the file, if there is one. Never fails: without memory or file everything is timed anew. */
 struct chooser *chooser_open(struct backend *be, const char *only);
 void chooser_close(struct chooser **c);
+/* The device has failed for good. */
+void chooser_failed(struct chooser *c);
 /* The candidate to use, or a negative code. Times them if the shape is new; the GPU is waited for then. */
 int choose(struct backend *be, const struct choice *c, struct error *err);
 /* What choose_remember() was told for KEY, a hash of a shape; negative: nothing. */

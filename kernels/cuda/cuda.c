@@ -19,8 +19,10 @@ int cuda_check(struct backend *be, cudaError_t rc, const char *what, struct erro
     (void)cudaGetLastError(); /* a failed call that is not sticky must not be found by the next one */
     if (rc == cudaErrorMemoryAllocation)
         return error_set(err, ERR_NOMEM, "CUDA out of memory: %s", what);
-    if (be->state)
+    if (be->state && !cuda_of(be)->dead) {
         cuda_of(be)->dead = true;
+        chooser_failed(cuda_of(be)->chooser);
+    }
     return error_set(err, ERR_DEVICE, "CUDA: %s: %s", what, cudaGetErrorString(rc));
 }
 
@@ -237,7 +239,7 @@ static int open_stream(struct backend *be, struct error *err)
                         err);
     if (!rc)
         rc = cuda_check(be, cudaMalloc(&st->workspace, CUDA_WORKSPACE), "the workspace", err);
-    /* Counters that kernels leave at zero behind them. */
+    /* So that no run depends on what was there. Ops write what they read of it; trials fill it with NaN. */
     if (!rc)
         rc = cuda_check(be, cudaMemsetAsync(st->workspace, 0, CUDA_WORKSPACE, st->stream), "the workspace",
                         err);

@@ -298,6 +298,18 @@ static inline uint64_t gemm_key(struct backend *be, const struct gemm &a, int ga
     return key;
 }
 
+/* What A reads beside its weights, up to the last number of the last row. */
+static inline void gemm_inputs(struct choice *c, const struct gemm &a)
+{
+    size_t pixels = (size_t)(a.rows / a.positions) * (size_t)a.height * (size_t)a.width, last = (size_t)a.rows - 1;
+    const void *data[CHOICE_INPUTS] = {a.x, a.residual, a.add};
+    size_t count[CHOICE_INPUTS] = {(pixels - 1) * (size_t)a.x_ld + (size_t)a.in_c,
+                                   last * (size_t)a.residual_ld + (size_t)a.outputs,
+                                   last / (size_t)a.add_positions * (size_t)a.add_ld + (size_t)a.outputs};
+    for (int i = 0; i < CHOICE_INPUTS; i++)
+        c->in[i] = {(void *)(uintptr_t)data[i], count[i]};
+}
+
 /* Has the candidates of LIST compete (choose.h); the winner's place in the list, or a negative code. */
 template <int GATHER> static int gemm_compete(struct backend *be, const struct gemm_options *list, struct error *err)
 {
@@ -326,6 +338,8 @@ template <int GATHER> static int gemm_compete(struct backend *be, const struct g
              a.residual ? " residual" : "", a.f32_out ? " f32" : "");
     c.out_bytes = (size_t)a.rows * (size_t)a.y_ld * (a.f32_out ? 4 : 2);
     c.out_type = a.f32_out ? DTYPE_F32 : be->dtype;
+    gemm_inputs(&c, a);
+    c.in_type = be->dtype;
     c.run = gemm_run_option<GATHER>;
     c.ctx = list;
     return choose(be, &c, err);
