@@ -62,8 +62,8 @@ struct weight_source {
     int stride;               /* 2: the convolution will be called with that; 0: with none that is known */
     enum upsampling upsample; /* a 3x3 convolution that will be called with .upsample: a backend may prepare
                                  for it */
-    bool large; /* a 3x3 convolution of stride 1 whose pictures, in the backend's own type, mostly have a
-                   thousand positions and more: a backend may prepare for them and keep no other form. A call
+    bool large; /* a 3x3 convolution of stride 1 whose pictures, in the backend's own type, mostly have
+                   some thousand positions: a backend may prepare for them and keep no other form. A call
                    with a stride, .upsample, .pad_end or x of another type may then be ERR_INTERNAL */
     bool int8;  /* the network bears this matrix in int8 (kernels/int8.h), where the backend was asked to */
 };

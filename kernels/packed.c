@@ -119,8 +119,9 @@ static struct packed_record describe(const struct backend *be, size_t bytes, con
 /* Whether a weight like SRC was not compared yet. */
 static bool first_of_its_kind(struct packed_store *s, const struct weight_source *src)
 {
-    uint32_t key = (uint32_t)src->kind | (uint32_t)src->int8 << 4 | (uint32_t)src->kh << 8 |
-                   (uint32_t)src->kw << 16 | (uint32_t)src->parts << 24;
+    uint32_t key = (uint32_t)src->kind | (uint32_t)src->int8 << 4 | (uint32_t)src->large << 5 |
+                   (uint32_t)src->upsample << 6 | (uint32_t)src->kh << 8 | (uint32_t)src->kw << 16 |
+                   (uint32_t)src->parts << 24;
 
     for (int i = 0; i < s->seen_count; i++)
         if (s->seen[i] == key)

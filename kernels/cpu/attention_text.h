@@ -8,9 +8,9 @@
  * present scores into weights, write the output of an earlier unit and copy Q of a later one: a piece of that
  * after each product. All sizes are constants, so that a step is one straight line of instructions: with
  * loops and state in memory it was these that held up the rest. An item is some heads of a stretch of
- * queries, CHUNK at a time: pieces of q and y that share lines are met while these are near, and those of the
- * next chunk are asked for. The first level has room for scores, weights, Q and outputs; K' and V come from
- * the second.
+ * queries, CHUNK at a time: pieces of q and y that share lines are met while these are near; Q of the next
+ * chunk is asked for, and y of the unit that is written two steps later. Up to 80 channels the first level
+ * has room for scores, weights, Q and outputs; K' and V come from the second.
  *
  * V has a column of ones behind its channels, so the sum of the weights is one more output. */
 #ifndef LATENTD_CPU_ATTENTION_TEXT_H
@@ -60,8 +60,10 @@ struct pieces {
     char *p, *to;
     float *minus, *factor; /* [16]: see minus_for(), of the unit that is weighed; 1 / sums, of Y's */
     char *y;
+    const char *soon; /* y of a unit that is written two steps later: asked for */
     const char *q;
     size_t y_stride, q_stride;
+    int soon_rows;
     int y_rows, q_rows; /* q_rows: to be copied, or -1: none */
 };
 
@@ -134,9 +136,12 @@ VEC void row_piece(struct pieces *w, const int r, const int d)
     weigh_query(w, w->s + r * SIDE, w->p + r * 64, v_set1(w->minus[r]));
     if (r < w->y_rows) {
         put_query(w->o + r * SIDE, w->y, v_set1(w->factor[r]), d);
-        for (int i = 0; i < 2 * d; i += 64)
-            __builtin_prefetch(w->y + CHUNK * w->y_stride + i, 1);
         w->y += w->y_stride;
+    }
+    if (r < w->soon_rows) {
+        for (int i = 0; i < 2 * d; i += 64)
+            __asm__ volatile("prefetchw %0" : : "m"(w->soon[i])); /* no operation where the CPU lacks it */
+        w->soon += w->y_stride;
     }
     for (int i = 0; i < 2 * d; i += 64)
         _mm_prefetch(w->q + CHUNK * w->q_stride + i, _MM_HINT_T1);
@@ -234,7 +239,7 @@ static inline float *outputs_at(const struct text *f, int n, const int d)
     return f->o[text_tiles(d) < SUMS ? n % 2 : n % 3];
 }
 
-/* Number N of all steps, NOW[0] to NOW[5] being the units N - 3 to N + 2. */
+/* Number N of all steps, NOW[0] to NOW[5] being the units N - 5 to N. */
 ALWAYS void text_step(struct text *f, int n, struct text_unit *const now[6], const int d)
 {
     const struct text_unit *old = now[0], *prev = now[2], *next = now[4], *far = now[5];
@@ -252,6 +257,8 @@ ALWAYS void text_step(struct text *f, int n, struct text_unit *const now[6], con
         .y = old->y,
         .y_stride = f->it->y_stride,
         .y_rows = old->rows,
+        .soon = prev->y,
+        .soon_rows = prev->rows,
         .q = far->q,
         .q_stride = f->it->q.stride,
         .to = f->q[n & 1],

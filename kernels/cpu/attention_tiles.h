@@ -1,5 +1,5 @@
-/* What both forms of flash attention in AMX tiles share (attention_amx.c, attention_narrow.h): packing, 2^x,
- * and how outputs leave. */
+/* What the forms of flash attention in AMX tiles share (attention_amx.c, attention_narrow.h,
+ * attention_text.h): packing, 2^x, and how outputs leave. */
 #ifndef LATENTD_CPU_ATTENTION_TILES_H
 #define LATENTD_CPU_ATTENTION_TILES_H
 

@@ -3,7 +3,8 @@
  *
  * Bytes: a head's packed keys and values (1 MB at 4096 keys of 64) are read once a chunk and stay in the
  * second-level cache for all its blocks of queries; longer ones are met in stretches of keys, each by all
- * queries of a chunk, whose outputs then wait in that cache. */
+ * queries of a chunk, whose outputs then wait in that cache. Keys of a text are few: those of all heads are
+ * packed whole, and an item has some heads of a stretch of queries (run_text). */
 #include "flash.h"
 
 #include "thread_pool.h"

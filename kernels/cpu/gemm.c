@@ -1,12 +1,13 @@
 /* Convolution and linear layers as one blocked matrix product: y [positions][O] = A [positions][taps * I] *
  * W.
  *
- * A is never laid out in full (no im2col in memory). Depending on the shape it is read in one of three ways.
+ * A is never laid out in full (no im2col in memory). Depending on the shape it is read in one of four ways.
  *
  * DIRECT: in place; 1x1, where rows of the product are rows of x. Where many panels follow, the first one
  * leaves the tiles it reads in the slab: rows that are an even number of cache lines apart, as those of x
- * mostly are, come out of the second level at two thirds of the speed of rows that lie together. Many
- * channels go in slices there, each passed over by all panels of the item.
+ * mostly are, come out of the second level at two thirds of the speed of rows that lie together. Behind a
+ * layer norm these tiles are made right before (gemm_norm_rows). Many channels go in slices there, each
+ * passed over by all panels of the item.
  *
  * PADDED: from a slab with the block's input rows and their halo, zeros at the edges, converted to the
  * kernel's type, upsampled if asked; every kernel position is then a constant offset from the output
@@ -17,7 +18,7 @@
  * in.
  *
  * FLAT: from a slab that holds each kernel position apart, so that a row tile may run across picture rows and
- * pictures: the same with a stride.
+ * pictures: the same with a stride, or where rows are long.
  *
  * Tiling. A work item is a block of about 256 positions times up to 512 outputs; on kernels that take whole
  * slices (struct gemm_kernel) of up to 512 positions times all outputs, or a share for each thread. Its
@@ -430,7 +431,7 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     if (a->w->kh * a->w->kw > TAPS_MAX)
         return error_set(err, ERR_UNSUPPORTED, "a %dx%d kernel has more than %d positions", a->w->kh,
                          a->w->kw, TAPS_MAX);
-    if (!a->upsample && w->panel_bytes == 0)
+    if (w->panel_bytes == 0 && !(a->upsample && w->up))
         return error_set(err, ERR_INTERNAL,
                          "a convolution was packed to be upsampled, or for large pictures, always");
     int rc = gemm_choose_blocks(&job, err);

@@ -15,7 +15,7 @@ struct gemm_args {
     bool geglu;
     const weight *layer_norm; /* of x's rows, in place of x, where gemm_takes_layer_norm(); NULL: none */
     float layer_eps;
-    bool normed;                          /* winograd_rows_run() only: as in struct conv2d_args */
+    bool normed;                          /* as in struct conv2d_args */
     const float *norm_scale, *norm_shift; /* winograd_rows_run() only: as in struct wr_input */
 };
 

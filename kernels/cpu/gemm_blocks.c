@@ -78,9 +78,10 @@ static bool small_b(const struct job *job)
 static int items_wanted(const struct job *job)
 {
     const int threads = pool_threads(job->pool);
+    const bool several = job->mode == PADDED || (job->mode == NARROW && job->blocks_y > 1);
     if (threads == 1 && (job->g->whole_slices || job->mode == DIRECT))
         return 1;
-    return threads * (direct_slices(job) || job->mode == PADDED ? 2 : job->mode == DIRECT ? 4 : 1);
+    return threads * (direct_slices(job) || several ? 2 : job->mode == DIRECT ? 4 : 1);
 }
 
 /* Of about ROWS positions. */

@@ -14,7 +14,9 @@
  * * 2^-8 of it in the mean square, become 3.1 times that of the output (WR_POINT in winograd_rows.h).
  *
  * Bands and slices depend on the shape of one picture alone, and quads do not depend on each other: same bits
- * in any batch and with any number of threads. Sides may be odd: what lies beyond the picture is not written.
+ * in any batch and with any number of threads. (A norm behind it takes the sums that are kept here for one
+ * picture alone, of outputs before they are rounded.) Sides may be odd: what lies beyond the picture is not
+ * written.
  */
 #include "winograd_rows.h"
 

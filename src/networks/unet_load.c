@@ -111,6 +111,7 @@ static void load_all(struct loader *l, struct unet *net)
         load_up(l, net, i);
     loader_int8(l, false);
     load_norm(l, &net->norm_out, c, "conv_norm_out");
+    l->large = false; /* four outputs: nothing is gained, and the prediction keeps its digits */
     load_conv2d(l, &net->conv_out, u->out_c, c, u->conv_out_k, "conv_out");
 }
 

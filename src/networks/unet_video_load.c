@@ -99,6 +99,7 @@ static void load_all(struct loader *l, struct unet_video *net)
     for (int i = 0; i < u->levels; i++)
         load_up(l, net, i);
     load_norm(l, &net->norm_out, c, "conv_norm_out");
+    l->large = false; /* four outputs: nothing is gained, and the prediction keeps its digits */
     load_conv2d(l, &net->conv_out, u->out_c, c, 3, "conv_out");
 }
 

@@ -115,7 +115,10 @@ void vae_load_encoder(struct loader *l, struct vae *v)
     }
     load_middle(l, v, &e->mid, "encoder");
     load_norm(l, &e->norm_out, c, "encoder.conv_norm_out");
+    const bool large = l->large;
+    l->large = false; /* eight outputs: nothing is gained, and the latent keeps its digits */
     load_conv2d(l, &e->conv_out, 2 * v->latent_c, c, 3, "encoder.conv_out");
+    l->large = large;
     if (v->quant)
         load_conv2d(l, &e->quant_conv, 2 * v->latent_c, 2 * v->latent_c, 1, "quant_conv");
 }

@@ -249,7 +249,7 @@ TEST(a_convolution_of_large_pictures)
 {
     enum { C = 128, O = 64, SIDE = 8 };
     float *w = numbers((size_t)O * C * 9, 2), *x = numbers((size_t)SIDE * SIDE * C, 1),
-          *y = numbers((size_t)SIDE * SIDE * O, 3);
+          *y = numbers((size_t)SIDE * SIDE * O * 4, 3);
     for (int t = 0; cpu_tier_name(t); t++) {
         struct backend *be = open_tier(cpu_tier_name(t), 2);
         if (!be)
@@ -269,9 +269,21 @@ TEST(a_convolution_of_large_pictures)
         const bool takes = be->norm_silu_conv2d != NULL;
         const double ratio = (double)made.bytes / (double)direct.bytes;
         CHECK(takes ? ratio > 1.9 && ratio < 2.1 : ratio == 1, "%s: %g times the bytes", be->tier, ratio);
-        tensor tx = make(1, SIDE, SIDE, C, DTYPE_F32, x), ty = make(1, SIDE / 2, SIDE / 2, O, DTYPE_F32, y);
-        int rc = be->ops.conv2d(be, ty, tx, &made, &(struct conv2d_args){.stride = 2}, &err);
-        CHECK(rc == (takes ? ERR_INTERNAL : 0), "%s: %d", be->tier, rc);
+        static const struct {
+            struct conv2d_args args;
+            bool fp32;
+            int side;
+        } others[] = {{{.stride = 2}, false, SIDE / 2},
+                      {{.stride = 2, .pad_end = true}, false, SIDE / 2},
+                      {{.stride = 1, .upsample = true}, false, 2 * SIDE},
+                      {{.stride = 1}, true, SIDE}};
+        for (int i = 0; i < 4; i++) {
+            const int side = others[i].side;
+            tensor tx = make(1, SIDE, SIDE, C, others[i].fp32 ? DTYPE_F32 : be->dtype, x);
+            tensor ty = make(1, side, side, O, DTYPE_F32, y);
+            int rc = be->ops.conv2d(be, ty, tx, &made, &others[i].args, &err);
+            CHECK(rc == (takes ? ERR_INTERNAL : 0), "%s, %d: %d", be->tier, i, rc);
+        }
         weight_free(be, &direct);
         weight_free(be, &made);
         backend_close(&be);

@@ -209,11 +209,11 @@ TEST(bits_at_the_shapes_of_the_networks)
 /* Rows that are numbered alike have the same bits wherever they lie. */
 TEST(bits_do_not_depend_on_batch_or_threads)
 {
-    const struct layer two = {2, 601, 64, 96, false, true, ACT_NONE, false};
+    const struct layer two = {2, 1601, 64, 96, false, true, ACT_NONE, false};
     struct layer single = two;
     single.n = 1;
     struct data d = make(&two), second = d;
-    bool more = true, one;
+    bool more = true, one[3];
     second.x += (size_t)two.t * (size_t)two.c;
     second.residual += outputs(&single);
     if (!cpu_tier_usable("amx-emulated"))
@@ -221,8 +221,10 @@ TEST(bits_do_not_depend_on_batch_or_threads)
     for (int i = 0; more; i++) {
         struct backend *few = open_tier(i, 1, &more), *many = more ? open_tier(i, 3, &more) : NULL;
         if (few && many && few->layer_norm_linear) {
-            float *both = compute(few, &two, &d, false, &one), *a = compute(many, &single, &d, false, &one),
-                  *b = compute(many, &single, &second, false, &one);
+            float *both = compute(few, &two, &d, false, &one[0]),
+                  *a = compute(many, &single, &d, false, &one[1]),
+                  *b = compute(many, &single, &second, false, &one[2]);
+            CHECK(one[0] && one[1] && one[2], "%s: computed as two", few->tier);
             CHECK(memcmp(both, a, outputs(&single) * sizeof *a) == 0 &&
                       memcmp(both + outputs(&single), b, outputs(&single) * sizeof *b) == 0,
                   "%s", few->tier);
