@@ -1,6 +1,6 @@
 /* See choose.h. A file is text, so that a person can read who won:
  *
- *   latentd choices 1<TAB>GPU<TAB>driver<TAB>version<TAB>cuBLASLt<TAB>cuDNN
+ *   latentd choices 1<TAB>GPU<TAB>driver<TAB>version<TAB>kernels<TAB>cuBLASLt<TAB>cuDNN
  *   key<TAB>winner<TAB>microseconds<TAB>second<TAB>microseconds        (second "-" and 0 when there was one
  * only) */
 #include "choose.h"
@@ -20,6 +20,9 @@ enum { ROUNDS = 1 }; /* times mean nothing there */
 #else
 enum { ROUNDS = 7 };
 #endif
+/* Of the kernels: goes up with every change to one that may make it faster, slower, right or wrong. What was
+ * chosen before, and notes of trials, do not count then. */
+enum { KERNELS = 1 };
 enum { ENTRIES_MAX = 4096, LINE_MAX_BYTES = 400, MEMO = 4096 };
 
 struct entry {
@@ -481,13 +484,13 @@ struct chooser *chooser_open(struct backend *be, const char *only)
         (void)cudaGetLastError();
     int lt = 0, dnn = 0; /* another library may win otherwise */
     library_versions(be, &lt, &dnn);
-    snprintf(c->head, sizeof c->head, "latentd choices 1\t%s\t%d\t%s\t%d\t%d\n", st->name, driver,
-             LATENTD_VERSION, lt, dnn);
+    snprintf(c->head, sizeof c->head, "latentd choices 1\t%s\t%d\t%s\t%d\t%d\t%d\n", st->name, driver,
+             LATENTD_VERSION, KERNELS, lt, dnn);
     if (c->tune && find_path(c, st->name)) {
         c->write = true;
         read_file(c);
     }
-    trial_open(&c->trial, c->write && st->encode_box ? c->path : NULL, c->head);
+    trial_open(&c->trial, c->write ? c->path : NULL, c->head);
     return c;
 }
 

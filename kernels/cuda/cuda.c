@@ -238,11 +238,12 @@ static int open_stream(struct backend *be, struct error *err)
         rc = cuda_check(be, cudaStreamCreateWithFlags(&st->stream, cudaStreamNonBlocking), "cudaStreamCreate",
                         err);
     if (!rc)
-        rc = cuda_check(be, cudaMalloc(&st->workspace, CUDA_WORKSPACE), "the workspace", err);
+        rc = cuda_check(be, cudaMalloc(&st->workspace, CUDA_WORKSPACE + sizeof(unsigned)), "the workspace",
+                        err);
     /* So that no run depends on what was there. Ops write what they read of it; trials fill it with NaN. */
     if (!rc)
-        rc = cuda_check(be, cudaMemsetAsync(st->workspace, 0, CUDA_WORKSPACE, st->stream), "the workspace",
-                        err);
+        rc = cuda_check(be, cudaMemsetAsync(st->workspace, 0, CUDA_WORKSPACE + sizeof(unsigned), st->stream),
+                        "the workspace", err);
     for (int i = 0; i < 2 && !rc; i++) {
         rc = cuda_check(be, cudaHostAlloc(&st->staging[i], CUDA_STAGING, cudaHostAllocDefault),
                         "pinned memory", err);

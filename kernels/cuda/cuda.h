@@ -48,8 +48,9 @@ struct cuda_state {
     char name[256];
     void *encode_box; /* the driver's cuTensorMapEncodeTiled; NULL: it has none */
     cudaStream_t stream;
-    void *workspace;         /* CUDA_WORKSPACE bytes; used within one op and free after it, in stream order */
-    struct nvml *nvml;       /* NULL: not to be had */
+    void *workspace;   /* CUDA_WORKSPACE bytes; used within one op and free after it, in stream order; behind
+                          them a trial's flag, zero before each */
+    struct nvml *nvml; /* NULL: not to be had */
     struct chooser *chooser; /* NULL: the first candidate serves; see choose.h */
     void *staging[2];
     cudaEvent_t staged[2];
@@ -63,6 +64,12 @@ struct cuda_state {
 static inline struct cuda_state *cuda_of(const struct backend *be)
 {
     return (struct cuda_state *)be->state;
+}
+
+/* What a kernel on trial writes when something never came (trial.h). */
+static inline unsigned *cuda_trial_flag(const struct backend *be)
+{
+    return (unsigned *)((char *)cuda_of(be)->workspace + CUDA_WORKSPACE);
 }
 
 /* 0, or ERR_NOMEM for memory, or ERR_DEVICE for everything else, with WHAT and CUDA's words in ERR. */

@@ -242,8 +242,9 @@ template <class T, class S, int GATHER> static int gemm_launch(struct backend *b
     return launch(be, gemm_tile<T, S, GATHER>, grid, S::THREADS, (size_t)(a.stages * S::STAGE_BYTES), a, err);
 }
 
-/* Launches A, set for SHAPE. */
-template <class T, int GATHER> static int gemm_tiles(struct backend *be, int shape, const struct gemm &a, struct error *err)
+/* Launches A, set for SHAPE. TRIAL: into memory that does not count yet. */
+template <class T, int GATHER>
+static int gemm_tiles(struct backend *be, int shape, const struct gemm &a, bool trial, struct error *err)
 {
     if constexpr (GATHER != NUMBERS) {
         if (shape == 0)
@@ -253,9 +254,9 @@ template <class T, int GATHER> static int gemm_tiles(struct backend *be, int sha
         if (shape == 2)
             return gemm_launch<T, tile_128x64, GATHER>(be, a, err);
         if (shape == GEMM_SHAPES)
-            return gemm_hopper_launch<T, hopper_128x256, GATHER>(be, a, err);
+            return gemm_hopper_launch<T, hopper_128x256, GATHER>(be, a, trial, err);
         if (shape == GEMM_SHAPES + 1)
-            return gemm_hopper_launch<T, hopper_128x128, GATHER>(be, a, err);
+            return gemm_hopper_launch<T, hopper_128x128, GATHER>(be, a, trial, err);
     }
     return gemm_launch<T, tile_64x64, GATHER>(be, a, err);
 }
@@ -280,8 +281,8 @@ static int gemm_run_option(struct backend *be, const void *ctx, int i, void *out
         a.y = out;
     gemm_set(be, &a, &list->o[i]);
     int rc = shape >= GEMM_TMA          ? gemm_tma_launch(be, a, gemm_shapes[shape].bn, out != NULL, err)
-             : be->dtype == DTYPE_F16 ? gemm_tiles<f16, GATHER>(be, shape, a, err)
-                                        : gemm_tiles<bf16, GATHER>(be, shape, a, err);
+             : be->dtype == DTYPE_F16 ? gemm_tiles<f16, GATHER>(be, shape, a, out != NULL, err)
+                                        : gemm_tiles<bf16, GATHER>(be, shape, a, out != NULL, err);
     return rc || a.splits == 1 ? rc : gemm_reduce(be, a, err);
 }
 
@@ -329,7 +330,7 @@ template <int GATHER> static int gemm_compete(struct backend *be, const struct g
                      : o->shape >= GEMM_SHAPES ? "wgmma"
                                                : "",
                      gemm_shapes[o->shape].bm, gemm_shapes[o->shape].bn, o->splits);
-        if (o->shape >= GEMM_TMA && o->shape < GEMM_TILES)
+        if (o->shape >= GEMM_SHAPES && o->shape < GEMM_TILES)
             c.unproven |= 1u << i;
     }
     snprintf(c.key, sizeof c.key, "%s %s %dx%dx%d k%dx%d s%d %dx%d ld%d%s%s%s%s%s%s", gathers[GATHER],

@@ -13,7 +13,8 @@
  * A step of 128 x 256 is 512 cycles of an H200's tensor cores (4096 multiply-adds a cycle) and 12 cp.async a thread;
  * 48 KB a step on each of 132 multiprocessors is 22 TB/s at that rate, more than L2 gives (some 5.5 measured on
  * others' machines): blocks that run together share rows of x and w (gemm_place), and what is left is the case for TMA
- * with multicast, which is not written. Producers apart from consumers are gemm_tma.cuh. No GPU has run this file.
+ * with multicast, which is not written. Producers apart from consumers are gemm_tma.cuh. No GPU has run this file: its
+ * products are tried before they are believed (choose.h).
  *
  * Registers: 128 sums, 20 of the loader, operands none. */
 #ifndef LATENTD_CUDA_GEMM_HOPPER_CUH
@@ -117,10 +118,10 @@ static inline bool gemm_hopper_serves(const struct backend *be)
 }
 
 template <class T, class S, int GATHER>
-static int gemm_hopper_launch(struct backend *be, const struct gemm &a, struct error *err)
+static int gemm_hopper_launch(struct backend *be, const struct gemm &a, bool trial, struct error *err)
 {
     dim3 grid((unsigned)a.tiles_m * (unsigned)a.tiles_n, (unsigned)a.splits);
-    return launch(be, gemm_hopper<T, S, GATHER>, grid, S::THREADS, (size_t)(S::STAGES * S::STAGE_BYTES), a, err);
+    return launch(be, gemm_hopper<T, S, GATHER>, grid, S::THREADS, (size_t)(S::STAGES * S::STAGE_BYTES), a, err, trial);
 }
 
 #endif

@@ -94,17 +94,19 @@ static int check_kernel(const void *kernel, int registers, struct error *err)
 
 template <class T, class S> static int launch_shape(struct backend *be, struct gemm_tma *p, struct error *err)
 {
-    static int checked = 1; /* 1: not yet */
+    static bool checked;
+    static struct error why; /* of all launches of this kernel */
     void (*kernel)(struct gemm_tma) = gemm_tma_tile<T, S>;
-    if (checked)
-        checked = check_kernel((const void *)(uintptr_t)kernel, S::COPY_REGISTERS ? S::REGISTERS : 0, err);
-    int rc = checked;
+    if (!checked)
+        check_kernel((const void *)(uintptr_t)kernel, S::COPY_REGISTERS ? S::REGISTERS : 0, &why);
+    checked = true;
+    int rc = why.code ? error_set(err, why.code, "%s", why.msg) : 0;
     if (!rc)
         rc = encode_x(be, p, S::BK, err);
     if (!rc)
         rc = encode_w(be, p, S::BK, S::BN, err);
     dim3 grid((unsigned)p->a.tiles_m * (unsigned)p->a.tiles_n, (unsigned)p->a.splits);
-    return rc ? rc : launch(be, kernel, grid, S::THREADS, (size_t)S::SHARED_BYTES, *p, err, p->trial != 0);
+    return rc ? rc : launch(be, kernel, grid, S::THREADS, (size_t)S::SHARED_BYTES, *p, err, p->failed != nullptr);
 }
 
 int gemm_tma_launch(struct backend *be, const struct gemm &a, int bn, bool trial, struct error *err)
@@ -112,9 +114,9 @@ int gemm_tma_launch(struct backend *be, const struct gemm &a, int bn, bool trial
     struct gemm_tma p;
     memset(&p, 0, sizeof p); /* commands are compared byte by byte, what lies behind the last field too */
     p.a = a;
-    p.trial = trial;
+    p.failed = trial ? cuda_trial_flag(be) : nullptr;
     if (!find_box(a, &p))
-        return error_set(err, ERR_INTERNAL, "a picture of %d columns is not in boxes", a.out_w);
+        return error_set(err, ERR_UNSUPPORTED, "a picture of %d columns is not in boxes", a.out_w);
     bool f16_here = be->dtype == DTYPE_F16;
     if (bn == tma_128x256::BN)
         return f16_here ? launch_shape<f16, tma_128x256>(be, &p, err) : launch_shape<bf16, tma_128x256>(be, &p, err);

@@ -26,7 +26,8 @@
  * write.
  *
  * A copy that never comes does not hold the GPU: the waits end after two seconds (tma.cuh). In a trial the output is
- * then left as it is, and the comparison fails; later the kernel fails, and with it the process. */
+ * then left as it is, blocks that begin later end at once, and the comparison fails; later the kernel fails, and with it
+ * the process. */
 #ifndef LATENTD_CUDA_GEMM_TMA_CUH
 #define LATENTD_CUDA_GEMM_TMA_CUH
 
@@ -40,8 +41,9 @@ template <int BN_, int STAGES_, int BLOCKS_, int COPY_WARPS_, int COPY_REGISTERS
     static constexpr int ROW_BYTES = 2 * BK, A_BYTES = BM * ROW_BYTES, STAGE_BYTES = (BM + BN) * ROW_BYTES;
     static constexpr int SHARED_BYTES = STAGES * STAGE_BYTES + 2 * STAGES * (int)sizeof(uint64_t);
     static constexpr int COPY_REGISTERS = COPY_REGISTERS_, SUM_REGISTERS = SUM_REGISTERS_;
-    /* What a thread has at the start: more than the pool gives would be waited for, for ever. */
-    static constexpr int REGISTERS = 65536 / (THREADS * BLOCKS) / 8 * 8;
+    /* What a thread can have at the start: each quarter of a multiprocessor has 16384 for its warps. More than the pool
+     * gives would be waited for, for ever. */
+    static constexpr int WARPS = (THREADS / 32 * BLOCKS + 3) / 4, REGISTERS = 16384 / (32 * WARPS) / 8 * 8;
     static_assert(COPY_REGISTERS == 0 || COPY_WARPS_ == 4, "setmaxnreg is for whole warpgroups");
     static_assert((THREADS - MULTIPLY) * COPY_REGISTERS + MULTIPLY * SUM_REGISTERS <= THREADS * REGISTERS, "the pool");
     static_assert(COPY_REGISTERS <= REGISTERS && SUM_REGISTERS >= REGISTERS, "less and more");
@@ -49,7 +51,7 @@ template <int BN_, int STAGES_, int BLOCKS_, int COPY_WARPS_, int COPY_REGISTERS
 };
 
 typedef tma_shape<256, 4, 1, 4, 40, 232> tma_128x256;
-typedef tma_shape<128, 3, 2, 1, 0, 112> tma_128x128;
+typedef tma_shape<128, 3, 2, 1, 0, 96> tma_128x128;
 
 /* Arguments. No padding between fields: commands are compared byte by byte. */
 struct gemm_tma {
@@ -58,7 +60,8 @@ struct gemm_tma {
     int box_w, box_h, box_n;  /* positions in a box of x: of a row, rows, pictures */
     int boxes;                /* in a tile */
     int out_h;                /* rows of y */
-    int trial;                /* the output is compared before it counts */
+    int unused;
+    unsigned *failed;         /* in a trial, where the output is compared before it counts: something never came */
 };
 
 #ifdef WGMMA_HERE
@@ -147,7 +150,8 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gemm_tma_tile(const __g
         }
         barrier_publish();
     }
-    __syncthreads();
+    if (__syncthreads_count(p.failed && *(volatile unsigned *)p.failed) > 0)
+        return;
 
     const gemm &a = p.a;
     int tile_m, tile_n;
@@ -167,8 +171,9 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gemm_tma_tile(const __g
     bool good = tma_multiply<T, S>(acc, memory, full, empty, tiles);
     named_barrier(1, S::MULTIPLY); /* the epilogue reuses the stages; every copy has come */
     if (!good) {
-        if (!p.trial)
+        if (!p.failed)
             kernel_failed();
+        *p.failed = 1;
         return;
     }
     int warp = (int)threadIdx.x / 32, row = tile_m * S::BM + warp * 16;

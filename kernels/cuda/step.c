@@ -56,23 +56,42 @@ void step_close(struct backend *be)
         step_free(&st->step[i]);
 }
 
+/* Errors of a launch that did not begin; the context is as it was. */
+static bool refused(cudaError_t rc)
+{
+    return rc == cudaErrorInvalidValue || rc == cudaErrorInvalidConfiguration ||
+           rc == cudaErrorInvalidDeviceFunction || rc == cudaErrorNoKernelImageForDevice ||
+           rc == cudaErrorLaunchOutOfResources;
+}
+
+/* What CUDA says about a launch. In a trial a refusal is no fault of the device. */
+static int launched(struct backend *be, cudaError_t rc, bool trial, const char *what, struct error *err)
+{
+    if (!trial || !refused(rc))
+        return cuda_check(be, rc, what, err);
+    (void)cudaGetLastError();
+    return error_set(err, ERR_UNSUPPORTED, "%s: %s", what, cudaGetErrorString(rc));
+}
+
 /* Lets KERNEL have its shared memory. The attribute stays, and setting it again costs next to nothing. */
-static int allow_shared(struct backend *be, const void *kernel, unsigned shared, struct error *err)
+static int allow_shared(struct backend *be, const void *kernel, unsigned shared, bool trial,
+                        struct error *err)
 {
     if (shared <= SHARED_PLAIN)
         return 0;
     if (shared > cuda_of(be)->shared_max)
-        return error_set(err, ERR_INTERNAL, "a kernel asks for %u bytes of shared memory, a block has %zu",
-                         shared, cuda_of(be)->shared_max);
+        return error_set(err, trial ? ERR_UNSUPPORTED : ERR_INTERNAL,
+                         "a kernel asks for %u bytes of shared memory, a block has %zu", shared,
+                         cuda_of(be)->shared_max);
     int rc =
-        cuda_check(be, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
-                   "shared memory", err);
+        launched(be, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
+                 trial, "shared memory", err);
     /* All of it for shared memory and none for a cache: otherwise only one block may fit where two are meant.
      */
     return rc ? rc
-              : cuda_check(be,
-                           cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100),
-                           "shared memory", err);
+              : launched(be,
+                         cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100),
+                         trial, "shared memory", err);
 }
 
 static void announce(const void *kernel, void (*call)(const void *, const void *), unsigned bytes)
@@ -86,30 +105,18 @@ static void announce(const void *kernel, void (*call)(const void *, const void *
 #endif
 }
 
-/* Errors of a launch that did not begin; the context is as it was. */
-static bool refused(cudaError_t rc)
-{
-    return rc == cudaErrorInvalidValue || rc == cudaErrorInvalidConfiguration ||
-           rc == cudaErrorInvalidDeviceFunction || rc == cudaErrorNoKernelImageForDevice ||
-           rc == cudaErrorLaunchOutOfResources;
-}
-
 int step_launch(struct backend *be, const struct cuda_command *c, struct error *err)
 {
     if (c->library)
         return c->library(be, c->args, cuda_of(be)->stream, err);
     announce(c->kernel, c->call, c->bytes);
-    int rc = allow_shared(be, c->kernel, c->shared, err);
+    int rc = allow_shared(be, c->kernel, c->shared, c->trial, err);
     if (rc)
         return rc;
     void *args[1] = {(void *)(uintptr_t)c->args};
     dim3 grid = {c->grid[0], c->grid[1], c->grid[2]}, block = {c->threads, 1, 1};
-    cudaError_t launched = cudaLaunchKernel(c->kernel, grid, block, args, c->shared, cuda_of(be)->stream);
-    if (c->trial && refused(launched)) {
-        (void)cudaGetLastError();
-        return error_set(err, ERR_UNSUPPORTED, "%s", cudaGetErrorString(launched));
-    }
-    return cuda_check(be, launched, "launching a kernel", err);
+    return launched(be, cudaLaunchKernel(c->kernel, grid, block, args, c->shared, cuda_of(be)->stream),
+                    c->trial, "launching a kernel", err);
 }
 
 int step_begin(struct backend *be, struct error *err)
@@ -204,7 +211,7 @@ static int add_node(struct backend *be, struct cuda_step *s, const struct record
     void *args[1];
     struct cudaKernelNodeParams p = node_params(r, args);
     announce(r->kernel, r->call, r->bytes);
-    int rc = allow_shared(be, r->kernel, r->shared, err);
+    int rc = allow_shared(be, r->kernel, r->shared, false, err);
     return rc ? rc
               : cuda_check(be, cudaGraphAddKernelNode(node, s->graph, after, after != NULL, &p),
                            "cudaGraphAddKernelNode", err);

@@ -45,8 +45,19 @@ DEVICE void barrier_arrive(uint64_t *barrier)
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
-/* Whether the phase of PARITY has ended; sleeps for up to a millisecond until it has. */
+/* Whether the phase of PARITY has ended; waits a little. The first look, which ptxas makes shorter without a limit. */
 DEVICE bool barrier_passed(uint64_t *barrier, unsigned parity)
+{
+    uint32_t passed;
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(passed)
+                 : "r"(shared_address(barrier)), "r"(parity)
+                 : "memory");
+    return passed != 0;
+}
+
+/* The same, asleep for up to a millisecond. */
+DEVICE bool barrier_passed_soon(uint64_t *barrier, unsigned parity)
 {
     uint32_t passed;
     asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, 1000000; selp.u32 %0, 1, 0, p; }"
@@ -132,7 +143,7 @@ template <bool TOGETHER> DEVICE bool barrier_wait(uint64_t *barrier, unsigned pa
         return true;
     uint64_t last = nanoseconds();
     for (int waited = 0; waited < BARRIER_PATIENCE;) {
-        passed = barrier_passed(barrier, parity);
+        passed = barrier_passed_soon(barrier, parity);
         if (TOGETHER ? warp_all(passed) : passed)
             return true;
         uint64_t now = nanoseconds();

@@ -23,12 +23,23 @@ static bool noted(const struct trial *t)
     return same;
 }
 
-static bool note(const struct trial *t)
+/* On disk before the kernel runs, and the only one: another process's says that it tries now, or that it
+ * ended over it. One of another GPU, driver or version makes way. The number of the process is for people. */
+static bool note(struct trial *t)
 {
-    FILE *f = fopen(t->path, "w");
-    bool good = f && fputs(t->head, f) >= 0;
+    if (t->mine)
+        return true;
+    if (access(t->path, F_OK) == 0 && !noted(t))
+        unlink(t->path);
+    FILE *f = fopen(t->path, "wx");
+    bool good = f && fputs(t->head, f) >= 0 && fprintf(f, "process %ld\n", (long)getpid()) > 0;
+    if (good && (fflush(f) != 0 || fsync(fileno(f)) != 0))
+        good = false;
     if (f && fclose(f) != 0)
         good = false;
+    if (f && !good)
+        unlink(t->path);
+    t->mine = good;
     return good;
 }
 
@@ -36,20 +47,23 @@ void trial_open(struct trial *t, const char *choices, const char *head)
 {
     t->path[0] = '\0';
     t->head = head;
-    t->wanted = false;
+    t->mine = t->wanted = t->used = false;
     if (!choices || snprintf(t->path, sizeof t->path, "%s.trial", choices) >= (int)sizeof t->path)
         return;
     t->wanted = !noted(t);
     if (!t->wanted)
-        log_warning("the kernels by TMA are left out: an earlier trial on this GPU went wrong; remove %s to "
-                    "try again",
-                    t->path);
+        log_warning(
+            "Hopper's kernels are left out: a trial on this GPU went wrong or has not ended; remove %s to "
+            "try again",
+            t->path);
 }
 
-void trial_end(const struct trial *t)
+void trial_end(struct trial *t)
 {
-    if (t->wanted)
-        unlink(t->path);
+    if (!t->wanted || !t->mine)
+        return;
+    unlink(t->path);
+    t->mine = false;
 }
 
 void trial_failed(struct trial *t)
@@ -58,7 +72,7 @@ void trial_failed(struct trial *t)
         return;
     t->wanted = false;
     if (note(t))
-        log_warning("kernels by TMA were in use: the next start leaves them out (%s)", t->path);
+        log_warning("Hopper's kernels were in use: the next start leaves them out (%s)", t->path);
 }
 
 /* ---- What candidates read ---- */
@@ -146,9 +160,12 @@ int trial_clear(struct backend *be, const struct choice *c, void *out, struct er
 {
     struct cuda_state *st = cuda_of(be);
     int rc = cuda_check(be, cudaMemsetAsync(out, 0xff, c->out_bytes, st->stream), "clearing an output", err);
+    if (!rc)
+        rc = cuda_check(be, cudaMemsetAsync(st->workspace, 0xff, CUDA_WORKSPACE, st->stream),
+                        "clearing the workspace", err);
     return rc ? rc
-              : cuda_check(be, cudaMemsetAsync(st->workspace, 0xff, CUDA_WORKSPACE, st->stream),
-                           "clearing the workspace", err);
+              : cuda_check(be, cudaMemsetAsync(cuda_trial_flag(be), 0, sizeof(unsigned), st->stream),
+                           "clearing a flag", err);
 }
 
 int trial_expect(struct backend *be, const struct choice *c, const void *out, struct sample *sample,
@@ -226,7 +243,7 @@ int trial_compare(struct backend *be, struct trial *t, const struct choice *c, i
     int rc = trial_expect(be, c, out, &found, err);
     if (!rc && !agree(&found, expected, c->out_type, mean_square(expected, c->out_type))) {
         t->wanted = false; /* and the note stays */
-        log_warning("%s: %s gives other numbers than %s; the kernels by TMA are left out", c->key, c->name[i],
+        log_warning("%s: %s gives other numbers than %s; Hopper's kernels are left out", c->key, c->name[i],
                     c->name[0]);
         rc = error_set(err, ERR_UNSUPPORTED, "other numbers");
     }
@@ -243,7 +260,8 @@ int trial_run(struct backend *be, struct trial *t, const struct choice *c, int i
         return error_set(err, ERR_UNSUPPORTED, "%s gives no numbers to compare with", c->name[0]);
     if (!note(t)) {
         t->wanted = false;
-        log_warning("%s cannot be written: the kernels by TMA are left out", t->path);
+        log_warning("%s: %s; Hopper's kernels are left out", t->path,
+                    noted(t) ? "another process tries them, or did" : "it cannot be written");
         return error_set(err, ERR_UNSUPPORTED, "no note of the trial");
     }
     int rc = trial_clear(be, c, out, err);

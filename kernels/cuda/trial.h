@@ -11,6 +11,7 @@ enum { TRIAL_PATH_MAX = 520 };
 struct trial {
     char path[TRIAL_PATH_MAX]; /* of the note; empty: no folder, and then there are no trials */
     const char *head;          /* GPU, driver and version: a note of others does not count */
+    bool mine;                 /* the note on disk is of this process */
     bool wanted;               /* unproven candidates may compete */
     bool used;                 /* one was chosen, so that a device that fails may have failed by it */
 };
@@ -46,7 +47,7 @@ int trial_run(struct backend *be, struct trial *t, const struct choice *c, int i
 int trial_compare(struct backend *be, struct trial *t, const struct choice *c, int i, const void *out,
                   const struct sample *expected, struct error *err);
 /* After the last candidate of a shape: the process lives. */
-void trial_end(const struct trial *t);
+void trial_end(struct trial *t);
 /* The device has failed: when an unproven kernel was chosen, the next start does without. */
 void trial_failed(struct trial *t);
 

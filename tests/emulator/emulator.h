@@ -86,6 +86,8 @@ void emulator_barrier_publish();
 void emulator_barrier_arrive(const void *barrier, unsigned bytes);
 /* Waits until the phase of PARITY has ended; false only where EMULATOR_TMA loses copies and nothing moves any
  * more. */
+/* A millisecond later at every look: nobody waits in real time. */
+extern "C" uint64_t emulator_nanoseconds(void);
 bool emulator_barrier_passed(const void *barrier, unsigned parity);
 /* The box of MAP at AT, RANK numbers. */
 void emulator_box_load(void *shared, const CUtensorMap *map, const void *barrier, int rank, const int at[5]);

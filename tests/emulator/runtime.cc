@@ -6,6 +6,8 @@
  *   EMULATOR_MEMORY=BYTES    of the GPU (8 GiB)            EMULATOR_SMS=N  multiprocessors (132)
  *   EMULATOR_FAIL_SIZES=A-B  the first cudaMalloc of A to B bytes finds no memory, whatever was free
  *   EMULATOR_TMA=refused     the driver encodes no tensor map; lost: boxes never come; wrong: they come from one row on
+ *   EMULATOR_WGMMA=lost      products of wgmma never come
+ *   EMULATOR_SHARED=BYTES    no kernel is allowed more shared memory, whatever the device says of itself
  *   EMULATOR_FAIL_LAUNCH=N   from the Nth launch on everything says that the device failed */
 #include <stdint.h>
 #include <stdio.h>
@@ -309,7 +311,8 @@ cudaError_t cudaFuncSetAttribute(const void *f, enum cudaFuncAttribute attr, int
 {
     if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize)
         return cudaSuccess; /* a hint */
-    if (value > EMULATOR_SHARED_MAX)
+    const char *most = getenv("EMULATOR_SHARED");
+    if (value > (most ? atoi(most) : EMULATOR_SHARED_MAX))
         return cudaErrorInvalidValue;
     kernels[f].shared_max = value;
     return cudaSuccess;

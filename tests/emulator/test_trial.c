@@ -13,6 +13,8 @@
 #include "ops.h"
 #include "region.h"
 
+uint64_t emulator_nanoseconds(void); /* emulator.h, which is C++ */
+
 static int passed, failed;
 
 static void check(bool held, const char *what)
@@ -241,6 +243,40 @@ static void inputs(void)
     free(right);
 }
 
+/* The note of a process that tries at the same time. */
+static void two_processes(void)
+{
+    char path[128], line[400] = "", found[400] = "";
+    path_of(path, sizeof path, ".trial");
+    float *right = numbers(0, 1);
+    struct fake f = {.numbers = {right, right}, .slow = true};
+    struct error err = {0};
+    struct backend *other = start("fp16", ""), *be = start("fp16", "");
+    check(fake_choose(other, &f, "mine") == 1, "one wins");
+    cuda_check(other, cudaErrorLaunchFailure, "on purpose", &err);
+    FILE *note = fopen(path, "r");
+    check(note && fgets(line, sizeof line, note), "a note");
+    if (note)
+        fclose(note);
+    f.runs[1] = 0;
+    check(fake_choose(be, &f, "both") == 0 && f.runs[1] == 0, "nothing is tried over another's note");
+    note = fopen(path, "r");
+    check(note && fgets(found, sizeof found, note) && strcmp(line, found) == 0, "which stays");
+    if (note)
+        fclose(note);
+    backend_close(&be);
+    backend_close(&other);
+
+    note = fopen(path, "w");
+    check(note && fputs("latentd choices 1\tanother GPU\n", note) >= 0 && fclose(note) == 0,
+          "a note of before");
+    be = start("fp16", "");
+    check(fake_choose(be, &f, "anew") == 1 && !noted(), "a note of another version makes way");
+    backend_close(&be);
+    forget();
+    free(right);
+}
+
 /* What was chosen after a good trial is not for ever. */
 static void later(void)
 {
@@ -342,8 +378,20 @@ static void products(void)
         backend_close(&be);
         forget();
     }
+    setenv("EMULATOR_WGMMA", "lost", 1);
+    struct backend *be = start("fp16", "refused");
+    check(product_right(be) && noted(), "products of wgmma that never come");
+    backend_close(&be);
+    forget();
+    unsetenv("EMULATOR_WGMMA");
+    setenv("EMULATOR_SHARED", "98304", 1); /* enough for all but Hopper's */
+    be = start("fp16", "");
+    check(product_right(be) && !noted() && !cuda_of(be)->dead, "shared memory that is refused");
+    backend_close(&be);
+    forget();
+    unsetenv("EMULATOR_SHARED");
     /* Without a trial, what is asked for by name is what runs. */
-    struct backend *be = start("fp16/tma128x256", "wrong");
+    be = start("fp16/tma128x256", "wrong");
     check(!product_right(be), "this test would see wrong boxes");
     backend_close(&be);
     forget();
@@ -401,6 +449,21 @@ static bool chain_right(struct backend *be, bool zeros)
     return right;
 }
 
+/* The emulated clock goes on by a millisecond a look, of any thread: one block's vain wait is the patience of
+ * its 257 threads that wait (tma.cuh), and no second block waits. */
+static void waits(void)
+{
+    struct backend *be = start("fp16", "lost");
+    uint64_t before = emulator_nanoseconds();
+    check(product_right(be) && noted(), "boxes that never come");
+    uint64_t waited = (emulator_nanoseconds() - before) / 1000000, block = 257 * 2000;
+    check(waited >= block / 2 && waited < block * 3 / 2, "one block waits in vain, not all");
+    if (waited >= block * 3 / 2)
+        printf("%lu looks\n", (unsigned long)waited);
+    backend_close(&be);
+    forget();
+}
+
 static void chains(void)
 {
     static const char *const boxes[] = {"", "wrong", "lost"};
@@ -428,8 +491,10 @@ int main(void)
     candidates();
     comparisons();
     inputs();
+    two_processes();
     later();
     products();
+    waits();
     chains();
     rmdir(folder);
     printf("%d passed, %d failed\n", passed, failed);
