@@ -225,7 +225,8 @@ static const struct cpu_weight *weight_at(const struct job *job, int place)
     return job->places == 1 ? job->w : weight_up(job->a->w->packed, place);
 }
 
-/* What follows B of panel P in this item, or in the next one on this thread, which has the same panels. */
+/* What follows B of panel P in this slice, or, where there is one, in the next item on this thread, which has
+ * the same panels. (Asking for the next slice instead gained nothing.) */
 static struct coming next_panel(const struct job *job, const struct worker_memory *m, const struct block *b,
                                 const char *raw, size_t bytes, int p)
 {
@@ -492,14 +493,7 @@ int cpu_conv_temporal(struct backend *be, tensor y, tensor x, const weight *w, i
 int cpu_linear(struct backend *be, tensor y, tensor x, const weight *w, const struct linear_args *a,
                struct error *err)
 {
-    struct gemm_args g = {
-        .y = y,
-        .x = x,
-        .w = w,
-        .residual = a->residual,
-        .act = a->act,
-        .geglu = w->kind == WEIGHT_GEGLU,
-    };
+    struct gemm_args g = gemm_linear(y, x, w, a);
     if (w->int8)
         return int8_run(be, &g, err);
     return gemm_run(be, &g, err);

@@ -19,6 +19,13 @@ struct gemm_args {
     const float *norm_scale, *norm_shift; /* winograd_rows_run() only: as in struct wr_input */
 };
 
+/* Those of a linear layer. */
+static inline struct gemm_args gemm_linear(tensor y, tensor x, const weight *w, const struct linear_args *a)
+{
+    return (struct gemm_args){
+        .y = y, .x = x, .w = w, .residual = a->residual, .act = a->act, .geglu = w->kind == WEIGHT_GEGLU};
+}
+
 int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err);
 /* Whether a linear layer W of x can norm its rows on the way, and no item does that again for columns of its
  * own. Of x the shape and type count, of W the shape. */

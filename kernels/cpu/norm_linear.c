@@ -14,15 +14,8 @@ bool cpu_fuses_layer_norm(const struct backend *be, tensor x, const weight *w)
 int cpu_layer_norm_linear(struct backend *be, tensor y, tensor x, const weight *norm, float eps,
                           const weight *w, const struct linear_args *a, struct error *err)
 {
-    struct gemm_args g = {
-        .y = y,
-        .x = x,
-        .w = w,
-        .residual = a->residual,
-        .act = a->act,
-        .geglu = w->kind == WEIGHT_GEGLU,
-        .layer_norm = norm,
-        .layer_eps = eps,
-    };
+    struct gemm_args g = gemm_linear(y, x, w, a);
+    g.layer_norm = norm;
+    g.layer_eps = eps;
     return gemm_run(be, &g, err);
 }
