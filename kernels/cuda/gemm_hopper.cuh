@@ -55,6 +55,18 @@ template <class T, class S> DEVICE void hopper_multiply(float (&acc)[S::SLICES][
     wgmma_commit();
 }
 
+/* The epilogue of a tile, by way of the stages, which are free by now. */
+template <class T, class S>
+DEVICE void hopper_end(const struct gemm &a, const float (&acc)[S::SLICES][8][4], unsigned char *memory, int tile_m,
+                       int tile_n)
+{
+    int warp = (int)threadIdx.x / 32, row = tile_m * S::BM + warp * 16;
+    float *stage = (float *)memory + warp * hopper_store::OUT_ROWS * hopper_store::OUT_LD;
+    UNROLL
+    for (int i = 0; i < S::SLICES; i++)
+        gemm_store<T, hopper_store>(a, acc + i, stage, row, tile_n * S::BN + i * 64);
+}
+
 #endif
 
 template <class T, class S, int GATHER>
@@ -92,12 +104,7 @@ __global__ void __launch_bounds__(S::THREADS, 1) gemm_hopper(const struct gemm a
     wgmma_wait<0>();
     copy_async_wait<0>();
     __syncthreads(); /* the epilogue reuses the stages */
-
-    int warp = (int)threadIdx.x / 32, row = tile_m * S::BM + warp * 16;
-    float *stage = (float *)memory + warp * hopper_store::OUT_ROWS * hopper_store::OUT_LD;
-    UNROLL
-    for (int i = 0; i < S::SLICES; i++)
-        gemm_store<T, hopper_store>(a, acc + i, stage, row, tile_n * S::BN + i * 64);
+    hopper_end<T, S>(a, acc, memory, tile_m, tile_n);
 #else
     (void)a;
     __trap(); /* the host does not launch it here */

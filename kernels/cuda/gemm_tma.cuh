@@ -176,11 +176,7 @@ __global__ void __launch_bounds__(S::THREADS, S::BLOCKS) gemm_tma_tile(const __g
         *p.failed = 1;
         return;
     }
-    int warp = (int)threadIdx.x / 32, row = tile_m * S::BM + warp * 16;
-    float *stage = (float *)memory + warp * hopper_store::OUT_ROWS * hopper_store::OUT_LD;
-    UNROLL
-    for (int i = 0; i < S::SLICES; i++)
-        gemm_store<T, hopper_store>(a, acc + i, stage, row, tile_n * S::BN + i * 64);
+    hopper_end<T, S>(a, acc, memory, tile_m, tile_n);
 #else
     (void)p;
     __trap(); /* the host does not launch it here */
