@@ -417,6 +417,8 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const descriptor
 
 struct value {
     const struct descriptor *tensor;
+    int64_t dim[4], stride[4]; /* the tensor's: looking them up for every number takes minutes */
+    enum dtype type;
     float *inner; /* of a virtual tensor: all numbers in the order of the dimensions */
     void *outer;  /* in the GPU's memory */
     float number; /* by value */
@@ -458,17 +460,11 @@ static enum dtype dtype_of(const struct descriptor *t)
     return type == CUDNN_DATA_HALF ? DTYPE_F16 : type == CUDNN_DATA_BFLOAT16 ? DTYPE_BF16 : DTYPE_F32;
 }
 
-static size_t inner_at(const struct descriptor *t, const int64_t at[4])
+static size_t place_of(const struct value *v, const int64_t at[4])
 {
-    return (size_t)(((at[0] * dim(t, 1) + at[1]) * dim(t, 2) + at[2]) * dim(t, 3) + at[3]);
-}
-
-static size_t outer_at(const struct descriptor *t, const int64_t at[4])
-{
-    int64_t sum = 0;
-    for (int i = 0; i < 4; i++)
-        sum += at[i] * whole(t, A(TENSOR_STRIDES), i);
-    return (size_t)sum;
+    const int64_t *d = v->dim, *s = v->stride;
+    return v->inner ? (size_t)(((at[0] * d[1] + at[1]) * d[2] + at[2]) * d[3] + at[3])
+                    : (size_t)(at[0] * s[0] + at[1] * s[1] + at[2] * s[2] + at[3] * s[3]);
 }
 
 /* Dimensions of 1 are repeated. */
@@ -478,18 +474,16 @@ static float load(const struct value *v, const int64_t where[4])
     if (v->by_value)
         return v->number;
     for (int i = 0; i < 4; i++)
-        at[i] = dim(v->tensor, i) == 1 ? 0 : where[i];
-    return v->inner ? v->inner[inner_at(v->tensor, at)]
-                    : half_load(v->outer, dtype_of(v->tensor), outer_at(v->tensor, at));
+        at[i] = v->dim[i] == 1 ? 0 : where[i];
+    return v->inner ? v->inner[place_of(v, at)] : half_load(v->outer, v->type, place_of(v, at));
 }
 
 static void store(const struct value *v, const int64_t at[4], float f)
 {
-    enum dtype type = dtype_of(v->tensor);
     if (v->inner)
-        v->inner[inner_at(v->tensor, at)] = half_round(f, type);
+        v->inner[place_of(v, at)] = half_round(f, v->type);
     else
-        half_store(v->outer, type, outer_at(v->tensor, at), f);
+        half_store(v->outer, v->type, place_of(v, at), f);
 }
 
 static float convolve(struct job *j, const struct descriptor *op, const int64_t at[4])
@@ -498,20 +492,22 @@ static float convolve(struct job *j, const struct descriptor *op, const int64_t 
     const struct value *x = value_of(j, part(op, A(OPERATION_CONVOLUTION_FORWARD_X), 0));
     const struct value *w = value_of(j, part(op, A(OPERATION_CONVOLUTION_FORWARD_W), 0));
     bool flipped = choice(how, A(CONVOLUTION_CONV_MODE)) != CUDNN_CROSS_CORRELATION;
-    int64_t corner[2], kh = dim(w->tensor, 2), kw = dim(w->tensor, 3);
+    int64_t corner[2], kh = w->dim[2], kw = w->dim[3];
     float sum = 0;
     for (int i = 0; i < 2; i++)
         corner[i] = at[2 + i] * whole(how, A(CONVOLUTION_FILTER_STRIDES), i) -
                     whole(how, A(CONVOLUTION_PRE_PADDINGS), i);
     for (int64_t r = 0; r < kh; r++)
-        for (int64_t s = 0; s < kw; s++)
-            for (int64_t c = 0; c < dim(w->tensor, 1); c++) {
-                int64_t from[4] = {at[0], c, corner[0] + r, corner[1] + s};
-                int64_t k[4] = {at[1], c, flipped ? kh - 1 - r : r, flipped ? kw - 1 - s : s};
-                if (from[2] >= 0 && from[2] < dim(x->tensor, 2) && from[3] >= 0 &&
-                    from[3] < dim(x->tensor, 3))
-                    sum += load(x, from) * load(w, k);
+        for (int64_t s = 0; s < kw; s++) {
+            int64_t from[4] = {at[0], 0, corner[0] + r, corner[1] + s};
+            int64_t k[4] = {at[1], 0, flipped ? kh - 1 - r : r, flipped ? kw - 1 - s : s};
+            if (from[2] < 0 || from[2] >= x->dim[2] || from[3] < 0 || from[3] >= x->dim[3])
+                continue;
+            for (int64_t c = 0; c < w->dim[1]; c++) {
+                from[1] = k[1] = c;
+                sum += load(x, from) * load(w, k);
             }
+        }
     return sum;
 }
 
@@ -520,7 +516,7 @@ static float multiply(struct job *j, const struct descriptor *op, const int64_t 
     const struct value *a = value_of(j, part(op, A(OPERATION_MATMUL_ADESC), 0));
     const struct value *b = value_of(j, part(op, A(OPERATION_MATMUL_BDESC), 0));
     float sum = 0;
-    for (int64_t k = 0; k < dim(a->tensor, 3); k++)
+    for (int64_t k = 0; k < a->dim[3]; k++)
         sum += load(a, (int64_t[4]){at[0], at[1], at[2], k}) * load(b, (int64_t[4]){at[0], at[1], k, at[3]});
     return sum;
 }
@@ -531,7 +527,7 @@ static float reduced(struct job *j, const struct descriptor *op, const int64_t a
     bool add =
         choice(part(op, A(OPERATION_REDUCTION_DESC), 0), A(REDUCTION_OPERATOR)) == CUDNN_REDUCE_TENSOR_ADD;
     float result = add ? 0 : -INFINITY;
-    for (int64_t i = 0; i < dim(x->tensor, 3); i++) {
+    for (int64_t i = 0; i < x->dim[3]; i++) {
         float f = load(x, (int64_t[4]){at[0], at[1], at[2], i});
         result = add ? result + f : fmaxf(result, f);
     }
@@ -613,7 +609,11 @@ static cudnnStatus_t bind(struct job *j, const struct descriptor *t, const struc
     const struct attribute *uids = find(pack, A(VARIANT_PACK_UNIQUE_IDS));
     const struct attribute *pointers = find(pack, A(VARIANT_PACK_DATA_POINTERS));
     int64_t uid = whole(t, A(TENSOR_UNIQUE_ID), 0);
-    struct value v = {t, NULL, NULL, 0, flag(t, A(TENSOR_IS_BY_VALUE))};
+    struct value v = {.tensor = t, .type = dtype_of(t), .by_value = flag(t, A(TENSOR_IS_BY_VALUE))};
+    for (int i = 0; i < 4; i++) {
+        v.dim[i] = dim(t, i);
+        v.stride[i] = whole(t, A(TENSOR_STRIDES), i);
+    }
     if (value_of(j, t))
         return CUDNN_STATUS_SUCCESS;
     for (int i = 0; i < j->count; i++)
