@@ -59,12 +59,18 @@ static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
                 __builtin_prefetch(at + b, 0, 2);
 }
 
+/* Whether lines of y are fetched when the end of panel P writes them. */
+static bool meets_y(const struct job *job, const struct worker_memory *m, int p)
+{
+    return !job->streams && !gemm_kept_back(p, m->panels.p1, job->joins);
+}
+
 /* Asks for the lines of y that R will be written to, unless they are written past the caches, and for those
  * of the residual: they arrive during the last chunk. */
 static void prefetch_output(const struct job *job, const struct worker_memory *m, struct run r)
 {
     const struct gemm_args *a = job->a;
-    if (!job->streams && !(job->joins && gemm_kept_back(r.p, m->panels.p1)))
+    if (meets_y(job, m, r.p))
         prefetch_run(a->y, job->w->panel_cols, &r, true);
     if (a->residual.data && job->g->defers)
         prefetch_run(a->residual, job->w->panel_cols, &r, false);
@@ -121,6 +127,21 @@ static void begin_sums(const struct job *job, struct worker_memory *m, int block
                (size_t)(m->panels.p1 - m->panels.p0) * panel * sizeof(float));
 }
 
+/* The end of ROWS positions from FIRST on, of panel P, that can be ended together. */
+static struct finish end_of(const struct job *job, const struct worker_memory *m, int place, int p,
+                            const float *c, size_t first, int rows)
+{
+    const struct run r = output_run(job, place, p, first, rows);
+    struct finish f =
+        same_end(job) ? finish_from(&m->panel_end, c, &r) : gemm_make_finish(job->a, job->g->nr, c, &r);
+    f.stream = job->streams;
+    f.sums = sums_of(job, m, place, p);
+    if (job->joins > 1)
+        gemm_join(&f, m->kept + first % (size_t)job->block_rows * kept_stride(job), kept_stride(job), p,
+                  m->panels.p0, m->panels.p1, job->joins);
+    return f;
+}
+
 /* ROWS positions from FIRST on, of panel P: at once, or left for the next call of the micro-kernel to do
  * along the way. */
 static void finish_rows(const struct job *job, struct worker_memory *m, int place, int p, const float *c,
@@ -129,15 +150,7 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int plac
     const int nr = job->g->nr;
     for (int done = 0, count; done < rows; done += count) {
         count = together(job, first + (size_t)done, rows - done);
-        struct run r = output_run(job, place, p, first + (size_t)done, count);
-        m->pending = same_end(job) ? finish_from(&m->panel_end, c + (size_t)done * (size_t)nr, &r)
-                                   : gemm_make_finish(job->a, nr, c + (size_t)done * (size_t)nr, &r);
-        m->pending.stream = job->streams;
-        m->pending.sums = sums_of(job, m, place, p);
-        if (job->joins)
-            gemm_join(&m->pending,
-                      m->halves + (first + (size_t)done) % (size_t)job->block_rows * GEMM_HALF_LINE, p,
-                      m->panels.p0, m->panels.p1);
+        m->pending = end_of(job, m, place, p, c + (size_t)done * (size_t)nr, first + (size_t)done, count);
         m->waits = true;
         if (count < rows || !job->g->defers || !job->g->defers(&m->pending))
             finish_pending(job, m);
@@ -158,8 +171,8 @@ static struct coming in_streams(const char *at, size_t bytes, int lines)
     return (struct coming){.at = at, .bytes = apart, .lines = lines, .apart = apart, .step = 64};
 }
 
-/* What the micro-kernel asks for while it runs a tile. */
-static void set_prefetch(const struct gemm_kernel *g, struct gemm_tile *t, struct coming *next)
+/* What the micro-kernel asks for while it runs a tile, or as many as TILES. */
+static void set_prefetch(const struct gemm_kernel *g, struct gemm_tile *t, struct coming *next, int tiles)
 {
     bool left = next->done < next->bytes;
     t->prefetch = left ? next->at + next->done : t->b;
@@ -170,7 +183,40 @@ static void set_prefetch(const struct gemm_kernel *g, struct gemm_tile *t, struc
     t->prefetch_lines = left ? next->lines : 0;
     t->prefetch_apart = next->apart;
     t->prefetch_step = next->step;
-    next->done += (size_t)(t->taps * (t->channels / g->k_unit)) * next->step;
+    t->prefetch_steps = left ? (int)((next->bytes - next->done + next->step - 1) / next->step) : 0;
+    next->done += (size_t)(tiles * t->taps * (t->channels / g->k_unit)) * next->step;
+}
+
+/* Runs the whole tiles of a segment in one call, where the micro-kernel and their ends allow that. Returns
+ * how many. Arguments as below. */
+static int run_together(const struct job *job, struct worker_memory *m, struct gemm_tile *t, int length,
+                        struct coming *next, int place, int p, size_t first, bool last, bool one)
+{
+    const struct gemm_kernel *g = job->g;
+    const int tiles = length / g->mr, rows = tiles * g->mr;
+    struct finish end;
+    if (!g->takes_more || tiles < 2 || job->mode != DIRECT || t->half || (last && !same_end(job)))
+        return 0;
+    end = end_of(job, m, place, p, t->c, first, g->mr);
+    if (last && !g->defers(&end))
+        return 0;
+    set_prefetch(g, t, next, tiles);
+    struct gemm_tile all = *t;
+    all.more = tiles - 1;
+    all.a_next = t->a_half ? 2 * t->a_half : (size_t)g->mr * t->lda;
+    all.c_next = one ? 0 : (size_t)(g->mr * g->nr);
+    all.next_sums = t->add && job->slices > 1 ? t->c + rows * g->nr : NULL;
+    all.pending = m->waits ? &m->pending : NULL;
+    all.end = last ? &end : NULL;
+    all.asks_y = meets_y(job, m, p);
+    g->run(g->mr, &all);
+    m->waits = false;
+    if (last)
+        finish_rows(job, m, place, p, t->c + (size_t)(tiles - 1) * all.c_next, first + (size_t)(rows - g->mr),
+                    g->mr);
+    t->a += (size_t)tiles * all.a_next;
+    t->keep = t->keep ? t->keep + (size_t)tiles * 2 * t->keep_half : NULL;
+    return tiles;
 }
 
 /* Runs the tiles of one segment, whose outputs start at row FIRST of y; after the LAST chunk they are
@@ -182,10 +228,11 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
     const struct gemm_kernel *g = job->g;
     const bool norms = job->norms && p == m->panels.p0 && !t->add;
     float *const c = t->c;
-    int tiles = div_up(length, g->mr);
-    for (int i = 0, done = 0; i < tiles; i++) {
+    const int tiles = div_up(length, g->mr),
+              before = norms ? 0 : run_together(job, m, t, length, next, place, p, first, last, one);
+    for (int i = before, done = before * g->mr; i < tiles; i++) {
         int rows = g->m_align > 1 ? min_int(g->mr, length - done) : (length - done) / (tiles - i);
-        set_prefetch(g, t, next);
+        set_prefetch(g, t, next, 1);
         if (last && together(job, first + (size_t)done, rows) == rows)
             prefetch_output(job, m, output_run(job, place, p, first + (size_t)done, rows));
         t->c = c + (size_t)(one ? 0 : done) * (size_t)g->nr;
@@ -345,8 +392,8 @@ static struct worker_memory worker_memory(const struct job *job, int worker)
     p += round_up(job->chunk * job->taps * job->g->nr * 4, 4096);
     m.slab = p;
     p += gemm_slab_bytes(job);
-    m.halves = p;
-    m.c = (float *)(p + halves_bytes(job));
+    m.kept = p;
+    m.c = (float *)(p + kept_bytes(job));
     gemm_set_taps(job, &m);
     return m;
 }

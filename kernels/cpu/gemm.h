@@ -38,21 +38,25 @@ struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, i
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
                  size_t first, int count);
 
-/* ---- Whole lines of a GEGLU: a row of a panel of bf16 is half a line, so panels end two by two. The even
- * one's rows are kept back, [rows][GEMM_HALF_LINE], until the odd one's are there. ---- */
+/* ---- Joined panels. A row of a panel of bf16 is a line, of a GEGLU's half a line. But a line alone takes as
+ * long to memory as the pair of them that begins at a multiple of 128 bytes, and half a line has to be
+ * fetched first. So rows of several panels are stored together: those of all but the last are kept back, in
+ * the caches. ---- */
 
-enum { GEMM_HALF_LINE = 32 };
-
-/* Whether y lies so that this is possible; PANEL_COLS outputs a panel. */
-bool gemm_joins(const struct gemm_args *a, int panel_cols);
-/* Whether panel P of P1 panels is kept back. */
-static inline bool gemm_kept_back(int p, int p1)
+/* Panels of PANEL_COLS outputs that A stores together: a pair of lines where y goes PAST_CACHES, or a line of
+ * a GEGLU; 1: each by itself. */
+int gemm_joins(const struct gemm_args *a, int panel_cols, bool past_caches);
+/* Bytes from a row that is kept back to the next. */
+size_t gemm_kept_stride(const struct gemm_args *a, int panel_cols, int joins);
+/* Whether panel P is kept back, of an item's that end at P1. */
+static inline bool gemm_kept_back(int p, int p1, int joins)
 {
-    return p % 2 == 0 && p + 1 < p1;
+    return (p + 1) % joins != 0 && p + 1 < p1;
 }
-/* Lets F, the end of panel P of P0 to P1, write to HALF, its first row's place, or take along what waits
- * there. */
-void gemm_join(struct finish *f, char *half, int p, int p0, int p1);
+/* Lets F, the end of panel P of P0 to P1, write to KEPT, its first row's place, or take along what waits
+ * there.
+ */
+void gemm_join(struct finish *f, char *kept, size_t kept_stride, int p, int p0, int p1, int joins);
 /* F by row_ops.finish, and what it takes along. */
 void gemm_finish_joined(const struct row_ops *rows, const struct finish *f);
 

@@ -18,12 +18,10 @@
 
 #include <time.h>
 
+#include "ending_amx.h"
 #include "tier.h"
-#include "vec_gelu.h"
 
-#include "geglu_line.h"
-
-enum { NR = 32, ROWS = 16, STEP = 32 };
+enum { ROWS = 16, STEP = 32 };
 
 /* Tiles 0 to 3: sums [row half][column half]; 4, 5: A; 6, 7: B. */
 static void configure(int rows)
@@ -44,167 +42,6 @@ static void begin(void)
 static void end(void)
 {
     tile_done();
-}
-
-/* The end of an earlier tile, a row of it now and then: while products wait for each other in the tile unit,
- * the vector units are free. */
-struct ending {
-    const struct finish *f;
-    const float *c;
-    const char *residual, *before;
-    char *y;
-    size_t y_stride, residual_stride;
-    int left, pace; /* rows to do, rows at a time */
-    bool stream, adds;
-    vf bias[2], add[2];
-    vf sum[2], square[2]; /* of the rows so far, where f->sums */
-};
-
-/* Whole panels of bf16: what convolutions and linear layers of the networks mostly are. */
-static bool defers(const struct finish *f)
-{
-    if (f->y_type != DTYPE_BF16 || (f->residual && f->residual_type != DTYPE_BF16))
-        return false;
-    if (f->geglu)
-        return f->cols == NR / 2 && !f->residual && !f->add;
-    return f->cols == NR && (f->act == ACT_NONE || f->act == ACT_GELU);
-}
-
-enum kind { PLAIN, GELU, GEGLU, SUMMED };
-
-static enum kind ending_kind(const struct finish *f)
-{
-    return !f ? PLAIN : f->geglu ? GEGLU : f->act == ACT_GELU ? GELU : f->sums ? SUMMED : PLAIN;
-}
-
-VEC struct ending begin_ending(const struct gemm_tile *t, int steps)
-{
-    const struct finish *f = t->pending;
-    struct ending e = {.f = f};
-    if (!f)
-        return e;
-    e.c = f->c;
-    e.residual = f->residual;
-    e.before = f->before;
-    e.stream = streams_lines(f);
-    e.y = f->y;
-    e.y_stride = f->y_stride;
-    e.residual_stride = f->residual_stride;
-    e.adds = f->add;
-    e.left = f->rows;
-    e.pace = (f->rows + steps - 1) / steps;
-    e.pace += f->geglu ? e.pace % 2 : 0;
-    for (int i = 0; i < 2; i++) {
-        e.sum[i] = e.square[i] = v_zero();
-        e.bias[i] = v_load(f->bias + 16 * i);
-        if (f->add)
-            e.add[i] = f->add_type == DTYPE_F32 ? v_load((const float *)f->add + 16 * i)
-                                                : v_load_bf16((const char *)f->add + 32 * i);
-    }
-    return e;
-}
-
-VEC void end_line(char *y, __m512i line, bool stream)
-{
-    if (stream)
-        _mm512_stream_si512((__m512i *)(void *)y, line);
-    else
-        _mm512_storeu_si512(y, line);
-}
-
-VEC void end_row(struct ending *e, enum kind kind)
-{
-    vf lo = v_add(v_load(e->c), e->bias[0]), hi = v_add(v_load(e->c + 16), e->bias[1]);
-    if (e->adds) { /* in the order of row_ops.finish, which ends the last tile of an item */
-        lo = v_add(lo, e->add[0]);
-        hi = v_add(hi, e->add[1]);
-    }
-    if (kind == GELU) {
-        lo = v_gelu(lo);
-        hi = v_gelu(hi);
-    }
-    if (e->residual) {
-        lo = v_add(lo, v_load_bf16(e->residual));
-        hi = v_add(hi, v_load_bf16(e->residual + 32));
-        e->residual += e->residual_stride;
-    }
-    if (kind == SUMMED) { /* as row_ops.finish does it */
-        e->sum[0] = v_add(e->sum[0], lo);
-        e->sum[1] = v_add(e->sum[1], hi);
-        e->square[0] = v_fma(lo, lo, e->square[0]);
-        e->square[1] = v_fma(hi, hi, e->square[1]);
-    }
-    end_line(e->y, vb_narrow(lo, hi), e->stream);
-    e->c += NR;
-    e->y += e->y_stride;
-}
-
-VEC vf geglu_row(struct ending *e)
-{
-    vf value = v_add(v_load(e->c), e->bias[0]), gate = v_add(v_load(e->c + 16), e->bias[1]);
-    e->c += NR;
-    return v_mul(value, v_gelu(gate));
-}
-
-VEC void end_half(struct ending *e, __m512i line)
-{
-    store_half(e->y, e->before, line, e->stream);
-    e->before = e->before ? e->before + GEMM_HALF_LINE : NULL;
-    e->y += e->y_stride;
-}
-
-/* Rows are rounded two by two: while tiles multiply, that instruction costs more than three others. */
-VEC void end_geglu_rows(struct ending *e, int rows)
-{
-    for (; rows > 1; rows -= 2) {
-        vf v = geglu_row(e);
-        __m512i line = vb_narrow(v, geglu_row(e));
-        end_half(e, _mm512_shuffle_i64x2(line, line, 0x44));
-        end_half(e, line);
-    }
-    if (rows > 0) {
-        vf v = geglu_row(e);
-        end_half(e, vb_narrow(v, v));
-    }
-}
-
-/* Up to ROWS of them. KIND is one where the caller knows it. */
-VEC void end_rows(struct ending *e, int rows, enum kind kind)
-{
-    rows = rows < e->left ? rows : e->left;
-    e->left -= rows;
-    if (kind == GEGLU) {
-        end_geglu_rows(e, rows);
-        return;
-    }
-    for (; rows > 0; rows--)
-        end_row(e, kind);
-}
-
-/* After the last row. */
-VEC void end_sums(const struct ending *e)
-{
-    float *at = e->f->sums;
-    for (int i = 0; i < 2; i++, at += 16) {
-        v_store(at, v_add(v_load(at), e->sum[i]));
-        v_store(at + NR, v_add(v_load(at + NR), e->square[i]));
-    }
-}
-
-/* The rest of them, of any kind. */
-static void end_all(struct ending *e)
-{
-    if (!e->f)
-        return;
-    enum kind kind = ending_kind(e->f);
-    if (kind == GEGLU)
-        end_rows(e, e->left, GEGLU);
-    else if (kind == GELU)
-        end_rows(e, e->left, GELU);
-    else if (kind == SUMMED)
-        end_rows(e, e->left, SUMMED), end_sums(e);
-    else
-        end_rows(e, e->left, PLAIN);
 }
 
 /* Loads sums 0 to TILES - 1 of c, or zeros. */
@@ -247,31 +84,90 @@ VEC const char *ask_lines(const struct gemm_tile *t, const char *next)
     return next + t->prefetch_step;
 }
 
-/* The products of 32 rows and a step. Loads go ahead of the products that wait for them. Of A and B one stays
- * in the first level, the other passes by. KEEP, where it is not NULL, takes A's tiles. */
-VEC void multiply(const char *a, size_t lda, size_t half, const char *b, bool b_near, char *keep,
-                  size_t keep_half)
+/* A and B of 32 rows and a step. They are loaded ahead of the products that wait for them. Of A and B one
+ * stays in the first level, the other passes by. KEEP, where it is not NULL, takes A's tiles. */
+struct step {
+    const char *a, *b;
+    char *keep;
+    size_t lda, half, keep_half; /* of a and keep: to the lower 16 rows */
+    bool b_near;
+};
+
+VEC void load_a(const struct step *s, bool lower)
+{
+    const char *a = lower ? s->a + s->half : s->a;
+    if (lower && s->b_near)
+        tile_load_once(5, a, s->lda);
+    else if (lower)
+        tile_load(5, a, s->lda);
+    else if (s->b_near)
+        tile_load_once(4, a, s->lda);
+    else
+        tile_load(4, a, s->lda);
+}
+
+VEC void load_b(const struct step *s, bool right)
 {
     const size_t line = NR * 4;
-    if (b_near) {
-        tile_load(6, b, line);
-        tile_load(7, b + 64, line);
-        tile_load_once(4, a, lda);
-        tile_load_once(5, a + half, lda);
-    } else {
-        tile_load_once(6, b, line);
-        tile_load_once(7, b + 64, line);
-        tile_load(4, a, lda);
-        tile_load(5, a + half, lda);
+    if (right && s->b_near)
+        tile_load(7, s->b + 64, line);
+    else if (right)
+        tile_load_once(7, s->b + 64, line);
+    else if (s->b_near)
+        tile_load(6, s->b, line);
+    else
+        tile_load_once(6, s->b, line);
+}
+
+VEC void keep_a(const struct step *s)
+{
+    if (s->keep) {
+        tile_store(4, s->keep, STEP * 2);
+        tile_store(5, s->keep + s->keep_half, STEP * 2);
     }
-    if (keep) {
-        tile_store(4, keep, STEP * 2);
-        tile_store(5, keep + keep_half, STEP * 2);
-    }
+}
+
+VEC void multiply(const struct step *s)
+{
+    load_b(s, false);
+    load_b(s, true);
+    load_a(s, false);
+    load_a(s, true);
+    keep_a(s);
     tile_dot(0, 4, 6);
     tile_dot(1, 4, 7);
     tile_dot(2, 5, 6);
     tile_dot(3, 5, 7);
+}
+
+/* Stores the sums of quarter I, whose place in a tile of sums is AT, to DONE, and begins those of the next
+ * tile with NEXT's, or with zeros. */
+#define TURN(i, done, next, at)                                                                              \
+    do {                                                                                                     \
+        tile_store(i, (done) + (at), NR * 4);                                                                \
+        if (next)                                                                                            \
+            tile_load(i, (next) + (at), NR * 4);                                                             \
+        else                                                                                                 \
+            tile_zero(i);                                                                                    \
+    } while (0)
+
+/* The first step of a tile while the sums of the one before it are stored to DONE: a store a product costs a
+ * third of what four together do. */
+VEC void multiply_first(const struct step *s, float *done, const float *next)
+{
+    load_b(s, false);
+    load_a(s, false);
+    TURN(0, done, next, 0);
+    tile_dot(0, 4, 6);
+    load_b(s, true);
+    TURN(1, done, next, ROWS);
+    tile_dot(1, 4, 7);
+    load_a(s, true);
+    TURN(2, done, next, ROWS * NR);
+    tile_dot(2, 5, 6);
+    TURN(3, done, next, ROWS * NR + ROWS);
+    tile_dot(3, 5, 7);
+    keep_a(s);
 }
 
 static void store_sums(float *c)
@@ -299,26 +195,99 @@ VEC const char *ask_sums(const char *sums, const char *end)
     return sums + 4 * 64;
 }
 
-/* 32 rows, in_line(). ASKS: for the next sums. */
+/* The step behind S. Returns how many are left of LEFT. */
+VEC int next_step(struct step *s, size_t step, int left)
+{
+    s->a += step;
+    s->b += STEP * NR * 2;
+    s->keep = s->keep ? s->keep + ROWS * STEP * 2 : NULL;
+    return left - 1;
+}
+
+/* What the tiles of a call ask for while they multiply, but for B: of y and of the residual the rows that
+ * they will end in. */
+struct asking {
+    const char *next; /* of t->prefetch; so many steps of it are left */
+    int steps;
+    const char *y, *residual; /* NULL: not asked for */
+    size_t y_stride, residual_stride;
+    int rows, pace; /* those left in this tile, those a step */
+};
+
+VEC struct asking begin_asking(const struct gemm_tile *t, int steps)
+{
+    const struct finish *f = t->end;
+    struct asking q = {.next = t->prefetch, .steps = t->prefetch_lines > 0 ? t->prefetch_steps : 0};
+    if (!f)
+        return q;
+    q.y = t->asks_y ? f->y : NULL;
+    q.y_stride = f->y_stride;
+    q.residual = f->residual;
+    q.residual_stride = f->residual_stride;
+    q.pace = (2 * ROWS + steps - 1) / steps;
+    return q;
+}
+
+VEC void ask(const struct gemm_tile *t, struct asking *q)
+{
+    if (q->steps > 0) {
+        q->steps--;
+        q->next = ask_lines(t, q->next);
+    }
+    for (int i = 0; i < q->pace && q->rows > 0; i++, q->rows--) {
+        if (q->y) {
+            __asm__ volatile("prefetchw %0" : : "m"(*q->y)); /* no operation where the CPU lacks it */
+            q->y += q->y_stride;
+        }
+        if (q->residual) {
+            __builtin_prefetch(q->residual, 0, 2);
+            q->residual += q->residual_stride;
+        }
+    }
+}
+
+/* 32 rows, and t->more times as many below them, in_line(). ASKS: for the next sums. Between two tiles
+ * nothing may be waited for: a hundred instructions there cost a tenth of a layer of 640 channels. */
 VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool keeps, bool asks)
 {
-    const char *a = t->a + t->tap[0], *b = t->b, *next = t->prefetch;
+    const int steps = channels_of(t) / STEP;
+    const size_t step = t->k == STEP ? t->a_chunk : STEP * 2;
+    const char *a = t->a + t->tap[0];
     char *keep = keeps ? t->keep : NULL;
-    const size_t lda = t->lda, half = half_of(t), step = t->k == STEP ? t->a_chunk : STEP * 2;
-    const char *sums = (const char *)t->next_sums, *sums_end = sums ? sums + 2 * ROWS * NR * 4 : NULL;
-    struct ending e = begin_ending(t, channels_of(t) / STEP);
+    float *c = t->c;
+    struct step s = {.lda = t->lda, .half = half_of(t), .keep_half = t->keep_half, .b_near = b_near};
+    struct ending e = begin_ending(t->pending, steps);
+    struct asking q = begin_asking(t, steps);
     load_sums(t, true);
-    for (int left = channels_of(t); left > 0; left -= STEP, a += step, b += STEP * NR * 2) {
-        multiply(a, lda, half, b, b_near, keep, t->keep_half);
-        if (asks)
-            sums = ask_sums(sums, sums_end);
-        keep = keeps ? keep + ROWS * STEP * 2 : NULL;
-        next = ask_lines(t, next);
-        if (e.left > 0)
-            end_rows(&e, e.pace, kind);
+    for (int tile = 0; tile <= t->more; tile++, a += t->a_next, c += t->c_next) {
+        const char *sums = (const char *)(tile < t->more ? c + t->c_next : t->next_sums),
+                   *sums_end = sums ? sums + 2 * ROWS * NR * 4 : NULL;
+        s.a = a;
+        s.b = t->b;
+        s.keep = keep;
+        q.rows = q.pace > 0 ? 2 * ROWS : 0;
+        int left = steps;
+        if (tile > 0) {
+            multiply_first(&s, c - t->c_next, t->add ? c : NULL);
+            ask(t, &q);
+            left = next_step(&s, step, left);
+            if (tile == 1)
+                e = begin_ending(t->end, left);
+            e.c = c - t->c_next;
+            e.left = t->end ? 2 * ROWS : 0;
+        }
+        for (; left > 0; left = next_step(&s, step, left)) {
+            multiply(&s);
+            if (asks)
+                sums = ask_sums(sums, sums_end);
+            ask(t, &q);
+            if (e.left > 0)
+                end_rows(&e, e.pace, kind);
+        }
+        end_rows(&e, e.left, kind);
+        keep = keeps ? keep + 2 * t->keep_half : NULL;
     }
-    end_rows(&e, e.left, kind);
-    store_sums(t->c);
+    store_sums(c - t->c_next);
 }
 
 /* 32 rows, with several taps. */
@@ -326,14 +295,14 @@ VEC void run_taps_as(const struct gemm_tile *t, enum kind kind)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
     const size_t lda = t->lda, half = half_of(t);
-    struct ending e = begin_ending(t, t->taps * channels_of(t) / STEP);
+    struct ending e = begin_ending(t->pending, t->taps * channels_of(t) / STEP);
     load_sums(t, true);
     for (int left = channels_of(t); left > 0; left -= t->k, slab += t->a_chunk) {
         const int k = left < t->k ? left : t->k;
         for (int tap = 0; tap < t->taps; tap++) {
             const char *a = slab + t->tap[tap];
             for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
-                multiply(a, lda, half, b, false, NULL, 0);
+                multiply(&(struct step){.a = a, .b = b, .lda = lda, .half = half});
                 next = ask_lines(t, next);
                 if (e.left > 0)
                     end_rows(&e, e.pace, kind);
@@ -355,7 +324,7 @@ static void run_taps(const struct gemm_tile *t)
     }
     struct gemm_tile rest = *t;
     if (kind != PLAIN) {
-        struct ending e = begin_ending(t, 1);
+        struct ending e = begin_ending(t->pending, 1);
         end_all(&e);
         rest.pending = NULL;
     }
@@ -367,7 +336,7 @@ static void run_half(const struct gemm_tile *t)
 {
     const char *b = t->b, *slab = t->a;
     const size_t line = NR * 4, lda = t->lda, half = half_of(t);
-    struct ending e = begin_ending(t, 1);
+    struct ending e = begin_ending(t->pending, 1);
     end_all(&e);
     load_sums(t, true);
     for (int left = channels_of(t); left > 0; left -= t->k, slab += t->a_chunk) {
@@ -393,7 +362,7 @@ static void run_one(const struct gemm_tile *t)
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
     char *keep = t->keep;
     const size_t line = NR * 4;
-    struct ending e = begin_ending(t, 1);
+    struct ending e = begin_ending(t->pending, 1);
     end_all(&e);
     load_sums(t, false);
     for (int left = channels_of(t); left > 0; left -= t->k, slab += t->a_chunk) {
@@ -437,7 +406,7 @@ VEC void run_kind(const struct gemm_tile *t, enum kind kind)
 static void run(int rows, const struct gemm_tile *tile)
 {
     struct gemm_tile t = *tile;
-    const enum kind kind = ending_kind(t.pending);
+    const enum kind kind = ending_kind(t.pending ? t.pending : t.end);
     if (rows == 2 * ROWS) {
         if (t.half && !t.keep)
             run_half(tile);
@@ -518,6 +487,7 @@ const struct gemm_kernel KERNEL = {
     .whole_slices = true,
     .pairs_halves = true,
     .keeps_tiles = true,
+    .takes_more = true,
     .run = run,
     .spread = spread,
     .defers = defers,

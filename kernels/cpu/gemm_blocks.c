@@ -21,6 +21,7 @@ enum {
     SMALL_B_BYTES = 1 << 20,
     SMALL_BLOCK_BYTES = 640 << 10, /* of x */
     STREAM_LINES_BYTES = 1 << 20,  /* of y, where lines are written whole */
+    PAIR_CHANNELS = 512,           /* most with which pairs of lines are worth what they take of the caches */
 };
 
 /* Whether y is written past the caches. Where whole lines are, that begins earlier: a line that is fetched to
@@ -28,7 +29,8 @@ enum {
 static bool past_caches(const struct job *job)
 {
     tensor y = job->a->y;
-    return tensor_streams(y) || (job->g->defers && (!job->a->geglu || job->joins) && job->taps == 1 &&
+    const bool whole = !job->a->geglu || gemm_joins(job->a, job->w->panel_cols, false) > 1;
+    return tensor_streams(y) || (job->g->defers && whole && job->taps == 1 &&
                                  tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
 }
 
@@ -181,7 +183,7 @@ static bool asks_x(const struct job *job)
 static size_t scratch_before_c(const struct job *job)
 {
     return (size_t)round_up(job->chunk * job->taps * job->g->nr * 4, 4096) + gemm_slab_bytes(job) +
-           halves_bytes(job);
+           kept_bytes(job);
 }
 
 /* Where there are several slices, the sums of all panels of an item wait in c: no more panels than fit. */
@@ -248,11 +250,12 @@ int gemm_choose_blocks(struct job *job, struct error *err)
     choose_chunks(job);
     choose_block(job);
     choose_columns(job);
-    job->joins = job->mode == DIRECT && job->g->defers && gemm_joins(a, job->w->panel_cols);
+    job->streams = past_caches(job);
+    const bool pairs = job->streams && job->w->channels <= PAIR_CHANNELS;
+    job->joins = job->mode == DIRECT && job->g->defers ? gemm_joins(a, job->w->panel_cols, pairs) : 1;
     choose_slices(job);
     job->keeps = job->norms || (job->mode == DIRECT && job->g->keeps_tiles &&
                                 job->cols_panels >= (several_slices(job) ? KEEP_SLICE_PANELS : KEEP_PANELS));
-    job->streams = past_caches(job);
     job->asks_x = asks_x(job);
     return fit_columns(job, err);
 }

@@ -50,30 +50,45 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
     rows->finish(&f);
 }
 
-/* ---- Whole lines of a GEGLU ---- */
+/* ---- Joined panels ---- */
 
-bool gemm_joins(const struct gemm_args *a, int panel_cols)
+enum { LINE = 64, PAIR = 128 };
+
+int gemm_joins(const struct gemm_args *a, int panel_cols, bool past_caches)
 {
-    size_t size = dtype_size(a->y.dtype);
-    return a->geglu && (size_t)panel_cols * size == GEMM_HALF_LINE &&
-           (((uintptr_t)a->y.data | (size_t)a->y.ld * size) & (2 * GEMM_HALF_LINE - 1)) == 0;
+    const size_t size = dtype_size(a->y.dtype), row = (size_t)panel_cols * size;
+    const uintptr_t at = (uintptr_t)a->y.data | (size_t)a->y.ld * size;
+    const bool half = a->geglu && row == LINE / 2;
+    if (past_caches && at % PAIR == 0 && (half || row == LINE))
+        return (int)(PAIR / row);
+    return half && at % LINE == 0 ? 2 : 1;
 }
 
-void gemm_join(struct finish *f, char *half, int p, int p0, int p1)
+size_t gemm_kept_stride(const struct gemm_args *a, int panel_cols, int joins)
 {
-    if (gemm_kept_back(p, p1)) {
-        f->y = half;
-        f->y_stride = GEMM_HALF_LINE;
+    const size_t kept = (size_t)((joins - 1) * panel_cols) * dtype_size(a->y.dtype);
+    return kept > LINE ? PAIR : kept;
+}
+
+void gemm_join(struct finish *f, char *kept, size_t kept_stride, int p, int p0, int p1, int joins)
+{
+    const int first = p / joins * joins > p0 ? p / joins * joins : p0;
+    const int before = (p - first) * f->cols * (int)dtype_size(f->y_type);
+    if (gemm_kept_back(p, p1, joins)) {
+        f->y = kept + before;
+        f->y_stride = kept_stride;
         f->stream = false;
-    } else if (p % 2 == 1 && p > p0) {
-        f->before = half;
+    } else if (before) {
+        f->before = kept;
+        f->before_bytes = before;
+        f->before_stride = kept_stride;
     }
 }
 
 void gemm_finish_joined(const struct row_ops *rows, const struct finish *f)
 {
     for (int r = 0; f->before && r < f->rows; r++)
-        memcpy(f->y + (size_t)r * f->y_stride - GEMM_HALF_LINE, f->before + r * GEMM_HALF_LINE,
-               GEMM_HALF_LINE);
+        memcpy(f->y + (size_t)r * f->y_stride - f->before_bytes, f->before + (size_t)r * f->before_stride,
+               (size_t)f->before_bytes);
     rows->finish(f);
 }

@@ -34,7 +34,7 @@ struct job {
     int picture_h;           /* PADDED, NARROW: rows of the slab for a picture (and kernel column) */
     int chunk, chunks;       /* channels of a chunk; how many there are */
     int slice_chunks, slices;
-    bool joins;   /* panels of a GEGLU end two by two */
+    int joins;    /* panels that are stored together, 1: each by itself */
     bool streams; /* past_caches() */
     bool asks_x;  /* x of the next block is asked for while one is computed */
     float *sums;  /* NULL, or where those of struct kept_sums go: a part is a block and place */
@@ -67,7 +67,7 @@ struct worker_memory {
     size_t tap[4][TAPS_MAX]; /* by place */
     char *wide;              /* one chunk of B, widened */
     char *slab;
-    char *halves; /* [block_rows][GEMM_HALF_LINE], where panels are joined */
+    char *kept; /* [block_rows] of what is kept back, where panels are joined */
     float *c;
     struct panels panels;
     float *sums;      /* the block's of job->sums: [place][panel][2][nr]; or NULL */
@@ -106,9 +106,14 @@ static inline bool in_rectangles(const struct job *job)
     return job->mode == PADDED || job->mode == NARROW;
 }
 
-static inline size_t halves_bytes(const struct job *job)
+static inline size_t kept_stride(const struct job *job)
 {
-    return job->joins ? (size_t)job->block_rows * GEMM_HALF_LINE : 0;
+    return gemm_kept_stride(job->a, job->w->panel_cols, job->joins);
+}
+
+static inline size_t kept_bytes(const struct job *job)
+{
+    return (size_t)job->block_rows * kept_stride(job);
 }
 
 /* Positions of the output that share a row of add_bc. */

@@ -38,7 +38,8 @@ struct job {
     int block_h, block_w;    /* output rows and columns of a block; 1x1: block_w positions */
     int blocks_y, blocks_x;  /* of a picture */
     int blocks, cols_panels; /* blocks in all; panels of an item */
-    bool joins;              /* panels of a GEGLU end two by two */
+    int joins;               /* panels of a GEGLU that are stored together, 1: each by itself */
+    bool streams;            /* past_caches() */
 };
 
 struct block {
@@ -53,7 +54,7 @@ struct worker_memory {
     float *scaled; /* the sums of a tile as floats */
     float *scale;  /* of the rows of a 1x1 block, or of the picture */
     uint8_t *slab;
-    char *halves;               /* [block_w][GEMM_HALF_LINE], where panels are joined */
+    char *kept;                 /* [block_w] of what is kept back, where panels are joined */
     int p0, p1;                 /* the item's panels */
     struct int8_ending pending; /* the end of the last tile, where it waits */
     bool waits, other;          /* other: which of two places the next tile's sums go to */
@@ -167,7 +168,8 @@ struct tile_rows {
 static bool past_caches(const struct job *job)
 {
     tensor y = job->a->y;
-    return tensor_streams(y) || (job->k->defers && (!job->a->geglu || job->joins) && is_1x1(job) &&
+    const bool whole = !job->a->geglu || gemm_joins(job->a, job->w->w.panel_cols, false) > 1;
+    return tensor_streams(y) || (job->k->defers && whole && is_1x1(job) &&
                                  tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
 }
 
@@ -189,10 +191,15 @@ static void prefetch_output(const struct job *job, const struct worker_memory *m
 {
     const struct gemm_args *a = job->a;
     int cols = job->w->w.panel_cols;
-    if (!past_caches(job) && !(job->joins && gemm_kept_back(p, m->p1)))
+    if (!job->streams && !gemm_kept_back(p, m->p1, job->joins))
         prefetch(a->y, first, rows, p * cols, cols, true);
     if (a->residual.data)
         prefetch(a->residual, first, rows, p * cols, cols, false);
+}
+
+static size_t kept_stride(const struct job *job)
+{
+    return gemm_kept_stride(job->a, job->w->w.panel_cols, job->joins);
 }
 
 static void finish_pending(const struct job *job, struct worker_memory *m)
@@ -221,9 +228,10 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int p, c
                                           .scale = int8_scales(job->w) + (size_t)p * INT8_NR,
                                           .row = is_1x1(job) ? scale + done : scale,
                                           .step = is_1x1(job) ? 1 : 0};
-        m->pending.f.stream = past_caches(job);
-        if (job->joins)
-            gemm_join(&m->pending.f, m->halves + at % (size_t)job->block_w * GEMM_HALF_LINE, p, m->p0, m->p1);
+        m->pending.f.stream = job->streams;
+        if (job->joins > 1)
+            gemm_join(&m->pending.f, m->kept + at % (size_t)job->block_w * kept_stride(job), kept_stride(job),
+                      p, m->p0, m->p1, job->joins);
         m->waits = true;
     }
     if (!job->k->defers || !job->k->defers(&m->pending.f))
@@ -372,9 +380,9 @@ static size_t scales_bytes(const struct job *job)
     return (size_t)round_up((is_1x1(job) ? job->block_w : 1) * (int)sizeof(float), 64);
 }
 
-static size_t halves_bytes(const struct job *job)
+static size_t kept_bytes(const struct job *job)
 {
-    return job->joins ? (size_t)job->block_w * GEMM_HALF_LINE : 0;
+    return job->joins > 1 ? (size_t)job->block_w * kept_stride(job) : 0;
 }
 
 static struct worker_memory worker_memory(const struct job *job, const struct block *b, int worker)
@@ -383,8 +391,8 @@ static struct worker_memory worker_memory(const struct job *job, const struct bl
     struct worker_memory m = {.c = (int32_t *)(void *)p, .scaled = (float *)(void *)(p + C_BYTES)};
     p += C_BYTES + C_BYTES / 2;
     m.scale = (float *)(void *)p;
-    m.halves = p + scales_bytes(job);
-    m.slab = (uint8_t *)m.halves + halves_bytes(job);
+    m.kept = p + scales_bytes(job);
+    m.slab = (uint8_t *)m.kept + kept_bytes(job);
     m.slab_w = is_1x1(job) ? b->w : (b->w - 1) * job->step + job->kw;
     for (int t = 0; t < job->kh * job->kw; t++)
         m.tap[t] = (size_t)(t / job->kw * m.slab_w + t % job->kw) * (size_t)job->channels;
@@ -500,8 +508,9 @@ int int8_run(struct backend *be, const struct gemm_args *a, struct error *err)
         return 0;
     choose_block(&job);
     choose_columns(&job);
-    job.joins = is_1x1(&job) && job.k->defers && gemm_joins(a, w->w.panel_cols);
-    if (slab_bytes(&job, job.block_h, job.block_w) + scales_bytes(&job) + halves_bytes(&job) + 2 * C_BYTES >
+    job.streams = past_caches(&job);
+    job.joins = is_1x1(&job) && job.k->defers ? gemm_joins(a, w->w.panel_cols, false) : 1;
+    if (slab_bytes(&job, job.block_h, job.block_w) + scales_bytes(&job) + kept_bytes(&job) + 2 * C_BYTES >
         POOL_SCRATCH)
         return error_set(err, ERR_INTERNAL, "a layer of %d channels does not fit a thread's scratch in int8",
                          a->x.c);

@@ -14,7 +14,7 @@
 #include "int8.h"
 #include "vec_gelu.h"
 
-#include "geglu_line.h"
+#include "joined.h"
 
 enum { ROWS = 16, STEP = INT8_UNIT, LINE = INT8_NR * 4, B_BYTES = STEP * INT8_NR };
 
@@ -40,7 +40,7 @@ struct ending {
     const float *row;
     const char *residual, *before;
     char *y;
-    int left, pace;
+    int left, pace, before_bytes;
     bool stream;
     vf scale[2], bias[2], add[2];
 };
@@ -64,6 +64,7 @@ static struct ending begin_ending(const struct int8_ending *p, int steps)
     e.row = p->row;
     e.residual = f->residual;
     e.before = f->before;
+    e.before_bytes = f->before_bytes;
     e.y = f->y;
     e.left = f->rows;
     e.pace = (f->rows + steps - 1) / steps;
@@ -106,10 +107,7 @@ VEC void end_row(struct ending *e, enum act act)
     }
     e->residual = e->residual ? e->residual + e->e->f.residual_stride : NULL;
     __m512i line = vb_narrow(v[0], v[1]);
-    if (e->stream)
-        _mm512_stream_si512((__m512i *)(void *)e->y, line);
-    else
-        _mm512_storeu_si512(e->y, line);
+    store_whole(e->y, line, e->stream);
     e->y += e->e->f.y_stride;
 }
 
@@ -117,8 +115,8 @@ VEC void end_geglu_row(struct ending *e)
 {
     vf v[2];
     row_values(e, v);
-    store_geglu(e->y, e->before, v[0], v[1], e->stream);
-    e->before = e->before ? e->before + GEMM_HALF_LINE : NULL;
+    store_geglu(e->y, e->before, e->before_bytes, v[0], v[1], e->stream);
+    e->before = e->before ? e->before + e->e->f.before_stride : NULL;
     e->y += e->e->f.y_stride;
 }
 

@@ -23,9 +23,11 @@ struct finish {
     enum dtype y_type;
     enum act act;
     bool geglu;
-    const char *before; /* NULL, or [rows][cols] of y_type: outputs that belong right before y's and are
-                           stored with them, as whole lines */
-    bool stream;        /* y is too large for the caches: store past them where that is possible */
+    const char *before; /* NULL, or of each row so many bytes of outputs that belong right before y's and are
+                           stored with them, as whole lines; BEFORE_STRIDE from row to row */
+    int before_bytes;
+    size_t before_stride;
+    bool stream; /* y is too large for the caches: store past them where that is possible */
     float *sums; /* NULL, or [2][nr]: the rows' sums and those of their squares are added there; cols is
                     nr then */
 };
@@ -51,9 +53,19 @@ struct gemm_tile {
     int prefetch_lines;           /* how much of it: lines for each k_unit products; whole_slices only */
     size_t prefetch_apart;        /* bytes between those lines */
     size_t prefetch_step;         /* bytes to those of the next k_unit products */
+    int prefetch_steps;           /* how often, where takes_more */
     const float *next_sums;       /* NULL, or [mr][nr] that the next call adds to; whole_slices only */
     const struct finish *pending; /* NULL, or the end of an earlier call that this one does along the way,
                                      before it writes c: both may have the same */
+    /* Where takes_more, and rows == mr, one tap, all of its channels at equal distances: as many tiles more,
+       each right below the one before. */
+    int more;
+    size_t a_next; /* bytes from one's first row to the next one's; keep: 2 * keep_half */
+    size_t c_next; /* floats from one's sums to the next one's; may be 0 where `end` is given */
+    const struct finish
+        *end;    /* NULL, or the end of each tile but the last, which the next one does along the
+                    way: that of the first; the others' rows follow it in y. Of pending's kind. */
+    bool asks_y; /* lines of y are asked for, to be written; those of the residual always are */
 };
 
 struct spread {
@@ -75,6 +87,7 @@ struct gemm_kernel {
     bool keeps_tiles;  /* a call can leave the tiles of a that it reads behind: keep */
     bool whole_slices; /* a call takes all chunks of a slice: sums stay in registers, B comes from the second
                           level */
+    bool takes_more;   /* a call can take several tiles: more */
     void (*run)(int rows, const struct gemm_tile *t);
     /* Positions of whole chunks of 64 bytes, given apart: dst[chunk][i][64] = src[(first + i * step) >>
      * shift][chunk][64]. NULL: row_ops.gather does it chunk by chunk. */

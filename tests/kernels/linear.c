@@ -158,6 +158,12 @@ static void cases(struct check *ck)
         {1, 1, 77, 1024, 640, 2, false, {0}, false, false, 0, 0},
         {1, 1, 97, 64, 96, 1, false, {.act = ACT_GELU}, true, true, 0, 0},
         {4, 1, 275, 32, 480, 1, false, {0}, true, true, 0, 0}, /* more than a megabyte of outputs */
+        /* few channels and much of y: pairs of lines past the caches, of two and four panels; on two threads
+         * items that begin in the middle of a pair */
+        {1, 1, 1700, 64, 320, 1, false, {0}, true, true, 0, 0},
+        {1, 1, 920, 96, 576, 1, false, {.act = ACT_GELU}, true, false, 0, 32},
+        {1, 1, 2050, 64, 640, 1, true, {0}, true, false, 0, 0},
+        {1, 1, 500, 64, 2176, 1, true, {0}, true, false, 0, 0},
         /* so many panels that tiles of x are kept: with an odd rest of rows, as a view, in chunks whose sums
          * go through memory, in slices, and both GEGLU and GELU along the way */
         {1, 1, 85, 64, 530, 1, false, {.act = ACT_GELU}, true, true, 0, 0},
