@@ -41,15 +41,22 @@ LDLIBS     := $(shell pkg-config --libs $(FFMPEG_PKGS)) $(LDLIBS)
 endif
 
 ifeq ($(SAN),1)
+# What of ref runs without instrumentation most of the time: see tests/sanitizer/ref_sums.c.
+PLAIN      := accumulate int8_accumulate attention
 SAN_FLAGS  := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 ALL_CFLAGS += $(SAN_FLAGS) -fPIE
-LDFLAGS    += -fsanitize=address,undefined
+LDFLAGS    += -fsanitize=address,undefined $(PLAIN:%=-Wl,--wrap=ref_%)
 else
 ALL_CFLAGS += $(HARDEN)
 endif
 
-# Tier files get the flags of their instruction set by suffix; every other file runs on any x86-64.
-AVX2       := -mavx2 -mfma -mf16c -O3
+# Tier files get the flags of their instruction set by suffix; every other file runs on any x86-64. With all checks
+# GCC needs minutes for some of them: in a sanitizer build UBSan leaves out what mostly ASan or the processor sees as well.
+TIER_OPT   := -O3
+ifeq ($(SAN),1)
+TIER_OPT   := -O2 -g1 -fno-sanitize=null,alignment,object-size,pointer-overflow
+endif
+AVX2       := -mavx2 -mfma -mf16c $(TIER_OPT)
 AVX512     := $(AVX2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 AVX512BF16 := $(AVX512) -mavx512bf16
 AVX512VNNI := $(AVX512) -mavx512vnni
@@ -82,6 +89,9 @@ LIB_OBJ := $(SRC:%.c=$(BUILD)/%.o)
 CUDA_SRC := $(sort $(wildcard kernels/cuda/*.c kernels/cuda/*.cu))
 ifeq ($(CUDA),1)
 LIB_OBJ += $(patsubst %,$(BUILD)/%.o,$(basename $(CUDA_SRC)))
+endif
+ifeq ($(SAN),1)
+LIB_OBJ += $(addprefix $(BUILD)/tests/sanitizer/,ref_sums.o plain_activation.o plain_int8.o plain_attention.o)
 endif
 # The CUDA kernels on the CPU, for tests: see tests/emulator/emulator.h.
 EMULATED := $(BUILD)/emulated
@@ -239,6 +249,12 @@ $(BUILD)/%_emulated.o: TIER = $(AVX512)
 $(BUILD)/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(TIER) -Itests -MMD -MP -c $< -o $@
+
+# Loops of ref without instrumentation, under another name; every other name of theirs is local to them.
+$(BUILD)/tests/sanitizer/plain_%.o: kernels/ref/%.c Makefile
+	@mkdir -p $(@D)
+	$(CC) $(filter-out $(SAN_FLAGS),$(ALL_CFLAGS)) -O3 -MMD -MP -c $< -o $@
+	objcopy $(foreach n,$(PLAIN),--redefine-sym ref_$(n)=plain_$(n) --keep-global-symbol plain_$(n)) $@
 
 # Fuzzing: clang compiles what each target needs, with ASan and UBSan.
 FUZZ_CC ?= clang
