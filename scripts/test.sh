@@ -37,40 +37,57 @@ report() {
     fi
 }
 
-# run NAME COMMAND…: one program of tests.
+# One that hangs is ended, and fails with status 124.
+ended="timeout -k 10 900"
+
+# run NAME COMMAND…: one program of tests, now. For those that talk to a daemon and have time limits in them.
 run() {
     local name=$1 status=0 start=$SECONDS
     shift
-    "$@" >"$log" 2>&1 || status=$?
+    $ended "$@" >"$log" 2>&1 || status=$?
     report "$name" $status $((SECONDS - start))
 }
 
-# begin NAME COMMAND…: the same in the background, one for each core; for programs of one thread whose time does not
-# matter. finish waits for all of them and reports in the order of their beginning.
-begun=()
-begin() {
-    local name=$1 at=$logs/${#begun[@]}
+# later NAME COMMAND…: the same behind what runs now, one for each core and nice; for programs whose time does not matter.
+# begin starts those that were named so far, the longest had better be the first; finish waits and reports in their order.
+names=()
+commands=()
+later() {
+    names+=("$1")
     shift
-    while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do
-        wait -n || true
+    commands+=("$(printf '%q ' "$@")")
+}
+
+pool() {
+    local i
+    for i in "${!names[@]}"; do
+        while [ "$(jobs -rp | wc -l)" -ge "$(nproc)" ]; do
+            wait -n || true
+        done
+        (
+            status=0 start=$SECONDS
+            eval "nice -n 19 $ended ${commands[$i]}" >"$logs/$i.log" 2>&1 || status=$?
+            echo "$status $((SECONDS - start))" >"$logs/$i.status"
+        ) &
     done
-    begun+=("$name")
-    (
-        status=0 start=$SECONDS
-        "$@" >"$at.log" 2>&1 || status=$?
-        echo "$status $((SECONDS - start))" >"$at.status"
-    ) &
+    wait
+}
+
+begin() {
+    rm -f "$logs"/*.status
+    pool &
 }
 
 finish() {
     local i status seconds
     wait
-    for i in "${!begun[@]}"; do
+    for i in "${!names[@]}"; do
         read -r status seconds <"$logs/$i.status" || status=1 seconds=0
-        cp "$logs/$i.log" "$log"
-        report "${begun[$i]}" "$status" "$seconds"
+        cp "$logs/$i.log" "$log" 2>/dev/null || : >"$log"
+        report "${names[$i]}" "$status" "$seconds"
     done
-    begun=()
+    names=()
+    commands=()
 }
 
 # check NAME COMMAND…: one command that must succeed.
@@ -88,54 +105,72 @@ check() {
     fi
 }
 
-# suite BUILD-FOLDER LABEL: every test program of one build.
-suite() {
-    local build=$1 label=$2 program
-    export LATENTD_BIN=$build/latentd
-    for program in "$build"/tests/unit/test_* "$build"/tests/golden/test_* "$build"/checkkernels "$build"/tests/api/test_* \
-        "$build"/tests/fault/test_* "$build"/tests/pull/test_*; do
+# programs BUILD-FOLDER LABEL FOLDER HOW: every test program of one folder of tests, HOW: run or later.
+programs() {
+    local program
+    for program in "$1/tests/$3"/test_*; do
         if [ -x "$program" ] && [ -f "$program" ] && [[ $program != *.[do] ]]; then
-            run "$label$(basename "$program")" "$program"
+            "$4" "$2$(basename "$program")" "$program"
         fi
     done
+}
+
+# quiet BUILD-FOLDER LABEL: what needs no daemon, on the CPU. Of the ops the long ones apart.
+quiet() {
+    local build=$1 label=$2 part
+    for part in "--op conv2d" "--op attention" "--op linear" "--but conv2d,attention,linear"; do
+        later "${label}checkkernels $part" "$build/checkkernels" $part
+    done
+    for part in golden unit fault; do
+        programs "$build" "$label" $part later
+    done
+}
+
+# daemon BUILD-FOLDER LABEL: what starts one, now.
+daemon() {
+    programs "$1" "$2" api run
+    programs "$1" "$2" pull run
 }
 
 # emulated BUILD-FOLDER LABEL ROUNDS TIERS PROGRAM…: the CUDA backend on an emulated GPU (tests/emulator/emulator.h), every
 # op with ROUNDS random shapes, and goldens on TIERS. Of the final pictures one is enough there.
 emulated() {
-    local build=$1 label=$2 rounds=$3 tiers=$4 program tier
+    local build=$1/emulated label=$2 rounds=$3 tiers=$4 program tier part
+    local golden=$build/tests/golden
     shift 4
-    begin "${label}cuda: checkkernels" "$build/emulated/checkkernels" --isa cuda --rounds "$rounds"
+    for part in "--op conv2d" "--op attention" "--but conv2d,attention"; do
+        later "${label}cuda: checkkernels $part" "$build/checkkernels" --isa cuda --rounds "$rounds" $part
+    done
     for program in "$@"; do
         for tier in $tiers; do
             # Of the long one a type is enough: what differs between them is seen by stages.
             [ "$program$tier" = test_picturecuda+bf16 ] && continue
-            GOLDEN_TIER=$tier GOLDEN_PICTURE=boat begin "$label$tier: $program" "$build/emulated/tests/golden/$program"
+            later "$label$tier: $program" env GOLDEN_TIER="$tier" GOLDEN_PICTURE=boat "$golden/$program"
         done
     done
     for program in sd1_image xl_image pix2pix; do
-        GOLDEN_TIER=cuda GOLDEN_PICTURE=$program begin "${label}cuda: test_image_to_image $program" \
-            "$build/emulated/tests/golden/test_image_to_image" every_family
+        later "${label}cuda: test_image_to_image $program" env GOLDEN_TIER=cuda GOLDEN_PICTURE=$program \
+            "$golden/test_image_to_image" every_family
     done
-    GOLDEN_TIER=cuda GOLDEN_PICTURE=heun begin "${label}cuda: test_image_to_image deepcache" \
-        "$build/emulated/tests/golden/test_image_to_image" deepcache_gives
+    later "${label}cuda: test_image_to_image deepcache" env GOLDEN_TIER=cuda GOLDEN_PICTURE=heun \
+        "$golden/test_image_to_image" deepcache_gives
     for tier in $tiers; do
-        GOLDEN_TIER=$tier GOLDEN_PICTURE=one_step begin "${label}$tier: test_upscale" \
-            "$build/emulated/tests/golden/test_upscale" pictures_of noised
+        later "${label}$tier: test_upscale" env GOLDEN_TIER="$tier" GOLDEN_PICTURE=one_step \
+            "$golden/test_upscale" pictures_of noised
     done
-    begin "${label}cuda: test_emulator" "$build/emulated/test_emulator"
-    begin "${label}cuda: test_library" "$build/emulated/test_library"
-    begin "${label}cuda: test_trial" "$build/emulated/test_trial"
+    for program in test_emulator test_library test_trial; do
+        later "${label}cuda: $program" "$build/$program"
+    done
 }
 
 # candidates BUILD-FOLDER: another order of threads, and each way to run a product by itself.
 candidates() {
-    local build=$1 pair
-    EMULATOR_SEED=2 begin "cuda: checkkernels, another order" "$build/emulated/checkkernels" --isa cuda --rounds 2 --seed 2
+    local build=$1/emulated pair
+    later "cuda: checkkernels, another order" env EMULATOR_SEED=2 "$build/checkkernels" --isa cuda --rounds 2 --seed 2
     for pair in cudnn:attention cudnn:conv2d 256x128:conv2d 128x128:conv2d 128x64:conv2d 64x64:conv2d cublaslt:linear \
         cublaslt:conv2d wgmma128x256/1:linear wgmma128x256:conv2d wgmma128x128/1:conv2d tma128x256/1:linear \
         tma128x128:linear tma128x256:conv2d tma128x128/1:conv2d tma128x128:conv_temporal; do
-        LD_LIBRARY_PATH=$build/emulated/fake begin "cuda: checkkernels, $pair" "$build/emulated/checkkernels" \
+        later "cuda: checkkernels, $pair" env LD_LIBRARY_PATH="$build/fake" "$build/checkkernels" \
             --isa cuda --candidate "${pair%:*}" --rounds 1 --op "${pair#*:}"
     done
 }
@@ -144,22 +179,29 @@ install_packages $TEST_PACKAGES
 install_if_offered $BROWSER_PACKAGE
 check "imports go one way" scripts/check_imports.sh
 make -s -j"$(nproc)" WERROR=1 all tests
-suite build ""
+emulated build "" 4 "cuda cuda+bf16" test_picture test_unet test_clip_text test_vae test_model test_lora test_safety test_safety_pipeline
+candidates build
+quiet build ""
+export LATENTD_BIN=build/latentd
+begin
+daemon build ""
 run "pages in a browser" python3 tests/page/test_page.py
 run "a client by the contract" python3 tests/clients/test_clients.py
 run "commands of README.md and docs/running.md" python3 tests/readme/test_readme.py
-emulated build "" 4 "cuda cuda+bf16" test_picture test_unet test_clip_text test_vae test_model test_lora test_safety test_safety_pipeline
-candidates build
-finish
 for program in tests/deploy/test_*.py; do
     run "$(basename "$program" .py)" "$program"
 done
+finish
 if [ $quick = 0 ]; then
     # An optimised sanitizer build: the networks are too slow at -O0.
     make -s -j"$(nproc)" WERROR=1 SAN=1 all tests
-    export ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
-    suite build-san "san: "
+    # Sizes that prove nothing new about memory are left out.
+    export ASAN_OPTIONS=detect_leaks=1:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1 TEST_SHORT=1
     emulated build-san "san: " 1 cuda test_clip_text test_vae
+    quiet build-san "san: "
+    export LATENTD_BIN=build-san/latentd
+    begin
+    daemon build-san "san: "
     finish
 fi
 if command -v clang-format >/dev/null && [[ $(clang-format --version) == *"version 14."* ]]; then

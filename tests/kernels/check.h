@@ -43,7 +43,7 @@ struct check {
     bool upsample;     /* and whether they are said to be of an upsampled convolution */
     bool large;        /* or of one of large pictures */
     uint64_t seed, state;
-    const char *only_op, *only_isa, *candidate;
+    const char *only_op, *but, *only_isa, *candidate;
     int rounds;
     bool bench;
     struct tier *running; /* that next_tier gave last: where tensors are placed */

@@ -1,4 +1,5 @@
-/* checkkernels [--isa TIER] [--op NAME] [--candidate NAME] [--seed N] [--rounds N] [--bench]: see check.h. */
+/* checkkernels [--isa TIER] [--op NAME] [--but NAMES] [--candidate NAME] [--seed N] [--rounds N] [--bench]:
+ * see check.h. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -168,6 +169,16 @@ static bool wanted(const char *only, const char *name)
     return !only || strcmp(only, name) == 0;
 }
 
+/* Whether NAME is one of LIST, which commas part. */
+static bool named(const char *list, const char *name)
+{
+    size_t length = strlen(name);
+    for (const char *at = list; at; at = strchr(at, ','), at = at ? at + 1 : NULL)
+        if (strncmp(at, name, length) == 0 && (at[length] == ',' || !at[length]))
+            return true;
+    return false;
+}
+
 static int open_cpu(struct check *ck, const char *name)
 {
     int rc = open_tier(ck, name, "cpu", name, DTYPE_F32, false), tiers = ck->tiers;
@@ -290,9 +301,11 @@ static void bench_op(struct check *ck)
 static int usage(void)
 {
     fprintf(stderr,
-            "checkkernels [--isa TIER] [--op NAME] [--candidate NAME] [--seed N] [--rounds N] [--bench]\n"
+            "checkkernels [--isa TIER] [--op NAME] [--but NAMES] [--candidate NAME] [--seed N] [--rounds N] "
+            "[--bench]\n"
             "  --isa     only this tier: ref, avx2, avx512, avx512bf16, amx, an emulated one, or cuda\n"
             "  --op      only this op: conv2d, linear, attention, ...\n"
+            "  --but     every op but these: conv2d,linear\n"
             "  --candidate  on a GPU: wherever it can, this kernel or library serves, and it must once\n"
             "  --seed    of the random inputs (default 1)\n"
             "  --rounds  random shapes for each op and type (default 8)\n"
@@ -324,6 +337,8 @@ static int parse_args(struct check *ck, int argc, char **argv)
             ck->only_isa = value;
         else if (strcmp(argv[i], "--op") == 0)
             ck->only_op = value;
+        else if (strcmp(argv[i], "--but") == 0)
+            ck->but = value;
         else if (strcmp(argv[i], "--candidate") == 0)
             ck->candidate = value;
         else if (parse_number(value, &number))
@@ -353,7 +368,7 @@ int main(int argc, char **argv)
     }
     for (int i = 0; i < OPS && ck.tiers; i++) {
         ck.op = ops[i];
-        if (!wanted(ck.only_op, op_names[ck.op->id]))
+        if (!wanted(ck.only_op, op_names[ck.op->id]) || named(ck.but, op_names[ck.op->id]))
             continue;
         ran++;
         if (ck.bench)
