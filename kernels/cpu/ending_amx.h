@@ -18,9 +18,10 @@ struct ending {
     const float *c;
     const char *residual, *before;
     char *y;
-    size_t y_stride, residual_stride, before_stride;
+    size_t y_stride, residual_stride;
     int left, pace; /* rows to do, rows at a time */
-    int before_bytes;
+    int before_bytes, before_stride;
+    int lower; /* rows to do behind the jump of y and the residual */
     bool stream, adds;
     vf bias[2], add[2];
     vf sum[2], square[2]; /* of the rows so far, where f->sums */
@@ -43,6 +44,15 @@ static enum kind ending_kind(const struct finish *f)
     return !f ? PLAIN : f->geglu ? GEGLU : f->act == ACT_GELU ? GELU : f->sums ? SUMMED : PLAIN;
 }
 
+VEC void load_add(struct ending *e, const void *add)
+{
+    if (!add)
+        return;
+    for (int i = 0; i < 2; i++)
+        e->add[i] = e->f->add_type == DTYPE_F32 ? v_load((const float *)add + 16 * i)
+                                                : v_load_bf16((const char *)add + 32 * i);
+}
+
 /* F's, whose rows are dealt to STEPS steps; NULL: nothing is to be ended. */
 VEC struct ending begin_ending(const struct finish *f, int steps)
 {
@@ -59,26 +69,30 @@ VEC struct ending begin_ending(const struct finish *f, int steps)
     e.y_stride = f->y_stride;
     e.residual_stride = f->residual_stride;
     e.adds = f->add;
-    e.left = f->rows;
+    e.left = f->jump ? f->jump->first : f->rows;
+    e.lower = f->rows - e.left;
     e.pace = steps > 0 ? (f->rows + steps - 1) / steps : f->rows;
     e.pace += f->geglu ? e.pace % 2 : 0;
     for (int i = 0; i < 2; i++) {
         e.sum[i] = e.square[i] = v_zero();
         e.bias[i] = v_load(f->bias + 16 * i);
-        if (f->add)
-            e.add[i] = f->add_type == DTYPE_F32 ? v_load((const float *)f->add + 16 * i)
-                                                : v_load_bf16((const char *)f->add + 32 * i);
     }
+    load_add(&e, f->add);
     return e;
 }
 
-VEC void next_row(struct ending *e)
+VEC void jump(struct ending *e)
 {
-    e->before = e->before ? e->before + e->before_stride : NULL;
-    e->y += e->y_stride;
+    const struct finish_jump *j = e->f->jump;
+    e->left = e->lower;
+    e->lower = 0;
+    e->y += j->y;
+    e->residual = e->residual ? e->residual + j->residual : NULL;
+    load_add(e, e->f->add ? (const char *)e->f->add + j->add : NULL);
 }
 
-VEC void end_row(struct ending *e, enum kind kind)
+/* JOINS: there may be lines before. */
+VEC void end_row(struct ending *e, enum kind kind, bool joins)
 {
     vf lo = v_add(v_load(e->c), e->bias[0]), hi = v_add(v_load(e->c + 16), e->bias[1]);
     if (e->adds) { /* in the order of row_ops.finish, which ends the last tile of an item */
@@ -100,9 +114,10 @@ VEC void end_row(struct ending *e, enum kind kind)
         e->square[0] = v_fma(lo, lo, e->square[0]);
         e->square[1] = v_fma(hi, hi, e->square[1]);
     }
-    store_line(e->y, e->before, vb_narrow(lo, hi), e->stream);
+    store_line(e->y, joins ? e->before : NULL, vb_narrow(lo, hi), e->stream);
+    e->before = joins && e->before ? e->before + e->before_stride : NULL;
+    e->y += e->y_stride;
     e->c += NR;
-    next_row(e);
 }
 
 VEC vf geglu_row(struct ending *e)
@@ -115,7 +130,8 @@ VEC vf geglu_row(struct ending *e)
 VEC void end_half(struct ending *e, __m512i line)
 {
     store_half(e->y, e->before, e->before_bytes, line, e->stream);
-    next_row(e);
+    e->before = e->before ? e->before + e->before_stride : NULL;
+    e->y += e->y_stride;
 }
 
 /* Rows are rounded two by two: while tiles multiply, that instruction costs more than three others. */
@@ -134,7 +150,7 @@ VEC void end_geglu_rows(struct ending *e, int rows)
 }
 
 /* Up to ROWS of them. KIND is one where the caller knows it. */
-VEC void end_rows(struct ending *e, int rows, enum kind kind)
+VEC void end_rows(struct ending *e, int rows, enum kind kind, bool joins)
 {
     rows = rows < e->left ? rows : e->left;
     e->left -= rows;
@@ -143,7 +159,17 @@ VEC void end_rows(struct ending *e, int rows, enum kind kind)
         return;
     }
     for (; rows > 0; rows--)
-        end_row(e, kind);
+        end_row(e, kind, joins);
+}
+
+/* All that are left. */
+VEC void end_rest(struct ending *e, enum kind kind, bool joins)
+{
+    end_rows(e, e->left, kind, joins);
+    if (e->lower > 0) {
+        jump(e);
+        end_rows(e, e->left, kind, joins);
+    }
 }
 
 /* After the last row. */
@@ -163,13 +189,13 @@ static void end_all(struct ending *e)
         return;
     enum kind kind = ending_kind(e->f);
     if (kind == GEGLU)
-        end_rows(e, e->left, GEGLU);
+        end_rest(e, GEGLU, true);
     else if (kind == GELU)
-        end_rows(e, e->left, GELU);
+        end_rest(e, GELU, true);
     else if (kind == SUMMED)
-        end_rows(e, e->left, SUMMED), end_sums(e);
+        end_rest(e, SUMMED, true), end_sums(e);
     else
-        end_rows(e, e->left, PLAIN);
+        end_rest(e, PLAIN, true);
 }
 
 #endif

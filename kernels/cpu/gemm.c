@@ -11,7 +11,9 @@
  *
  * PADDED: from a slab with the block's input rows and their halo, zeros at the edges, converted to the
  * kernel's type, upsampled if asked; every kernel position is then a constant offset from the output
- * position. Small pictures of a batch share a block, so that their weights come from memory once.
+ * position. Small pictures of a batch share a block, so that their weights come from memory once. Where the
+ * kernel has three rows, a row tile is half a tile of two picture rows: what one of its taps reads of the
+ * lower row the next tap reads of the upper, four loads instead of six.
  *
  * NARROW: from a slab that holds each kernel column apart and a picture's rows below each other without a
  * gap, so that a row tile may run across picture rows: widths that are no multiple of what kernels want rows
@@ -27,6 +29,9 @@
  * stays in the first level while all row tiles of the block pass over it. So per item: x is read 1.3 to 1.6
  * times (halo), W once, y is written once; at 256 positions a byte of fp32 W feeds 128 FLOPs, 1.4 GB/s a core
  * at 180 GFLOP/s. Sums of unfinished slices wait in the worker's scratch.
+ *
+ * Memory gives and takes lines in pairs: y and the residual are asked for, and y is written past the caches,
+ * two panels' lines at a time (bytes_asked(), gemm_joins()).
  *
  * The order in which a number is summed depends on the packed layout alone (chunks of channels, then taps),
  * not on blocks, threads or the batch: the same picture gets the same bits however it is computed. */
@@ -47,16 +52,29 @@ static struct run output_run(const struct job *job, int place, int p, size_t fir
                         count};
 }
 
-static void prefetch_run(tensor x, int cols, const struct run *r, bool write)
+/* BYTES of R's rows of x, for its panel. */
+static void prefetch_run(tensor x, int cols, int bytes, const struct run *r, bool write)
 {
-    size_t size = dtype_size(x.dtype), bytes = (size_t)cols * size;
+    size_t size = dtype_size(x.dtype);
     const char *at = (const char *)x.data + (r->first * (size_t)x.ld + (size_t)(r->p * cols)) * size;
     for (int i = 0; i < r->count; i++, at += (size_t)r->step * (size_t)x.ld * size)
-        for (size_t b = 0; b < bytes; b += 64)
+        for (int b = 0; b < bytes; b += 64)
             if (write)
                 __asm__ volatile("prefetchw %0" : : "m"(at[b])); /* no operation where the CPU lacks it */
             else
                 __builtin_prefetch(at + b, 0, 2);
+}
+
+/* Bytes of a row of x that are asked for with panel P: a line, or, as memory gives pairs of lines in the time
+ * of one, the next panel's, too, and then none with that one. */
+static int bytes_asked(const struct job *job, const struct worker_memory *m, tensor x, int p)
+{
+    const int size = (int)dtype_size(x.dtype), row = job->w->panel_cols * size;
+    if (row != 64 || (((uintptr_t)x.data | (size_t)(x.ld * size)) & 127) != 0)
+        return row;
+    if (p % 2 == 0)
+        return p + 1 < m->panels.p1 ? 2 * row : row;
+    return p == m->panels.p0 ? row : 0;
 }
 
 /* Whether lines of y are fetched when the end of panel P writes them. */
@@ -71,27 +89,16 @@ static void prefetch_output(const struct job *job, const struct worker_memory *m
 {
     const struct gemm_args *a = job->a;
     if (meets_y(job, m, r.p))
-        prefetch_run(a->y, job->w->panel_cols, &r, true);
+        prefetch_run(a->y, job->w->panel_cols, bytes_asked(job, m, a->y, r.p), &r, true);
     if (a->residual.data && job->g->defers)
-        prefetch_run(a->residual, job->w->panel_cols, &r, false);
+        prefetch_run(a->residual, job->w->panel_cols, bytes_asked(job, m, a->residual, r.p), &r, false);
 }
 
 /* Whether panels end all their rows in the same way. */
 static bool same_end(const struct job *job)
 {
-    return job->places == 1 && !job->a->add_bc.data;
-}
-
-/* The end of R's rows, where F is position 0's. Making it anew for each tile takes 5 % of a layer of
- * 320 channels. */
-static struct finish finish_from(const struct finish *f, const float *c, const struct run *r)
-{
-    struct finish e = *f;
-    e.c = c;
-    e.rows = r->count;
-    e.y += r->first * e.y_stride;
-    e.residual = e.residual ? e.residual + r->first * e.residual_stride : NULL;
-    return e;
+    const struct gemm_args *a = job->a;
+    return !a->add_bc.data || a->add_bc.n == 1 || add_positions(a) >= tensor_rows(a->y);
 }
 
 /* Finishes what waits, now. */
@@ -127,19 +134,35 @@ static void begin_sums(const struct job *job, struct worker_memory *m, int block
                (size_t)(m->panels.p1 - m->panels.p0) * panel * sizeof(float));
 }
 
-/* The end of ROWS positions from FIRST on, of panel P, that can be ended together. */
-static struct finish end_of(const struct job *job, const struct worker_memory *m, int place, int p,
-                            const float *c, size_t first, int rows)
+/* The end of position 0 of panel P, or of R's. */
+static void begin_end(const struct job *job, const struct worker_memory *m, int place, const float *c,
+                      const struct run *r, struct finish *f)
 {
+    gemm_make_finish(f, job->a, job->g->nr, c, r);
+    f->stream = job->streams;
+    f->sums = sums_of(job, m, place, r->p);
+}
+
+/* F: the end of ROWS positions from FIRST on, of panel P, that can be ended together. Making it anew for each
+ * tile takes 5 % of a layer of 320 channels. */
+static void end_of(const struct job *job, const struct worker_memory *m, int place, int p, const float *c,
+                   size_t first, int rows, struct finish *f)
+{
+    const struct gemm_args *a = job->a;
     const struct run r = output_run(job, place, p, first, rows);
-    struct finish f =
-        same_end(job) ? finish_from(&m->panel_end, c, &r) : gemm_make_finish(job->a, job->g->nr, c, &r);
-    f.stream = job->streams;
-    f.sums = sums_of(job, m, place, p);
+    if (same_end(job)) {
+        *f = m->panel_end;
+        f->c = c;
+        f->rows = rows;
+        f->y += r.first * (size_t)a->y.ld * dtype_size(a->y.dtype);
+        if (f->residual)
+            f->residual += r.first * (size_t)a->residual.ld * dtype_size(a->residual.dtype);
+    } else {
+        begin_end(job, m, place, c, &r, f);
+    }
     if (job->joins > 1)
-        gemm_join(&f, m->kept + first % (size_t)job->block_rows * kept_stride(job), kept_stride(job), p,
-                  m->panels.p0, m->panels.p1, job->joins);
-    return f;
+        gemm_join(f, m->kept + first % (size_t)job->block_rows * (size_t)kept_stride(job), kept_stride(job),
+                  p, m->panels.p0, m->panels.p1, job->joins);
 }
 
 /* ROWS positions from FIRST on, of panel P: at once, or left for the next call of the micro-kernel to do
@@ -150,11 +173,22 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int plac
     const int nr = job->g->nr;
     for (int done = 0, count; done < rows; done += count) {
         count = together(job, first + (size_t)done, rows - done);
-        m->pending = end_of(job, m, place, p, c + (size_t)done * (size_t)nr, first + (size_t)done, count);
+        end_of(job, m, place, p, c + (size_t)done * (size_t)nr, first + (size_t)done, count, &m->pending);
         m->waits = true;
         if (count < rows || !job->g->defers || !job->g->defers(&m->pending))
             finish_pending(job, m);
     }
+}
+
+/* Likewise half a tile of outputs from FIRST on, and those below them in the picture. */
+static void finish_pair(const struct job *job, struct worker_memory *m, int place, int p, const float *c,
+                        size_t first)
+{
+    end_of(job, m, place, p, c, first, job->g->mr, &m->pending);
+    m->pending.jump = &m->jump;
+    m->waits = true;
+    if (!job->g->defers || !job->g->defers(&m->pending))
+        finish_pending(job, m);
 }
 
 /* One line after the other. */
@@ -197,7 +231,7 @@ static int run_together(const struct job *job, struct worker_memory *m, struct g
     struct finish end;
     if (!g->takes_more || tiles < 2 || job->mode != DIRECT || t->half || (last && !same_end(job)))
         return 0;
-    end = end_of(job, m, place, p, t->c, first, g->mr);
+    end_of(job, m, place, p, t->c, first, g->mr, &end);
     if (last && !g->defers(&end))
         return 0;
     set_prefetch(g, t, next, tiles);
@@ -208,7 +242,8 @@ static int run_together(const struct job *job, struct worker_memory *m, struct g
     all.next_sums = t->add && job->slices > 1 ? t->c + rows * g->nr : NULL;
     all.pending = m->waits ? &m->pending : NULL;
     all.end = last ? &end : NULL;
-    all.asks_y = meets_y(job, m, p);
+    all.y_asked = meets_y(job, m, p) ? bytes_asked(job, m, job->a->y, p) : 0;
+    all.residual_asked = job->a->residual.data ? bytes_asked(job, m, job->a->residual, p) : 0;
     g->run(g->mr, &all);
     m->waits = false;
     if (last)
@@ -247,6 +282,63 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
         done += rows;
         t->a += t->a_half ? 2 * t->a_half : (size_t)rows * t->lda;
         t->keep = t->keep ? t->keep + 2 * t->keep_half : NULL;
+    }
+}
+
+/* Whether two rows of the picture that lie below each other share what taps read of them. */
+static bool shares_rows(const struct job *job)
+{
+    return job->step == 1 && job->w->by_columns && job->chunk == job->g->k_unit;
+}
+
+/* Whether rows of B's outputs go two by two, half a tile of each: where they share, and where a row is half a
+ * tile. */
+static bool pairs_rows(const struct job *job, const struct block *b)
+{
+    if (!job->g->pairs_halves || job->mode != PADDED || b->length % (job->g->mr / 2))
+        return false;
+    return shares_rows(job) || (b->length == job->ow && 2 * b->length == job->g->mr);
+}
+
+/* Where the lower half of a tile's rows of panel P lies, as seen from the upper. */
+static struct finish_jump jump_of(const struct job *job, int p)
+{
+    const struct gemm_args *a = job->a;
+    const int half = job->g->mr / 2;
+    struct finish upper, lower;
+    const struct run first = output_run(job, 0, p, 0, half),
+                     below = output_run(job, 0, p, (size_t)job->ow, half);
+    gemm_make_finish(&upper, a, job->g->nr, NULL, &first);
+    gemm_make_finish(&lower, a, job->g->nr, NULL, &below);
+    struct finish_jump j = {.first = half, .y = lower.y - upper.y - half * (ptrdiff_t)upper.y_stride};
+    if (a->residual.data)
+        j.residual = lower.residual - upper.residual - half * (ptrdiff_t)upper.residual_stride;
+    if (a->add_bc.data)
+        j.add = (const char *)lower.add - (const char *)upper.add;
+    return j;
+}
+
+/* As run_segment(), for two segments of LENGTH, where pairs_rows(); T is at the first. */
+static void run_pair(const struct job *job, struct worker_memory *m, struct gemm_tile *t, int length,
+                     struct coming *next, int place, int p, size_t first, bool last, bool one)
+{
+    const struct gemm_kernel *g = job->g;
+    const int half = g->mr / 2;
+    for (int x = 0; x < length; x += half, first += (size_t)half) {
+        const struct run upper = output_run(job, place, p, first, half),
+                         lower = output_run(job, place, p, first + (size_t)job->ow, half);
+        set_prefetch(g, t, next, 1);
+        t->pending = m->waits ? &m->pending : NULL;
+        if (last) {
+            prefetch_output(job, m, upper);
+            prefetch_output(job, m, lower);
+        }
+        g->run(g->mr, t);
+        m->waits = m->waits && !g->defers;
+        if (last)
+            finish_pair(job, m, place, p, t->c, first);
+        t->a += (size_t)half * t->lda;
+        t->c += one ? 0 : g->mr * g->nr;
     }
 }
 
@@ -335,7 +427,7 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
     const bool own = !m->asks || (p == all.p0 && !m->asked);
     bool last = c0 + channels == w->channels, one = last && chunk == 0;
     if (last && same_end(job))
-        m->panel_end = gemm_make_finish(job->a, g->nr, NULL, &(struct run){p, 0, 1, 0});
+        begin_end(job, m, place, NULL, &(struct run){p, 0, job->places > 1 ? 2 : 1, 0}, &m->panel_end);
     struct gemm_tile t = {.tap = m->tap[place],
                           .taps = job->taps,
                           .k = min_int(job->chunk, channels),
@@ -344,12 +436,13 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
                           .b = data,
                           .add = chunk > 0};
     t.half = !job->a->geglu && job->a->y.c - p * g->nr <= g->nr / 2;
-    /* Rows of half a tile that are whole rows of the picture go two by two. */
-    const bool pairs = g->pairs_halves && job->mode == PADDED && job->places == 1 && b->length == job->ow &&
-                       2 * b->length == g->mr;
+    const bool pairs = pairs_rows(job, b) && !t.half;
+    if (pairs && last)
+        m->jump = jump_of(job, p);
     for (int s = 0, lines; s < b->segments; s += lines) {
         lines = pairs && s % job->block_h + 1 < job->block_h && s + 1 < b->segments ? 2 : 1;
         t.a_half = lines == 2 ? (size_t)(job->step * job->slab_w) * position : 0;
+        t.shares = lines == 2 && shares_rows(job);
         if (job->mode == DIRECT) {
             tensor x = job->a->x;
             t.lda = (size_t)x.ld * es;
@@ -362,8 +455,11 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
                   (size_t)(slab_row(job, s) * job->slab_w) * position;
         }
         t.c = one ? c : c + (size_t)(s * b->length) * (size_t)g->nr;
-        run_segment(job, m, &t, lines * b->length, own ? &next : &m->next_x, place, p, segment_row(job, b, s),
-                    last, one);
+        struct coming *asked = own ? &next : &m->next_x;
+        if (lines == 2)
+            run_pair(job, m, &t, b->length, asked, place, p, segment_row(job, b, s), last, one);
+        else
+            run_segment(job, m, &t, b->length, asked, place, p, segment_row(job, b, s), last, one);
     }
 }
 
@@ -467,7 +563,8 @@ static bool sums_can_be_kept(const struct job *job)
     if (!a->normed || job->places != 4 || job->g->nr != KEPT_PANEL || a->act != ACT_NONE || !job->g->defers)
         return false;
     const struct run last = {job->w->panels - 1, 0, 1, 1};
-    const struct finish f = gemm_make_finish(a, job->g->nr, NULL, &last);
+    struct finish f;
+    gemm_make_finish(&f, a, job->g->nr, NULL, &last);
     return job->g->defers(&f);
 }
 

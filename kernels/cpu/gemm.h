@@ -47,7 +47,7 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
  * a GEGLU; 1: each by itself. */
 int gemm_joins(const struct gemm_args *a, int panel_cols, bool past_caches);
 /* Bytes from a row that is kept back to the next. */
-size_t gemm_kept_stride(const struct gemm_args *a, int panel_cols, int joins);
+int gemm_kept_stride(const struct gemm_args *a, int panel_cols, int joins);
 /* Whether panel P is kept back, of an item's that end at P1. */
 static inline bool gemm_kept_back(int p, int p1, int joins)
 {
@@ -56,8 +56,8 @@ static inline bool gemm_kept_back(int p, int p1, int joins)
 /* Lets F, the end of panel P of P0 to P1, write to KEPT, its first row's place, or take along what waits
  * there.
  */
-void gemm_join(struct finish *f, char *kept, size_t kept_stride, int p, int p0, int p1, int joins);
-/* F by row_ops.finish, and what it takes along. */
+void gemm_join(struct finish *f, char *kept, int kept_stride, int p, int p0, int p1, int joins);
+/* F by row_ops.finish, with what it takes along and where its rows jump. */
 void gemm_finish_joined(const struct row_ops *rows, const struct finish *f);
 
 /* The same convolution by Winograd's method, where it suits: see winograd.c, and winograd_rows.c for bf16. */

@@ -1,10 +1,10 @@
 /* Matrix micro-kernel of the AMX tier: bf16, fp32 sums, 32 rows x 32 columns in four accumulator tiles.
  *
- * Bytes and FLOPs: a step of 32 channels takes four dot products (64 cycles) and four tile loads (32 cycles
- * from the first level), so it is bound by arithmetic while A and B are near. B of a call (k_block = 288
- * products x 32 columns, 18 KB) stays in the first level for all row tiles of a block. For a 3x3 convolution
- * the call covers 9 positions x 32 channels, whose rows of A overlap: 6.5 KB of new A a call of 576 cycles.
- * Accumulators are loaded and stored once a call (8 KB).
+ * Bytes and FLOPs: a step of 32 channels takes four dot products (64 cycles, 80 with numbers that are not
+ * zero) and four tile loads (32 cycles from the first level, 64 and more from the second), so it is bound by
+ * arithmetic while A or B is near. Linear layers keep B of up to 640 channels there (40 KB) while tiles of A
+ * pass, several in a call (gemm_tile.more); convolutions keep A of a chunk, whose taps overlap, while B
+ * passes. Sums stay in tiles over all channels of a call and are stored once (4 KB).
  *
  * Rows come in sixteens; a rest of fewer is run with tiles configured for that many rows. */
 #ifdef LATENTD_EMULATE
@@ -21,7 +21,7 @@
 #include "ending_amx.h"
 #include "tier.h"
 
-enum { ROWS = 16, STEP = 32 };
+enum { ROWS = 16, STEP = 32, B_STEP = STEP * NR * 2 };
 
 /* Tiles 0 to 3: sums [row half][column half]; 4, 5: A; 6, 7: B. */
 static void configure(int rows)
@@ -209,7 +209,8 @@ VEC int next_step(struct step *s, size_t step, int left)
 struct asking {
     const char *next; /* of t->prefetch; so many steps of it are left */
     int steps;
-    const char *y, *residual; /* NULL: not asked for */
+    const char *y, *residual;
+    int y_bytes, residual_bytes; /* of a row; 0: not asked for */
     size_t y_stride, residual_stride;
     int rows, pace; /* those left in this tile, those a step */
 };
@@ -220,11 +221,13 @@ VEC struct asking begin_asking(const struct gemm_tile *t, int steps)
     struct asking q = {.next = t->prefetch, .steps = t->prefetch_lines > 0 ? t->prefetch_steps : 0};
     if (!f)
         return q;
-    q.y = t->asks_y ? f->y : NULL;
+    q.y = f->y;
+    q.y_bytes = t->y_asked;
     q.y_stride = f->y_stride;
     q.residual = f->residual;
+    q.residual_bytes = t->residual_asked;
     q.residual_stride = f->residual_stride;
-    q.pace = (2 * ROWS + steps - 1) / steps;
+    q.pace = q.y_bytes + q.residual_bytes > 0 ? (2 * ROWS + steps - 1) / steps : 0;
     return q;
 }
 
@@ -235,14 +238,12 @@ VEC void ask(const struct gemm_tile *t, struct asking *q)
         q->next = ask_lines(t, q->next);
     }
     for (int i = 0; i < q->pace && q->rows > 0; i++, q->rows--) {
-        if (q->y) {
-            __asm__ volatile("prefetchw %0" : : "m"(*q->y)); /* no operation where the CPU lacks it */
-            q->y += q->y_stride;
-        }
-        if (q->residual) {
-            __builtin_prefetch(q->residual, 0, 2);
-            q->residual += q->residual_stride;
-        }
+        for (int b = 0; b < q->y_bytes; b += 64)
+            __asm__ volatile("prefetchw %0" : : "m"(q->y[b])); /* no operation where the CPU lacks it */
+        for (int b = 0; b < q->residual_bytes; b += 64)
+            __builtin_prefetch(q->residual + b, 0, 2);
+        q->y += q->y_stride;
+        q->residual += q->residual_stride;
     }
 }
 
@@ -282,15 +283,90 @@ VEC void run_line(const struct gemm_tile *t, enum kind kind, bool b_near, bool k
                 sums = ask_sums(sums, sums_end);
             ask(t, &q);
             if (e.left > 0)
-                end_rows(&e, e.pace, kind);
+                end_rows(&e, e.pace, kind, true);
         }
-        end_rows(&e, e.left, kind);
+        end_rows(&e, e.left, kind, true);
         keep = keeps ? keep + 2 * t->keep_half : NULL;
     }
     store_sums(c - t->c_next);
 }
 
-/* 32 rows, with several taps. */
+/* A function of its own for each case: together they have too few registers. */
+#define ALONE(name, call)                                                                                    \
+    static __attribute__((noinline)) void name(const struct gemm_tile *t)                                    \
+    {                                                                                                        \
+        call;                                                                                                \
+    }
+
+/* ---- Several taps ---- */
+
+/* What is done beside a step. */
+struct along {
+    const char *next;
+    struct ending e;
+};
+
+VEC void go_along(const struct gemm_tile *t, struct along *g, enum kind kind)
+{
+    g->next = ask_lines(t, g->next);
+    if (g->e.left <= 0)
+        return;
+    end_rows(&g->e, g->e.pace, kind, false);
+    if (g->e.left == 0 && g->e.lower > 0)
+        jump(&g->e);
+}
+
+#define LOAD_B(b)                                                                                            \
+    do {                                                                                                     \
+        tile_load_once(6, (b), NR * 4);                                                                      \
+        tile_load_once(7, (b) + 64, NR * 4);                                                                 \
+    } while (0)
+#define DOTS(upper, lower)                                                                                   \
+    do {                                                                                                     \
+        tile_dot(0, upper, 6);                                                                               \
+        tile_dot(1, upper, 7);                                                                               \
+        tile_dot(2, lower, 6);                                                                               \
+        tile_dot(3, lower, 7);                                                                               \
+    } while (0)
+
+enum { COLUMN = 3 }; /* taps */
+
+/* Those of a column of the kernel, one step, t->shares: what is loaded for the lower rows is the upper ones'
+ * at the next tap. */
+VEC void shared_column(const struct gemm_tile *t, const char *a, const char *b, struct along *g,
+                       enum kind kind)
+{
+    LOAD_B(b);
+    tile_load(4, a, t->lda);
+    tile_load(5, a + t->a_half, t->lda);
+    DOTS(4, 5);
+    go_along(t, g, kind);
+    LOAD_B(b + B_STEP);
+    tile_load(4, a + 2 * t->a_half, t->lda);
+    DOTS(5, 4);
+    go_along(t, g, kind);
+    LOAD_B(b + 2 * B_STEP);
+    tile_load(5, a + 3 * t->a_half, t->lda);
+    DOTS(4, 5);
+    go_along(t, g, kind);
+}
+
+/* 32 rows, t->shares. */
+VEC void run_columns_as(const struct gemm_tile *t, enum kind kind)
+{
+    const char *b = t->b, *slab = t->a;
+    struct along g = {.next = t->prefetch, .e = begin_ending(t->pending, t->taps * channels_of(t) / STEP)};
+    load_sums(t, true);
+    for (int left = channels_of(t); left > 0; left -= STEP, slab += t->a_chunk)
+        for (int tap = 0; tap < t->taps; tap += COLUMN, b += COLUMN * B_STEP)
+            shared_column(t, slab + t->tap[tap], b, &g, kind);
+    end_rest(&g.e, kind, false);
+    if (kind == SUMMED)
+        end_sums(&g.e);
+    store_sums(t->c);
+}
+
+/* 32 rows. */
 VEC void run_taps_as(const struct gemm_tile *t, enum kind kind)
 {
     const char *b = t->b, *next = t->prefetch, *slab = t->a;
@@ -301,34 +377,43 @@ VEC void run_taps_as(const struct gemm_tile *t, enum kind kind)
         const int k = left < t->k ? left : t->k;
         for (int tap = 0; tap < t->taps; tap++) {
             const char *a = slab + t->tap[tap];
-            for (int i = 0; i < k; i += STEP, a += STEP * 2, b += STEP * NR * 2) {
+            for (int i = 0; i < k; i += STEP, a += STEP * 2, b += B_STEP) {
                 multiply(&(struct step){.a = a, .b = b, .lda = lda, .half = half});
                 next = ask_lines(t, next);
                 if (e.left > 0)
-                    end_rows(&e, e.pace, kind);
+                    end_rows(&e, e.pace, kind, false);
             }
         }
     }
-    end_rows(&e, e.left, kind);
+    end_rest(&e, kind, false);
     if (kind == SUMMED)
         end_sums(&e);
     store_sums(t->c);
 }
 
+ALONE(run_taps_plain, run_taps_as(t, PLAIN))
+ALONE(run_taps_summed, run_taps_as(t, SUMMED))
+ALONE(run_columns_plain, run_columns_as(t, PLAIN))
+ALONE(run_columns_summed, run_columns_as(t, SUMMED))
+
 static void run_taps(const struct gemm_tile *t)
 {
     const enum kind kind = ending_kind(t->pending);
-    if (kind == SUMMED) {
-        run_taps_as(t, SUMMED);
-        return;
-    }
-    struct gemm_tile rest = *t;
-    if (kind != PLAIN) {
+    if (kind != SUMMED && kind != PLAIN) {
+        struct gemm_tile rest = *t;
         struct ending e = begin_ending(t->pending, 1);
         end_all(&e);
         rest.pending = NULL;
+        run_taps(&rest);
+    } else if (kind == SUMMED && t->shares) {
+        run_columns_summed(t);
+    } else if (kind == SUMMED) {
+        run_taps_summed(t);
+    } else if (t->shares) {
+        run_columns_plain(t);
+    } else {
+        run_taps_plain(t);
     }
-    run_taps_as(&rest, PLAIN);
 }
 
 /* 32 rows of the first 16 columns. */
@@ -387,44 +472,59 @@ static void run_one(const struct gemm_tile *t)
     tile_store(1, t->c + ROWS, line);
 }
 
+/* 32 rows, in_line(). */
+#define RUN_LINE(kind)                                                                                       \
+    ALONE(keep_near_##kind, run_line(t, kind, true, true, false))                                            \
+    ALONE(keep_far_##kind, run_line(t, kind, false, true, false))                                            \
+    ALONE(sums_near_##kind, run_line(t, kind, true, false, true))                                            \
+    ALONE(near_##kind, run_line(t, kind, true, false, false))                                                \
+    ALONE(far_##kind, run_line(t, kind, false, false, false))                                                \
+    static void run_line_##kind(const struct gemm_tile *t)                                                   \
+    {                                                                                                        \
+        const bool b_near = b_stays_near(t->taps, channels_of(t) * NR * 2);                                  \
+        if (t->keep && b_near)                                                                               \
+            keep_near_##kind(t);                                                                             \
+        else if (t->keep)                                                                                    \
+            keep_far_##kind(t);                                                                              \
+        else if (b_near && t->next_sums)                                                                     \
+            sums_near_##kind(t);                                                                             \
+        else if (b_near)                                                                                     \
+            near_##kind(t);                                                                                  \
+        else                                                                                                 \
+            far_##kind(t);                                                                                   \
+    }
+RUN_LINE(PLAIN)
+RUN_LINE(GELU)
+RUN_LINE(GEGLU)
+
 /* 32 rows. */
-VEC void run_kind(const struct gemm_tile *t, enum kind kind)
+static void run_whole(const struct gemm_tile *t)
 {
-    const bool b_near = b_stays_near(t->taps, channels_of(t) * NR * 2);
-    if (t->keep && b_near)
-        run_line(t, kind, true, true, false);
-    else if (t->keep)
-        run_line(t, kind, false, true, false);
-    else if (b_near && t->next_sums)
-        run_line(t, kind, true, false, true);
-    else if (b_near)
-        run_line(t, kind, true, false, false);
+    const enum kind kind = ending_kind(t->pending ? t->pending : t->end);
+    if (t->half && !t->keep)
+        run_half(t);
+    else if (!in_line(t))
+        run_taps(t);
+    else if (kind == GEGLU)
+        run_line_GEGLU(t);
+    else if (kind == GELU)
+        run_line_GELU(t);
     else
-        run_line(t, kind, false, false, false);
+        run_line_PLAIN(t);
 }
 
 static void run(int rows, const struct gemm_tile *tile)
 {
-    struct gemm_tile t = *tile;
-    const enum kind kind = ending_kind(t.pending ? t.pending : t.end);
     if (rows == 2 * ROWS) {
-        if (t.half && !t.keep)
-            run_half(tile);
-        else if (!in_line(tile))
-            run_taps(tile);
-        else if (kind == GEGLU)
-            run_kind(tile, GEGLU);
-        else if (kind == GELU)
-            run_kind(tile, GELU);
-        else
-            run_kind(tile, PLAIN);
+        run_whole(tile);
         return;
     }
+    struct gemm_tile t = *tile;
     for (; rows > 0; rows -= ROWS) {
         if (rows < ROWS)
             configure(rows);
         run_one(&t);
-        t.a += t.a_half ? t.a_half : ROWS * t.lda;
+        t.a += half_of(&t);
         t.keep = t.keep ? t.keep + t.keep_half : NULL;
         t.c += ROWS * NR;
         t.pending = NULL;

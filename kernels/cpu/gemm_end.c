@@ -3,12 +3,13 @@
 
 #include <string.h>
 
-struct finish gemm_make_finish(const struct gemm_args *a, int nr, const float *c, const struct run *r)
+void gemm_make_finish(struct finish *f, const struct gemm_args *a, int nr, const float *c,
+                      const struct run *r)
 {
     const struct cpu_weight *w = a->w->packed;
     int col = r->p * w->panel_cols;
     size_t ys = dtype_size(a->y.dtype);
-    struct finish f = {
+    *f = (struct finish){
         .c = c,
         .nr = nr,
         .rows = r->count,
@@ -23,23 +24,24 @@ struct finish gemm_make_finish(const struct gemm_args *a, int nr, const float *c
     };
     if (a->residual.data) {
         size_t rs = dtype_size(a->residual.dtype);
-        f.residual = (const char *)a->residual.data + (r->first * (size_t)a->residual.ld + (size_t)col) * rs;
-        f.residual_stride = (size_t)r->step * (size_t)a->residual.ld * rs;
-        f.residual_type = a->residual.dtype;
+        f->residual = (const char *)a->residual.data + (r->first * (size_t)a->residual.ld + (size_t)col) * rs;
+        f->residual_stride = (size_t)r->step * (size_t)a->residual.ld * rs;
+        f->residual_type = a->residual.dtype;
     }
     if (a->add_bc.data) {
         size_t n = a->add_bc.n == 1 ? 0 : r->first / add_positions(a);
-        f.add = (const char *)a->add_bc.data +
-                (n * (size_t)a->add_bc.ld + (size_t)col) * dtype_size(a->add_bc.dtype);
-        f.add_type = a->add_bc.dtype;
+        f->add = (const char *)a->add_bc.data +
+                 (n * (size_t)a->add_bc.ld + (size_t)col) * dtype_size(a->add_bc.dtype);
+        f->add_type = a->add_bc.dtype;
     }
-    return f;
 }
 
 struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, int count)
 {
     struct run r = {p, first, 1, count};
-    return gemm_make_finish(a, nr, NULL, &r);
+    struct finish f;
+    gemm_make_finish(&f, a, nr, NULL, &r);
+    return f;
 }
 
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
@@ -64,19 +66,19 @@ int gemm_joins(const struct gemm_args *a, int panel_cols, bool past_caches)
     return half && at % LINE == 0 ? 2 : 1;
 }
 
-size_t gemm_kept_stride(const struct gemm_args *a, int panel_cols, int joins)
+int gemm_kept_stride(const struct gemm_args *a, int panel_cols, int joins)
 {
-    const size_t kept = (size_t)((joins - 1) * panel_cols) * dtype_size(a->y.dtype);
+    const int kept = (joins - 1) * panel_cols * (int)dtype_size(a->y.dtype);
     return kept > LINE ? PAIR : kept;
 }
 
-void gemm_join(struct finish *f, char *kept, size_t kept_stride, int p, int p0, int p1, int joins)
+void gemm_join(struct finish *f, char *kept, int kept_stride, int p, int p0, int p1, int joins)
 {
     const int first = p / joins * joins > p0 ? p / joins * joins : p0;
     const int before = (p - first) * f->cols * (int)dtype_size(f->y_type);
     if (gemm_kept_back(p, p1, joins)) {
         f->y = kept + before;
-        f->y_stride = kept_stride;
+        f->y_stride = (size_t)kept_stride;
         f->stream = false;
     } else if (before) {
         f->before = kept;
@@ -85,10 +87,32 @@ void gemm_join(struct finish *f, char *kept, size_t kept_stride, int p, int p0, 
     }
 }
 
+/* The rows of F from ROW on, COUNT of them. */
+static struct finish part_of(const struct finish *f, int row, int count)
+{
+    struct finish part = *f;
+    part.jump = NULL;
+    part.rows = count;
+    part.c += (size_t)row * (size_t)f->nr;
+    part.y += (size_t)row * f->y_stride;
+    part.residual = f->residual ? f->residual + (size_t)row * f->residual_stride : NULL;
+    return part;
+}
+
 void gemm_finish_joined(const struct row_ops *rows, const struct finish *f)
 {
+    if (f->jump) { /* of a convolution, which has no panels that are joined */
+        const struct finish_jump *j = f->jump;
+        struct finish upper = part_of(f, 0, j->first), lower = part_of(f, j->first, f->rows - j->first);
+        lower.y += j->y;
+        lower.residual = lower.residual ? lower.residual + j->residual : NULL;
+        lower.add = lower.add ? (const char *)lower.add + j->add : NULL;
+        rows->finish(&upper);
+        rows->finish(&lower);
+        return;
+    }
     for (int r = 0; f->before && r < f->rows; r++)
-        memcpy(f->y + (size_t)r * f->y_stride - f->before_bytes, f->before + (size_t)r * f->before_stride,
+        memcpy(f->y + (size_t)r * f->y_stride - f->before_bytes, f->before + r * f->before_stride,
                (size_t)f->before_bytes);
     rows->finish(f);
 }

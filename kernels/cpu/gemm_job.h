@@ -73,7 +73,8 @@ struct worker_memory {
     float *sums;      /* the block's of job->sums: [place][panel][2][nr]; or NULL */
     bool asks, asked; /* this item asks for the next one's x, and the last one asked for its x */
     struct coming next_x;
-    struct finish panel_end; /* position 0's, where same_end() */
+    struct finish panel_end; /* of the panel, position 0's, where same_end() */
+    struct finish_jump jump; /* of rows that go two by two */
     struct finish pending;   /* the end of the last tile, where it waits */
     bool waits;
 };
@@ -106,14 +107,14 @@ static inline bool in_rectangles(const struct job *job)
     return job->mode == PADDED || job->mode == NARROW;
 }
 
-static inline size_t kept_stride(const struct job *job)
+static inline int kept_stride(const struct job *job)
 {
     return gemm_kept_stride(job->a, job->w->panel_cols, job->joins);
 }
 
 static inline size_t kept_bytes(const struct job *job)
 {
-    return (size_t)job->block_rows * kept_stride(job);
+    return (size_t)(job->block_rows * kept_stride(job));
 }
 
 /* Positions of the output that share a row of add_bc. */
@@ -133,6 +134,7 @@ void gemm_norm_rows(const struct job *job, const struct worker_memory *m, size_t
 size_t gemm_slab_bytes(const struct job *job);
 
 /* gemm_end.c: what ends R's rows, C their sums. */
-struct finish gemm_make_finish(const struct gemm_args *a, int nr, const float *c, const struct run *r);
+void gemm_make_finish(struct finish *f, const struct gemm_args *a, int nr, const float *c,
+                      const struct run *r);
 
 #endif

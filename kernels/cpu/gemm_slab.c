@@ -169,7 +169,7 @@ void gemm_set_taps(const struct job *job, struct worker_memory *m)
     size_t bytes = (size_t)job->chunk * dtype_size(job->g->dtype);
     for (int place = 0; place < job->places; place++)
         for (int t = 0; t < job->taps; t++)
-            m->tap[place][t] =
+            m->tap[place][tap_slot(t, job->taps, job->w->by_columns)] =
                 (size_t)slab_position(job, place / 2 + t / job->kw, place % 2 + t % job->kw) * bytes;
 }
 

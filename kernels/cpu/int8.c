@@ -197,7 +197,7 @@ static void prefetch_output(const struct job *job, const struct worker_memory *m
         prefetch(a->residual, first, rows, p * cols, cols, false);
 }
 
-static size_t kept_stride(const struct job *job)
+static int kept_stride(const struct job *job)
 {
     return gemm_kept_stride(job->a, job->w->w.panel_cols, job->joins);
 }
@@ -230,8 +230,8 @@ static void finish_rows(const struct job *job, struct worker_memory *m, int p, c
                                           .step = is_1x1(job) ? 1 : 0};
         m->pending.f.stream = job->streams;
         if (job->joins > 1)
-            gemm_join(&m->pending.f, m->kept + at % (size_t)job->block_w * kept_stride(job), kept_stride(job),
-                      p, m->p0, m->p1, job->joins);
+            gemm_join(&m->pending.f, m->kept + at % (size_t)job->block_w * (size_t)kept_stride(job),
+                      kept_stride(job), p, m->p0, m->p1, job->joins);
         m->waits = true;
     }
     if (!job->k->defers || !job->k->defers(&m->pending.f))
@@ -382,7 +382,7 @@ static size_t scales_bytes(const struct job *job)
 
 static size_t kept_bytes(const struct job *job)
 {
-    return job->joins > 1 ? (size_t)job->block_w * kept_stride(job) : 0;
+    return job->joins > 1 ? (size_t)(job->block_w * kept_stride(job)) : 0;
 }
 
 static struct worker_memory worker_memory(const struct job *job, const struct block *b, int worker)

@@ -54,9 +54,12 @@ static void lay_out(struct cpu_weight *w, const struct tier *t, const struct wei
     int taps = src->kh * src->kw, unit = g->k_unit;
     w->channels = (src->in_c + unit - 1) / unit * unit;
     int slab_taps = src->kh == 2 ? 9 : taps; /* the four of an upsampled convolution share a slab of 3x3 */
-    w->chunk = chunk ? chunk : chunk_channels(w->channels, g->k_block / slab_taps, unit);
+    const int most = g->whole_slices && taps > 1 ? unit : g->k_block / slab_taps;
+    w->chunk = chunk ? chunk : chunk_channels(w->channels, most, unit);
     w->dtype = storage_dtype(t, src);
     w->taps = taps;
+    /* Two rows of outputs then share what they read. A single panel of few outputs gains nothing. */
+    w->by_columns = g->pairs_halves && src->kh == 3 && src->out_c > g->nr / 2;
     w->panel_cols = src->kind == WEIGHT_GEGLU ? g->nr / 2 : g->nr;
     int outputs = src->kind == WEIGHT_GEGLU ? src->out_c / 2 : src->out_c;
     w->panels = (outputs + w->panel_cols - 1) / w->panel_cols;
@@ -86,7 +89,9 @@ static void scatter32(const struct pack_block *b)
         const uint32_t *src = (const uint32_t *)(b->rows + (size_t)j * b->row_bytes);
         for (int c = 0; c < b->channels; c++)
             for (int t = 0; t < b->taps; t++)
-                memcpy(b->dst + (size_t)t * b->tap_bytes + (size_t)c * b->line + (size_t)j * 4, src++, 4);
+                memcpy(b->dst + (size_t)tap_slot(t, b->taps, b->by_columns) * b->tap_bytes +
+                           (size_t)c * b->line + (size_t)j * 4,
+                       src++, 4);
     }
 }
 
@@ -96,7 +101,9 @@ static void scatter16(const struct pack_block *b)
         const uint16_t *src = (const uint16_t *)(b->rows + (size_t)j * b->row_bytes);
         for (int c = 0; c < b->channels; c++)
             for (int t = 0; t < b->taps; t++)
-                memcpy(b->dst + (size_t)t * b->tap_bytes + (size_t)c * b->line + (size_t)j * 2, src++, 2);
+                memcpy(b->dst + (size_t)tap_slot(t, b->taps, b->by_columns) * b->tap_bytes +
+                           (size_t)c * b->line + (size_t)j * 2,
+                       src++, 2);
     }
 }
 
@@ -107,8 +114,8 @@ static void scatter_pairs(const struct pack_block *b)
         const uint16_t *src = (const uint16_t *)(b->rows + (size_t)j * b->row_bytes);
         for (int c = 0; c < b->channels; c++)
             for (int t = 0; t < b->taps; t++)
-                memcpy(b->dst + (size_t)t * b->tap_bytes + (size_t)(c / 2) * b->line +
-                           (size_t)(2 * j + c % 2) * 2,
+                memcpy(b->dst + (size_t)tap_slot(t, b->taps, b->by_columns) * b->tap_bytes +
+                           (size_t)(c / 2) * b->line + (size_t)(2 * j + c % 2) * 2,
                        src++, 2);
     }
 }
@@ -175,7 +182,8 @@ static void pack_chunk(const struct pack_job *job, int p, int first, int padded,
                                .tap_bytes = (size_t)padded * channel,
                                .line = channel * (pairs ? 2 : 1),
                                .channels = padded - c < step ? padded - c : step,
-                               .taps = taps};
+                               .taps = taps,
+                               .by_columns = job->w->by_columns};
         pack_columns(job, &b, p, first + c, scratch);
     }
 }

@@ -57,7 +57,7 @@ static inline __m512i high(const __m512i *word, int k)
 static void write_pairs(const struct pack_block *b, const __m512i *word)
 {
     for (int t = 0; t < b->taps; t++) {
-        char *dst = b->dst + (size_t)t * b->tap_bytes;
+        char *dst = b->dst + (size_t)tap_slot(t, b->taps, b->by_columns) * b->tap_bytes;
         for (int c = 0; c < b->channels; c += 2, dst += b->line) {
             int k = c * b->taps + t;
             _mm512_stream_si512((__m512i *)dst, b->taps == 1
@@ -70,7 +70,7 @@ static void write_pairs(const struct pack_block *b, const __m512i *word)
 static void write_alone(const struct pack_block *b, const __m512i *word, size_t size)
 {
     for (int t = 0; t < b->taps; t++) {
-        char *dst = b->dst + (size_t)t * b->tap_bytes;
+        char *dst = b->dst + (size_t)tap_slot(t, b->taps, b->by_columns) * b->tap_bytes;
         for (int c = 0; c < b->channels; c++, dst += b->line) {
             int k = c * b->taps + t;
             if (size == 4)

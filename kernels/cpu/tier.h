@@ -7,6 +7,13 @@
 
 #include "backend.h"
 
+/* Where the rows of a struct finish from FIRST on lie: so many bytes further on than if they followed the
+ * others. */
+struct finish_jump {
+    int first;
+    ptrdiff_t y, residual, add;
+};
+
 /* The end of a matrix product: c [rows][nr] -> y, `cols` outputs a row.
  * y = act(c + bias + add) + residual, or for geglu (c + bias)[j] * gelu((c + bias)[nr/2 + j]) + residual. */
 struct finish {
@@ -25,8 +32,8 @@ struct finish {
     bool geglu;
     const char *before; /* NULL, or of each row so many bytes of outputs that belong right before y's and are
                            stored with them, as whole lines; BEFORE_STRIDE from row to row */
-    int before_bytes;
-    size_t before_stride;
+    int before_bytes, before_stride;
+    const struct finish_jump *jump; /* NULL, or where the later rows lie, and which row of `add` is theirs */
     bool stream; /* y is too large for the caches: store past them where that is possible */
     float *sums; /* NULL, or [2][nr]: the rows' sums and those of their squares are added there; cols is
                     nr then */
@@ -43,12 +50,15 @@ struct gemm_tile {
     size_t keep_half;  /* bytes from a tile's place to that of the same channels 16 rows on */
     const size_t *tap; /* [taps] byte offsets added to every row: kernel positions of a convolution */
     int taps, k;       /* k channels of a chunk from each tap, a multiple of k_unit */
-    int channels;      /* of all chunks, where the kernel takes whole_slices; 0: k, one chunk */
-    size_t a_chunk;    /* bytes from one chunk of a to the next */
-    const void *b;     /* chunks of F32: [taps][k][nr]; BF16: [taps][k/2][nr][2]; the last may be shorter */
-    float *c;          /* [rows][nr] */
-    bool add;          /* add to c instead of overwriting it */
-    bool half;         /* only the first nr / 2 columns are wanted; the others may be left as they are */
+    bool shares; /* where pairs_halves, k is k_unit: taps follow each other by columns of three, and a_half is
+                    what a tap of a column has more than the one before it: what one reads of the upper half
+                    that one has read of the lower */
+    int channels;   /* of all chunks, where the kernel takes whole_slices; 0: k, one chunk */
+    size_t a_chunk; /* bytes from one chunk of a to the next */
+    const void *b;  /* chunks of F32: [taps][k][nr]; BF16: [taps][k/2][nr][2]; the last may be shorter */
+    float *c;       /* [rows][nr] */
+    bool add;       /* add to c instead of overwriting it */
+    bool half;      /* only the first nr / 2 columns are wanted; the others may be left as they are */
     const char *prefetch;         /* memory that will be read next; any valid address */
     int prefetch_lines;           /* how much of it: lines for each k_unit products; whole_slices only */
     size_t prefetch_apart;        /* bytes between those lines */
@@ -63,9 +73,9 @@ struct gemm_tile {
     size_t a_next; /* bytes from one's first row to the next one's; keep: 2 * keep_half */
     size_t c_next; /* floats from one's sums to the next one's; may be 0 where `end` is given */
     const struct finish
-        *end;    /* NULL, or the end of each tile but the last, which the next one does along the
-                    way: that of the first; the others' rows follow it in y. Of pending's kind. */
-    bool asks_y; /* lines of y are asked for, to be written; those of the residual always are */
+        *end; /* NULL, or the end of each tile but the last, which the next one does along the
+                 way: that of the first; the others' rows follow it in y. Of pending's kind. */
+    int y_asked, residual_asked; /* bytes of their rows that are asked for, y's to be written */
 };
 
 struct spread {
@@ -189,6 +199,7 @@ struct pack_block {
     const char *rows; /* 64-byte aligned, each with room for whole cache lines */
     size_t row_bytes;
     int columns, channels, taps; /* channels is even where pairs are packed */
+    bool by_columns;             /* of taps, as in struct cpu_weight */
 };
 
 struct flash_kernel;
@@ -260,6 +271,7 @@ static inline const struct tier *cpu_tier(const struct backend *be)
 struct cpu_weight {
     enum dtype dtype;       /* of data */
     int taps;               /* kernel positions */
+    bool by_columns;        /* those of a kernel of three rows are packed column by column, not row by row */
     int channels;           /* input channels, padded to k_unit */
     int chunk;              /* channels in a chunk; the last may be shorter */
     int panels, panel_cols; /* outputs written per panel: nr, or nr / 2 for GEGLU */
@@ -270,6 +282,13 @@ struct cpu_weight {
     size_t winograd_rows, winograd_rows_bytes; /* likewise U of winograd_rows.h, by place */
     size_t bias, data; /* byte offsets from the header: float [panels * nr], and the panels */
 };
+
+/* Where tap T of TAPS lies, counted in taps. */
+static inline int tap_slot(int t, int taps, bool by_columns)
+{
+    const int kw = taps / 3;
+    return by_columns ? t % kw * 3 + t / kw : t;
+}
 
 static inline const float *weight_bias(const struct cpu_weight *w)
 {
