@@ -214,7 +214,7 @@ void emulator_warp(const char *op, void *mine, void (*work)(void *lane[32]))
 {
     unsigned t = emulator_here->thread.x;
     warp *w = &run.warps[t / 32];
-    if (w->meet.arrived && strcmp(w->op, op) != 0) {
+    if (w->meet.arrived && w->op != op && strcmp(w->op, op) != 0) {
         fprintf(stderr, "emulator: lanes of a warp are at %s and at %s\n", w->op, op);
         emulator_fail("a warp that is not together");
     }
