@@ -31,7 +31,7 @@
  * at 180 GFLOP/s. Sums of unfinished slices wait in the worker's scratch.
  *
  * Memory gives and takes lines in pairs: y and the residual are asked for, and y is written past the caches,
- * two panels' lines at a time (bytes_asked(), gemm_joins()).
+ * two panels' lines at a time (gemm_bytes_asked(), gemm_joins()).
  *
  * The order in which a number is summed depends on the packed layout alone (chunks of channels, then taps),
  * not on blocks, threads or the batch: the same picture gets the same bits however it is computed. */
@@ -40,156 +40,6 @@
 #include <string.h>
 
 #include "int8.h"
-
-/* Outputs FIRST to FIRST + COUNT of the job's positions, at PLACE, all in one row of the picture where there
- * are several places. */
-static struct run output_run(const struct job *job, int place, int p, size_t first, int count)
-{
-    if (job->places == 1)
-        return (struct run){p, first, 1, count};
-    size_t row = first / (size_t)job->ow, x = first % (size_t)job->ow;
-    return (struct run){p, (2 * row + (size_t)place / 2) * 2 * (size_t)job->ow + 2 * x + (size_t)place % 2, 2,
-                        count};
-}
-
-/* BYTES of R's rows of x, for its panel. */
-static void prefetch_run(tensor x, int cols, int bytes, const struct run *r, bool write)
-{
-    size_t size = dtype_size(x.dtype);
-    const char *at = (const char *)x.data + (r->first * (size_t)x.ld + (size_t)(r->p * cols)) * size;
-    for (int i = 0; i < r->count; i++, at += (size_t)r->step * (size_t)x.ld * size)
-        for (int b = 0; b < bytes; b += 64)
-            if (write)
-                __asm__ volatile("prefetchw %0" : : "m"(at[b])); /* no operation where the CPU lacks it */
-            else
-                __builtin_prefetch(at + b, 0, 2);
-}
-
-/* Bytes of a row of x that are asked for with panel P: a line, or, as memory gives pairs of lines in the time
- * of one, the next panel's, too, and then none with that one. */
-static int bytes_asked(const struct job *job, const struct worker_memory *m, tensor x, int p)
-{
-    const int size = (int)dtype_size(x.dtype), row = job->w->panel_cols * size;
-    if (row != 64 || (((uintptr_t)x.data | (size_t)(x.ld * size)) & 127) != 0)
-        return row;
-    if (p % 2 == 0)
-        return p + 1 < m->panels.p1 ? 2 * row : row;
-    return p == m->panels.p0 ? row : 0;
-}
-
-/* Whether lines of y are fetched when the end of panel P writes them. */
-static bool meets_y(const struct job *job, const struct worker_memory *m, int p)
-{
-    return !job->streams && !gemm_kept_back(p, m->panels.p1, job->joins);
-}
-
-/* Asks for the lines of y that R will be written to, unless they are written past the caches, and for those
- * of the residual: they arrive during the last chunk. */
-static void prefetch_output(const struct job *job, const struct worker_memory *m, struct run r)
-{
-    const struct gemm_args *a = job->a;
-    if (meets_y(job, m, r.p))
-        prefetch_run(a->y, job->w->panel_cols, bytes_asked(job, m, a->y, r.p), &r, true);
-    if (a->residual.data && job->g->defers)
-        prefetch_run(a->residual, job->w->panel_cols, bytes_asked(job, m, a->residual, r.p), &r, false);
-}
-
-/* Whether panels end all their rows in the same way. */
-static bool same_end(const struct job *job)
-{
-    const struct gemm_args *a = job->a;
-    return !a->add_bc.data || a->add_bc.n == 1 || add_positions(a) >= tensor_rows(a->y);
-}
-
-/* Finishes what waits, now. */
-static void finish_pending(const struct job *job, struct worker_memory *m)
-{
-    if (m->waits)
-        gemm_finish_joined(job->rows, &m->pending);
-    m->waits = false;
-}
-
-/* Positions from FIRST on whose outputs can be ended together: those of a picture where add_bc differs, those
- * of a picture's row where there are several places; at most ROWS. */
-static int together(const struct job *job, size_t first, int rows)
-{
-    size_t unit = job->places > 1 ? (size_t)job->ow : job->a->add_bc.data ? add_positions(job->a) : 0;
-    size_t left = unit ? unit - first % unit : (size_t)rows;
-    return left < (size_t)rows ? (int)left : rows;
-}
-
-static float *sums_of(const struct job *job, const struct worker_memory *m, int place, int p)
-{
-    const size_t panel = 2 * (size_t)job->g->nr;
-    return m->sums ? m->sums + ((size_t)place * (size_t)job->w->panels + (size_t)p) * panel : NULL;
-}
-
-/* Those of the panels of an item begin with zeros. */
-static void begin_sums(const struct job *job, struct worker_memory *m, int block)
-{
-    const size_t panel = 2 * (size_t)job->g->nr;
-    m->sums = job->sums ? job->sums + (size_t)(block * job->places * job->w->panels) * panel : NULL;
-    for (int place = 0; m->sums && place < job->places; place++)
-        memset(sums_of(job, m, place, m->panels.p0), 0,
-               (size_t)(m->panels.p1 - m->panels.p0) * panel * sizeof(float));
-}
-
-/* The end of position 0 of panel P, or of R's. */
-static void begin_end(const struct job *job, const struct worker_memory *m, int place, const float *c,
-                      const struct run *r, struct finish *f)
-{
-    gemm_make_finish(f, job->a, job->g->nr, c, r);
-    f->stream = job->streams;
-    f->sums = sums_of(job, m, place, r->p);
-}
-
-/* F: the end of ROWS positions from FIRST on, of panel P, that can be ended together. Making it anew for each
- * tile takes 5 % of a layer of 320 channels. */
-static void end_of(const struct job *job, const struct worker_memory *m, int place, int p, const float *c,
-                   size_t first, int rows, struct finish *f)
-{
-    const struct gemm_args *a = job->a;
-    const struct run r = output_run(job, place, p, first, rows);
-    if (same_end(job)) {
-        *f = m->panel_end;
-        f->c = c;
-        f->rows = rows;
-        f->y += r.first * (size_t)a->y.ld * dtype_size(a->y.dtype);
-        if (f->residual)
-            f->residual += r.first * (size_t)a->residual.ld * dtype_size(a->residual.dtype);
-    } else {
-        begin_end(job, m, place, c, &r, f);
-    }
-    if (job->joins > 1)
-        gemm_join(f, m->kept + first % (size_t)job->block_rows * (size_t)kept_stride(job), kept_stride(job),
-                  p, m->panels.p0, m->panels.p1, job->joins);
-}
-
-/* ROWS positions from FIRST on, of panel P: at once, or left for the next call of the micro-kernel to do
- * along the way. */
-static void finish_rows(const struct job *job, struct worker_memory *m, int place, int p, const float *c,
-                        size_t first, int rows)
-{
-    const int nr = job->g->nr;
-    for (int done = 0, count; done < rows; done += count) {
-        count = together(job, first + (size_t)done, rows - done);
-        end_of(job, m, place, p, c + (size_t)done * (size_t)nr, first + (size_t)done, count, &m->pending);
-        m->waits = true;
-        if (count < rows || !job->g->defers || !job->g->defers(&m->pending))
-            finish_pending(job, m);
-    }
-}
-
-/* Likewise half a tile of outputs from FIRST on, and those below them in the picture. */
-static void finish_pair(const struct job *job, struct worker_memory *m, int place, int p, const float *c,
-                        size_t first)
-{
-    end_of(job, m, place, p, c, first, job->g->mr, &m->pending);
-    m->pending.jump = &m->jump;
-    m->waits = true;
-    if (!job->g->defers || !job->g->defers(&m->pending))
-        finish_pending(job, m);
-}
 
 /* One line after the other. */
 static struct coming in_order(const char *at, size_t bytes, int lines)
@@ -229,9 +79,9 @@ static int run_together(const struct job *job, struct worker_memory *m, struct g
     const struct gemm_kernel *g = job->g;
     const int tiles = length / g->mr, rows = tiles * g->mr;
     struct finish end;
-    if (!g->takes_more || tiles < 2 || job->mode != DIRECT || t->half || (last && !same_end(job)))
+    if (!g->takes_more || tiles < 2 || job->mode != DIRECT || t->half || (last && !gemm_same_end(job)))
         return 0;
-    end_of(job, m, place, p, t->c, first, g->mr, &end);
+    gemm_end_of(job, m, place, p, t->c, first, g->mr, &end);
     if (last && !g->defers(&end))
         return 0;
     set_prefetch(g, t, next, tiles);
@@ -242,13 +92,13 @@ static int run_together(const struct job *job, struct worker_memory *m, struct g
     all.next_sums = t->add && job->slices > 1 ? t->c + rows * g->nr : NULL;
     all.pending = m->waits ? &m->pending : NULL;
     all.end = last ? &end : NULL;
-    all.y_asked = meets_y(job, m, p) ? bytes_asked(job, m, job->a->y, p) : 0;
-    all.residual_asked = job->a->residual.data ? bytes_asked(job, m, job->a->residual, p) : 0;
+    all.y_asked = gemm_meets_y(job, m, p) ? gemm_bytes_asked(job, m, job->a->y, p) : 0;
+    all.residual_asked = job->a->residual.data ? gemm_bytes_asked(job, m, job->a->residual, p) : 0;
     g->run(g->mr, &all);
     m->waits = false;
     if (last)
-        finish_rows(job, m, place, p, t->c + (size_t)(tiles - 1) * all.c_next, first + (size_t)(rows - g->mr),
-                    g->mr);
+        gemm_finish_rows(job, m, place, p, t->c + (size_t)(tiles - 1) * all.c_next,
+                         first + (size_t)(rows - g->mr), g->mr);
     t->a += (size_t)tiles * all.a_next;
     t->keep = t->keep ? t->keep + (size_t)tiles * 2 * t->keep_half : NULL;
     return tiles;
@@ -268,8 +118,8 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
     for (int i = before, done = before * g->mr; i < tiles; i++) {
         int rows = g->m_align > 1 ? min_int(g->mr, length - done) : (length - done) / (tiles - i);
         set_prefetch(g, t, next, 1);
-        if (last && together(job, first + (size_t)done, rows) == rows)
-            prefetch_output(job, m, output_run(job, place, p, first + (size_t)done, rows));
+        if (last && gemm_together(job, first + (size_t)done, rows) == rows)
+            gemm_ask_output(job, m, gemm_output_run(job, place, p, first + (size_t)done, rows));
         t->c = c + (size_t)(one ? 0 : done) * (size_t)g->nr;
         t->next_sums = t->add && job->slices > 1 ? t->c + rows * g->nr : NULL;
         t->pending = m->waits ? &m->pending : NULL;
@@ -278,7 +128,7 @@ static void run_segment(const struct job *job, struct worker_memory *m, struct g
         g->run(rows, t);
         m->waits = m->waits && !g->defers;
         if (last)
-            finish_rows(job, m, place, p, t->c, first + (size_t)done, rows);
+            gemm_finish_rows(job, m, place, p, t->c, first + (size_t)done, rows);
         done += rows;
         t->a += t->a_half ? 2 * t->a_half : (size_t)rows * t->lda;
         t->keep = t->keep ? t->keep + 2 * t->keep_half : NULL;
@@ -300,24 +150,6 @@ static bool pairs_rows(const struct job *job, const struct block *b)
     return shares_rows(job) || (b->length == job->ow && 2 * b->length == job->g->mr);
 }
 
-/* Where the lower half of a tile's rows of panel P lies, as seen from the upper. */
-static struct finish_jump jump_of(const struct job *job, int p)
-{
-    const struct gemm_args *a = job->a;
-    const int half = job->g->mr / 2;
-    struct finish upper, lower;
-    const struct run first = output_run(job, 0, p, 0, half),
-                     below = output_run(job, 0, p, (size_t)job->ow, half);
-    gemm_make_finish(&upper, a, job->g->nr, NULL, &first);
-    gemm_make_finish(&lower, a, job->g->nr, NULL, &below);
-    struct finish_jump j = {.first = half, .y = lower.y - upper.y - half * (ptrdiff_t)upper.y_stride};
-    if (a->residual.data)
-        j.residual = lower.residual - upper.residual - half * (ptrdiff_t)upper.residual_stride;
-    if (a->add_bc.data)
-        j.add = (const char *)lower.add - (const char *)upper.add;
-    return j;
-}
-
 /* As run_segment(), for two segments of LENGTH, where pairs_rows(); T is at the first. */
 static void run_pair(const struct job *job, struct worker_memory *m, struct gemm_tile *t, int length,
                      struct coming *next, int place, int p, size_t first, bool last, bool one)
@@ -325,18 +157,18 @@ static void run_pair(const struct job *job, struct worker_memory *m, struct gemm
     const struct gemm_kernel *g = job->g;
     const int half = g->mr / 2;
     for (int x = 0; x < length; x += half, first += (size_t)half) {
-        const struct run upper = output_run(job, place, p, first, half),
-                         lower = output_run(job, place, p, first + (size_t)job->ow, half);
+        const struct run upper = gemm_output_run(job, place, p, first, half),
+                         lower = gemm_output_run(job, place, p, first + (size_t)job->ow, half);
         set_prefetch(g, t, next, 1);
         t->pending = m->waits ? &m->pending : NULL;
         if (last) {
-            prefetch_output(job, m, upper);
-            prefetch_output(job, m, lower);
+            gemm_ask_output(job, m, upper);
+            gemm_ask_output(job, m, lower);
         }
         g->run(g->mr, t);
         m->waits = m->waits && !g->defers;
         if (last)
-            finish_pair(job, m, place, p, t->c, first);
+            gemm_finish_pair(job, m, place, p, t->c, first);
         t->a += (size_t)half * t->lda;
         t->c += one ? 0 : g->mr * g->nr;
     }
@@ -426,8 +258,6 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
         g->whole_slices ? next_panel(job, m, b, raw, bytes, p) : in_order(raw + bytes, bytes, 0);
     const bool own = !m->asks || (p == all.p0 && !m->asked);
     bool last = c0 + channels == w->channels, one = last && chunk == 0;
-    if (last && same_end(job))
-        begin_end(job, m, place, NULL, &(struct run){p, 0, job->places > 1 ? 2 : 1, 0}, &m->panel_end);
     struct gemm_tile t = {.tap = m->tap[place],
                           .taps = job->taps,
                           .k = min_int(job->chunk, channels),
@@ -437,8 +267,8 @@ static void run_chunks(const struct job *job, const struct block *b, struct work
                           .add = chunk > 0};
     t.half = !job->a->geglu && job->a->y.c - p * g->nr <= g->nr / 2;
     const bool pairs = pairs_rows(job, b) && !t.half;
-    if (pairs && last)
-        m->jump = jump_of(job, p);
+    if (last)
+        gemm_begin_panel(job, m, place, p);
     for (int s = 0, lines; s < b->segments; s += lines) {
         lines = pairs && s % job->block_h + 1 < job->block_h && s + 1 < b->segments ? 2 : 1;
         t.a_half = lines == 2 ? (size_t)(job->step * job->slab_w) * position : 0;
@@ -541,7 +371,7 @@ static void run_item(void *ctx, int item, int worker)
     struct worker_memory m = worker_memory(job, worker);
     m.panels = (struct panels){p0, p1};
     set_next_x(job, &m, item);
-    begin_sums(job, &m, item % job->blocks);
+    gemm_begin_sums(job, &m, item % job->blocks);
     if (job->g->begin)
         job->g->begin();
     for (int slice = 0; slice < job->slices; slice++) {
@@ -549,7 +379,7 @@ static void run_item(void *ctx, int item, int worker)
             gemm_fill_slab(job, &b, &m, slice);
         run_slice(job, &b, &m, slice, m.panels);
     }
-    finish_pending(job, &m);
+    gemm_finish_pending(job, &m);
     job->rows->fence();
     if (job->g->end)
         job->g->end();

@@ -1,4 +1,4 @@
-/* What a matrix product is cut into: shared by gemm.c, gemm_blocks.c, gemm_slab.c and gemm_end.c alone. */
+/* What a matrix product is cut into: shared by gemm.c and gemm_*.c alone. */
 #ifndef LATENTD_CPU_GEMM_JOB_H
 #define LATENTD_CPU_GEMM_JOB_H
 
@@ -136,5 +136,41 @@ size_t gemm_slab_bytes(const struct job *job);
 /* gemm_end.c: what ends R's rows, C their sums. */
 void gemm_make_finish(struct finish *f, const struct gemm_args *a, int nr, const float *c,
                       const struct run *r);
+
+/* ---- gemm_finish.c ---- */
+
+/* Outputs FIRST to FIRST + COUNT of the job's positions, at PLACE, all in one row of the picture where there
+ * are several places. */
+struct run gemm_output_run(const struct job *job, int place, int p, size_t first, int count);
+/* Bytes of a row of x that are asked for with panel P: a line, or, as memory gives pairs of lines in the time
+ * of one, the next panel's, too, and then none with that one. */
+int gemm_bytes_asked(const struct job *job, const struct worker_memory *m, tensor x, int p);
+/* Whether lines of y are fetched when the end of panel P writes them. */
+bool gemm_meets_y(const struct job *job, const struct worker_memory *m, int p);
+/* Asks for the lines of y that R will be written to, unless they are written past the caches, and for those
+ * of the residual: they arrive during the last chunk. */
+void gemm_ask_output(const struct job *job, const struct worker_memory *m, struct run r);
+/* Whether panels end all their rows in the same way. */
+bool gemm_same_end(const struct job *job);
+/* Finishes what waits, now. */
+void gemm_finish_pending(const struct job *job, struct worker_memory *m);
+/* Positions from FIRST on whose outputs can be ended together: those of a picture where add_bc differs, those
+ * of a picture's row where there are several places; at most ROWS. */
+int gemm_together(const struct job *job, size_t first, int rows);
+/* Those of the panels of an item begin with zeros. */
+void gemm_begin_sums(const struct job *job, struct worker_memory *m, int block);
+/* F: the end of ROWS positions from FIRST on, of panel P, that can be ended together. Making it anew for each
+ * tile takes 5 % of a layer of 320 channels. */
+void gemm_end_of(const struct job *job, const struct worker_memory *m, int place, int p, const float *c,
+                 size_t first, int rows, struct finish *f);
+/* ROWS positions from FIRST on, of panel P: at once, or left for the next call of the micro-kernel to do
+ * along the way. */
+void gemm_finish_rows(const struct job *job, struct worker_memory *m, int place, int p, const float *c,
+                      size_t first, int rows);
+/* Likewise half a tile of outputs from FIRST on, and those below them in the picture. */
+void gemm_finish_pair(const struct job *job, struct worker_memory *m, int place, int p, const float *c,
+                      size_t first);
+/* What all tiles of panel P have in common: before the first of them ends. */
+void gemm_begin_panel(const struct job *job, struct worker_memory *m, int place, int p);
 
 #endif

@@ -116,4 +116,19 @@ static inline void tile_dot_int8_emulated(int c, int a, int b)
 
 #endif
 
+/* A step of a panel of 32 columns, which passes by, to tiles 6 and 7. */
+#define LOAD_PANEL(b)                                                                                        \
+    do {                                                                                                     \
+        tile_load_once(6, (b), 128);                                                                         \
+        tile_load_once(7, (b) + 64, 128);                                                                    \
+    } while (0)
+/* Its products with the 16 rows in tile UPPER, to tiles 0 and 1, and those in LOWER, to 2 and 3. */
+#define DOTS(upper, lower)                                                                                   \
+    do {                                                                                                     \
+        tile_dot(0, upper, 6);                                                                               \
+        tile_dot(1, upper, 7);                                                                               \
+        tile_dot(2, lower, 6);                                                                               \
+        tile_dot(3, lower, 7);                                                                               \
+    } while (0)
+
 #endif

@@ -322,31 +322,18 @@ VEC void prefetch_unit(const struct wr_output *o, int t)
         __builtin_prefetch(r);
 }
 
-#define LOAD_U(u)                                                                                            \
-    do {                                                                                                     \
-        tile_load_once(6, (u), 128);                                                                         \
-        tile_load_once(7, (u) + 64, 128);                                                                    \
-    } while (0)
-#define DOTS(upper, lower)                                                                                   \
-    do {                                                                                                     \
-        tile_dot(0, upper, 6);                                                                               \
-        tile_dot(1, upper, 7);                                                                               \
-        tile_dot(2, lower, 6);                                                                               \
-        tile_dot(3, lower, 7);                                                                               \
-    } while (0)
-
 /* Products of 32 channels with three rows of the kernel; V are two rows, W the two below. */
 VEC void product_step(const char *v, const char *w, size_t row, const char *u)
 {
     const size_t kernel_row = WR_STEP * WR_COLS * 2;
-    LOAD_U(u);
+    LOAD_PANEL(u);
     tile_load_once(4, v, 64);
     tile_load_once(5, v + row, 64);
     DOTS(4, 5);
-    LOAD_U(u + kernel_row);
+    LOAD_PANEL(u + kernel_row);
     tile_load_once(4, w, 64);
     DOTS(5, 4);
-    LOAD_U(u + 2 * kernel_row);
+    LOAD_PANEL(u + 2 * kernel_row);
     tile_load_once(5, w + row, 64);
     DOTS(4, 5);
 }
