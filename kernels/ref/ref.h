@@ -12,7 +12,8 @@
 #define REF_DECLARE(name, args) int ref_##name args;
 OPS_LIST(REF_DECLARE)
 
-/* Memory for regions and packed weights: 64-byte aligned; blocks of 2 MB and more start on a huge page. */
+/* memory.c: memory for regions and packed weights, 64-byte aligned, on huge pages from 64 KB on. Any thread.
+ */
 int ref_mem_alloc(struct backend *be, size_t bytes, void **mem, struct error *err);
 void ref_mem_free(struct backend *be, void *mem, size_t bytes);
 
