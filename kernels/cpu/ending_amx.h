@@ -27,14 +27,9 @@ struct ending {
     vf sum[2], square[2]; /* of the rows so far, where f->sums */
 };
 
-/* Whole panels of bf16: what convolutions and linear layers of the networks mostly are. */
 static bool defers(const struct finish *f)
 {
-    if (f->y_type != DTYPE_BF16 || (f->residual && f->residual_type != DTYPE_BF16))
-        return false;
-    if (f->geglu)
-        return f->cols == NR / 2 && !f->residual && !f->add;
-    return f->cols == NR && (f->act == ACT_NONE || f->act == ACT_GELU);
+    return ends_along(f, NR);
 }
 
 enum kind { PLAIN, GELU, GEGLU, SUMMED };

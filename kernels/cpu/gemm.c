@@ -12,7 +12,7 @@
  * PADDED: from a slab with the block's input rows and their halo, zeros at the edges, converted to the
  * kernel's type, upsampled if asked; every kernel position is then a constant offset from the output
  * position. Small pictures of a batch share a block, so that their weights come from memory once. Where the
- * kernel has three rows, a row tile is half a tile of two picture rows: what one of its taps reads of the
+ * kernel has three rows, a row tile is half a tile of each of two picture rows: what one tap reads of the
  * lower row the next tap reads of the upper, four loads instead of six.
  *
  * NARROW: from a slab that holds each kernel column apart and a picture's rows below each other without a
@@ -371,7 +371,7 @@ static void run_item(void *ctx, int item, int worker)
     struct worker_memory m = worker_memory(job, worker);
     m.panels = (struct panels){p0, p1};
     set_next_x(job, &m, item);
-    gemm_begin_sums(job, &m, item % job->blocks);
+    gemm_begin_item(job, &m, item % job->blocks);
     if (job->g->begin)
         job->g->begin();
     for (int slice = 0; slice < job->slices; slice++) {

@@ -76,15 +76,6 @@ static float *sums_of(const struct job *job, const struct worker_memory *m, int 
     return m->sums ? m->sums + ((size_t)place * (size_t)job->w->panels + (size_t)p) * panel : NULL;
 }
 
-void gemm_begin_sums(const struct job *job, struct worker_memory *m, int block)
-{
-    const size_t panel = 2 * (size_t)job->g->nr;
-    m->sums = job->sums ? job->sums + (size_t)(block * job->places * job->w->panels) * panel : NULL;
-    for (int place = 0; m->sums && place < job->places; place++)
-        memset(sums_of(job, m, place, m->panels.p0), 0,
-               (size_t)(m->panels.p1 - m->panels.p0) * panel * sizeof(float));
-}
-
 /* The end of position 0 of panel P, or of R's. */
 static void begin_end(const struct job *job, const struct worker_memory *m, int place, const float *c,
                       const struct run *r, struct finish *f)
@@ -138,14 +129,14 @@ void gemm_finish_pair(const struct job *job, struct worker_memory *m, int place,
         gemm_finish_pending(job, m);
 }
 
-/* Where the lower half of a tile's rows of panel P lies, as seen from the upper. */
-static struct finish_jump jump_of(const struct job *job, int p)
+/* Where the lower half of a tile's rows lies, as seen from the upper: the same for all panels. */
+static struct finish_jump jump_of(const struct job *job)
 {
     const struct gemm_args *a = job->a;
     const int half = job->g->mr / 2;
     struct finish upper, lower;
-    const struct run first = gemm_output_run(job, 0, p, 0, half),
-                     below = gemm_output_run(job, 0, p, (size_t)job->ow, half);
+    const struct run first = gemm_output_run(job, 0, 0, 0, half),
+                     below = gemm_output_run(job, 0, 0, (size_t)job->ow, half);
     gemm_make_finish(&upper, a, job->g->nr, NULL, &first);
     gemm_make_finish(&lower, a, job->g->nr, NULL, &below);
     struct finish_jump j = {.first = half, .y = lower.y - upper.y - half * (ptrdiff_t)upper.y_stride};
@@ -156,10 +147,19 @@ static struct finish_jump jump_of(const struct job *job, int p)
     return j;
 }
 
+void gemm_begin_item(const struct job *job, struct worker_memory *m, int block)
+{
+    const size_t panel = 2 * (size_t)job->g->nr;
+    m->sums = job->sums ? job->sums + (size_t)(block * job->places * job->w->panels) * panel : NULL;
+    for (int place = 0; m->sums && place < job->places; place++)
+        memset(sums_of(job, m, place, m->panels.p0), 0,
+               (size_t)(m->panels.p1 - m->panels.p0) * panel * sizeof(float));
+    if (job->mode == PADDED)
+        m->jump = jump_of(job);
+}
+
 void gemm_begin_panel(const struct job *job, struct worker_memory *m, int place, int p)
 {
     if (gemm_same_end(job))
         begin_end(job, m, place, NULL, &(struct run){p, 0, job->places > 1 ? 2 : 1, 0}, &m->panel_end);
-    if (job->mode == PADDED)
-        m->jump = jump_of(job, p);
 }

@@ -157,8 +157,8 @@ void gemm_finish_pending(const struct job *job, struct worker_memory *m);
 /* Positions from FIRST on whose outputs can be ended together: those of a picture where add_bc differs, those
  * of a picture's row where there are several places; at most ROWS. */
 int gemm_together(const struct job *job, size_t first, int rows);
-/* Those of the panels of an item begin with zeros. */
-void gemm_begin_sums(const struct job *job, struct worker_memory *m, int block);
+/* What all panels of an item have in common; their kept sums begin with zeros. */
+void gemm_begin_item(const struct job *job, struct worker_memory *m, int block);
 /* F: the end of ROWS positions from FIRST on, of panel P, that can be ended together. Making it anew for each
  * tile takes 5 % of a layer of 320 channels. */
 void gemm_end_of(const struct job *job, const struct worker_memory *m, int place, int p, const float *c,

@@ -47,11 +47,7 @@ struct ending {
 
 static bool defers(const struct finish *f)
 {
-    if (f->y_type != DTYPE_BF16 || (f->residual && f->residual_type != DTYPE_BF16))
-        return false;
-    if (f->geglu)
-        return f->cols == INT8_NR / 2 && !f->residual && !f->add;
-    return f->cols == INT8_NR && (f->act == ACT_NONE || f->act == ACT_GELU);
+    return ends_along(f, INT8_NR);
 }
 
 static struct ending begin_ending(const struct int8_ending *p, int steps)

@@ -5,6 +5,17 @@
 
 #include "gemm.h"
 
+/* Whether rows of F can end along the way: whole panels of NR columns in bf16, what convolutions and linear
+ * layers of the networks mostly are. */
+static inline bool ends_along(const struct finish *f, int nr)
+{
+    if (f->y_type != DTYPE_BF16 || (f->residual && f->residual_type != DTYPE_BF16))
+        return false;
+    if (f->geglu)
+        return f->cols == nr / 2 && !f->residual && !f->add;
+    return f->cols == nr && (f->act == ACT_NONE || f->act == ACT_GELU);
+}
+
 /* STREAM: past the caches; then Y is aligned for that. */
 VEC void store_whole(char *y, __m512i line, bool stream)
 {

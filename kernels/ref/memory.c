@@ -102,19 +102,15 @@ static void drop_chunk(struct chunk **link)
  */
 static bool piece_free(char *mem, size_t bytes)
 {
-    bool found = false;
     pthread_mutex_lock(&lock);
-    for (struct chunk **link = &chunks; *link && !found; link = &(*link)->next) {
-        struct chunk *c = *link;
-        found = mem >= c->at && mem < c->at + CHUNK;
-        if (!found)
-            continue;
-        if (--c->pieces == 0)
-            drop_chunk(link);
-        else
-            (void)madvise(mem, round_up(bytes, PAGE), MADV_DONTNEED);
-        break;
-    }
+    struct chunk **link = &chunks;
+    while (*link && (mem < (*link)->at || mem >= (*link)->at + CHUNK))
+        link = &(*link)->next;
+    const bool found = *link;
+    if (found && --(*link)->pieces == 0)
+        drop_chunk(link);
+    else if (found)
+        (void)madvise(mem, round_up(bytes, PAGE), MADV_DONTNEED);
     pthread_mutex_unlock(&lock);
     return found;
 }

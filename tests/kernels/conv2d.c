@@ -292,6 +292,7 @@ static bool large_matters(struct check *ck)
     return false;
 }
 
+/* Of large pictures, where the AMX tier turns to F(4, 3). */
 static void large_cases(struct check *ck)
 {
     static const struct conv_case list[] = {
