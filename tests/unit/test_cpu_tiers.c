@@ -181,7 +181,7 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
         {1, 50, 20, 416, 160, 3, false, ACT_NONE, true, OF_LARGE}, /* and in slices */
         {1, 9, 16, 32, 64, 3, true, ACT_NONE, false, true},
         {1, 35, 32, 64, 96, 3, false, ACT_NONE, true, true},  /* two rows a tile, and one alone */
-        {1, 58, 59, 64, 320, 1, false, ACT_NONE, true, true}, /* stored in pairs of lines */
+        {1, 23, 40, 96, 576, 1, false, ACT_NONE, true, true}, /* in pairs of lines, by items of six panels */
     };
     for (int t = 0; cpu_tier_name(t); t++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
