@@ -18,7 +18,7 @@ static struct backend *open_tier(const char *isa, int threads)
 
 static float *numbers(size_t count, unsigned seed)
 {
-    float *v = aligned_alloc(64, (count * sizeof *v + 63) / 64 * 64);
+    float *v = aligned_alloc(128, (count * sizeof *v + 127) / 128 * 128);
     for (size_t i = 0; i < count; i++) {
         seed = seed * 1664525u + 1013904223u;
         v[i] = (float)(int)(seed >> 8) / (float)(1 << 23) - 1.0f;
