@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -64,20 +65,25 @@ static const struct entry {
     enum needs needs;
     bool automatic; /* may be chosen when no tier is named */
 } tiers[] = {
-    {{"avx2", &gemm_avx2, &rows_avx2, NULL, NULL, NULL, NULL}, NEEDS_AVX2, true},
+    {{"avx2", &gemm_avx2, &rows_avx2, NULL, NULL, NULL, NULL, NULL}, NEEDS_AVX2, true},
     {{"avx512bf16-emulated", &gemm_avx512bf16_emulated, &rows_avx512, pack_avx512, NULL,
-      &int8_avx512vnni_emulated, NULL},
+      &int8_avx512vnni_emulated, NULL, &winograd_2x4_avx512bf16_emulated},
      NEEDS_AVX512,
      false},
     {{"amx-emulated", &gemm_amx_emulated, &rows_avx512, pack_avx512, &flash_amx_emulated, &int8_amx_emulated,
-      &winograd_rows_amx_emulated},
+      &winograd_rows_amx_emulated, NULL},
      NEEDS_AVX512,
      false},
-    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL, &int8_avx512vnni, NULL}, NEEDS_AVX512, true},
-    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL, &int8_avx512vnni, NULL},
+    {{"avx512", &gemm_avx512, &rows_avx512, pack_avx512, NULL, &int8_avx512vnni, NULL, NULL},
+     NEEDS_AVX512,
+     true},
+    {{"avx512bf16", &gemm_avx512bf16, &rows_avx512bf16, pack_avx512, NULL, &int8_avx512vnni, NULL,
+      &winograd_2x4_avx512bf16},
      NEEDS_AVX512BF16,
      true},
-    {{"amx", &gemm_amx, &rows_amx, pack_avx512, &flash_amx, &int8_amx, &winograd_rows_amx}, NEEDS_AMX, true},
+    {{"amx", &gemm_amx, &rows_amx, pack_avx512, &flash_amx, &int8_amx, &winograd_rows_amx, NULL},
+     NEEDS_AMX,
+     true},
 };
 
 enum { TIERS = sizeof tiers / sizeof *tiers };
@@ -245,7 +251,9 @@ int ops_cpu(struct backend *be, const struct backend_options *opt, struct error 
     st->tier = &e->tier;
     st->partial = aligned_alloc(64, PARTIAL_DOUBLES * sizeof(double));
     /* Address space; pages are taken when a layer first uses them. */
-    st->winograd = aligned_alloc(64, ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float));
+    st->winograd = aligned_alloc(2 << 20, ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float));
+    if (st->winograd)
+        (void)madvise(st->winograd, ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float), MADV_HUGEPAGE);
     st->heads = aligned_alloc(64, HEADS_BYTES);
     st->kept.at = aligned_alloc(64, KEPT_FLOATS * sizeof(float));
     be->state = st;

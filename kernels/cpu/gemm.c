@@ -437,6 +437,8 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
         return int8_run(be, &g, err);
     if (winograd_rows_suits(&g))
         return winograd_rows_run(be, &g);
+    if (winograd_2x4_suits(be->state, &g))
+        return winograd_2x4_run(be, &g);
     return winograd_suits(be->state, &g) ? winograd_run(be, &g) : gemm_run(be, &g, err);
 }
 

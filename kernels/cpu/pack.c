@@ -5,6 +5,7 @@
 
 #include "int8.h"
 #include "thread_pool.h"
+#include "winograd_2x4.h"
 #include "winograd_rows.h"
 
 enum { ALIGN = 64 };
@@ -322,10 +323,11 @@ enum {
     WINOGRAD_ROWS_OUT_MAX = 2048 /* outputs: those of two rows wait for slices of channels in the scratch */
 };
 
-/* Whether the four convolutions are packed, too: not where fp32 takes Winograd's method instead. */
+/* Whether the four convolutions are packed, too: not where Winograd's method is taken instead. */
 static bool packs_up(const struct tier *t, const struct weight_source *src)
 {
-    return src->upsample && t->gemm->dtype == DTYPE_BF16 && src->kh == 3 && src->kw == 3 &&
+    const bool by_2x4 = t->winograd_2x4 && src->in_c % W24_STEP == 0 && src->out_c >= W24_PANEL;
+    return src->upsample && !by_2x4 && t->gemm->dtype == DTYPE_BF16 && src->kh == 3 && src->kw == 3 &&
            src->in_c <= FORM_CHANNELS_MAX;
 }
 

@@ -205,6 +205,7 @@ struct pack_block {
 struct flash_kernel;
 struct int8_kernel;
 struct winograd_rows_kernel;
+struct winograd_2x4_kernel;
 
 struct tier {
     const char *name;
@@ -213,9 +214,11 @@ struct tier {
     /* A block of PACK_COLUMNS columns, numbers of SIZE bytes, in pairs of channels or alone; NULL: plain C
      * does it. */
     void (*pack)(const struct pack_block *b, bool pairs, size_t size);
-    const struct flash_kernel *flash;                 /* NULL: attention runs on the matrix micro-kernel */
-    const struct int8_kernel *int8;                   /* NULL: no int8 */
-    const struct winograd_rows_kernel *winograd_rows; /* NULL: 3x3 convolutions of bf16 are direct sums */
+    const struct flash_kernel *flash; /* NULL: attention runs on the matrix micro-kernel */
+    const struct int8_kernel *int8;   /* NULL: no int8 */
+    /* 3x3 convolutions of bf16 by either; both NULL: they are direct sums */
+    const struct winograd_rows_kernel *winograd_rows;
+    const struct winograd_2x4_kernel *winograd_2x4;
 };
 
 void pack_avx512(const struct pack_block *b, bool pairs, size_t size);
@@ -234,8 +237,8 @@ enum { KEPT_PANEL = 32 }; /* channels */
 struct cpu_state {
     const struct tier *tier;
     double *partial; /* [PARTIAL_DOUBLES] group norm's sums by row chunk */
-    float *winograd; /* [U_FLOATS + STRIP_FLOATS] transformed weights of one layer; transformed tiles of a
-                        strip */
+    float *winograd; /* [U_FLOATS + STRIP_FLOATS] transformed weights of one layer, transformed tiles of a
+                        strip; or transformed tiles alone */
     char *heads;     /* [HEADS_BYTES] packed keys and values of attention */
     struct kept_sums kept;
 };
@@ -317,6 +320,7 @@ extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_av
 extern const struct row_ops rows_avx2, rows_avx512, rows_avx512bf16, rows_amx;
 extern const struct flash_kernel flash_amx, flash_amx_emulated;
 extern const struct winograd_rows_kernel winograd_rows_amx, winograd_rows_amx_emulated;
+extern const struct winograd_2x4_kernel winograd_2x4_avx512bf16, winograd_2x4_avx512bf16_emulated;
 
 /* The slots, in the files named after them. */
 int cpu_conv2d(struct backend *, tensor y, tensor x, const weight *w, const struct conv2d_args *a,

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "check.h"
+#include "winograd.h"
 
 struct conv_case {
     int n, h, w, c, o, k;
@@ -99,110 +100,31 @@ static bool winograd_rows_allowed(const struct check *ck, const struct conv_case
     return d->large && ck->type == DTYPE_BF16 && s->k == 3 && s->c >= 128 && s->c % 32 == 0;
 }
 
-/* F(4, 3) by the theorem of Cook and Toom: polynomials are multiplied at five points, their heads apart. */
-enum { PLACES = 6, OUT = 4 };
-static const double point[PLACES - 1] = {0, 0.65, -0.65, 1 / 0.65, -1 / 0.65};
-
-/* The coefficients of the product of (x - point) over all points but the one at PLACE, for which V is a sum
- * of inputs, lowest first; PLACE = PLACES - 1: over all points. */
-static void coefficients(int place, double c[PLACES])
+/* With tiles enough, by F(2x4, 3x3), on one tier. */
+static bool winograd_2x4_allowed(const struct check *ck, const struct conv_case *s, const struct conv_data *d)
 {
-    int degree = 0;
-    memset(c, 0, PLACES * sizeof *c);
-    c[0] = 1;
-    for (int i = 0; i < PLACES - 1; i++) {
-        if (i == place)
-            continue;
-        degree++;
-        for (int k = degree; k >= 0; k--)
-            c[k] = (k ? c[k - 1] : 0) - point[i] * c[k];
-    }
+    return ck->type == DTYPE_BF16 && s->k == 3 && s->a.stride == 1 && !s->a.pad_end && s->c % 32 == 0 &&
+           s->o >= 32 && (d->oh + 1) / 2 * ((d->ow + 3) / 4) >= 8;
 }
 
-/* Squares of V of the outputs X0 to X0 + 3 of row Y: [3 rows of the kernel][c][PLACES]. */
-static void squares_of_inputs(struct array x, int n, int y, int x0, float *v)
+static bool takes_winograd_2x4(const struct tier *t)
 {
-    double c[PLACES][PLACES];
-    for (int j = 0; j < PLACES; j++)
-        coefficients(j, c[j]);
-    for (int i = 0; i < 3 * x.c; i++, v += PLACES) {
-        int iy = y - 1 + i / x.c, ch = i % x.c;
-        double d[PLACES] = {0};
-        for (int j = 0; j < PLACES; j++) {
-            int ix = x0 - 1 + j;
-            if (iy >= 0 && iy < x.h && ix >= 0 && ix < x.w)
-                d[j] = x.v[((size_t)(n * x.h + iy) * (size_t)x.w + (size_t)ix) * (size_t)x.c + (size_t)ch];
-        }
-        for (int j = 0; j < PLACES; j++) {
-            double sum = 0;
-            for (int k = 0; k < PLACES; k++)
-                sum += c[j][k] * d[k];
-            v[j] = (float)(sum * sum);
-        }
-    }
+    return !t->int8 && strncmp(t->name, "avx512bf16", strlen("avx512bf16")) == 0;
 }
 
-/* Squares of U: [o][3 rows of the kernel][c][PLACES]. */
-static float *squares_of_weights(struct check *ck, struct array w)
+/* The bound of the tiers that may take it: BOUND and more. */
+static struct array tolerance_2x4(struct check *ck, const struct conv_case *s, const struct conv_data *d,
+                                  struct array bound)
 {
-    float *u = case_alloc(ck, (size_t)w.n * (size_t)w.h * 3 * PLACES * sizeof *u);
-    for (int i = 0; i < w.n * w.h * 3; i++) {
-        int o = i / 3 / w.h, c = i / 3 % w.h, row = i % 3;
-        const float *g = w.v + (size_t)i * 3;
-        float *to = u + (((size_t)o * 3 + (size_t)row) * (size_t)w.h + (size_t)c) * PLACES;
-        for (int j = 0; j < PLACES; j++) {
-            double value = g[2];
-            if (j < PLACES - 1) {
-                value = g[0] + point[j] * (g[1] + point[j] * g[2]);
-                for (int k = 0; k < PLACES - 1; k++)
-                    value /= k == j ? 1 : point[j] - point[k];
-            }
-            to[j] = (float)(value * value);
-        }
-    }
-    return u;
-}
-
-/* SUM[j] = the sum of v[i][j] * u[i][j] over COUNT i. Most of a case's time: not worth instrumenting in a
- * test. */
-__attribute__((no_sanitize("address", "undefined"))) static void sum_squares(int count, const float *v,
-                                                                             const float *u, float *sum)
-{
-    float s[PLACES] = {0};
-    for (int i = 0; i < count; i++, v += PLACES, u += PLACES)
-        for (int j = 0; j < PLACES; j++)
-            s[j] += v[j] * u[j];
-    memcpy(sum, s, sizeof s);
-}
-
-/* Adds to BOUND what rounding V and U to bf16 once each may cost: every product U V is off by 0.41 * 2^-8 of
- * itself for each of the two in the mean square, and output r adds them, times the rth power of the point.
- * Six deviations of that sum. */
-static void add_winograd_rows_error(struct check *ck, const struct conv_case *s, const struct conv_data *d,
-                                    struct array bound)
-{
-    const float *u = squares_of_weights(ck, d->w);
-    float *v = case_alloc(ck, (size_t)s->c * 3 * PLACES * sizeof *v);
-    double power[OUT][PLACES - 1];
-    for (int r = 0; r < OUT; r++)
-        for (int j = 0; j < PLACES - 1; j++)
-            power[r][j] = pow(point[j], 2 * r);
-    const double times = 6 * 0.41 * 0x1p-8 * sqrt(2) * (s->a.act ? 1.13 : 1);
-    const int across = (d->ow + OUT - 1) / OUT;
-    for (int t = 0; t < s->n * d->oh * across; t++) {
-        int line = t / across, x = t % across * OUT;
-        squares_of_inputs(d->x, line / d->oh, line % d->oh, x, v);
-        for (int o = 0; o < s->o; o++) {
-            float sum[PLACES], *to = bound.v + ((size_t)line * (size_t)d->ow + (size_t)x) * (size_t)s->o + o;
-            sum_squares(s->c * 3, v, u + (size_t)o * (size_t)s->c * 3 * PLACES, sum);
-            for (int r = 0; r < OUT && x + r < d->ow; r++, to += s->o) {
-                double all = r == OUT - 1 ? sum[PLACES - 1] : 0;
-                for (int j = 0; j < PLACES - 1; j++)
-                    all += power[r][j] * sum[j];
-                *to += (float)(times * sqrt(all));
-            }
-        }
-    }
+    bool any = false;
+    for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
+        any = any || takes_winograd_2x4(t);
+    if (!any || !winograd_2x4_allowed(ck, s, d))
+        return bound;
+    struct array more = array_new(ck, bound.n, bound.h, bound.w, bound.c);
+    memcpy(more.v, bound.v, array_count(bound) * sizeof(float));
+    add_winograd_2x4_error(ck, d->x, d->w, s->a.upsample, s->a.act != ACT_NONE, more);
+    return more;
 }
 
 /* The root of the sum of squares of everything that is added (ref itself computes it), times what fp32 may
@@ -236,7 +158,7 @@ static struct array tolerance(struct check *ck, const struct conv_case *s, const
     if (!int8 && winograd_allowed(ck, s, d))
         widen(ck, bound, 5);
     if (winograd_rows_allowed(ck, s, d))
-        add_winograd_rows_error(ck, s, d, bound);
+        add_winograd_rows_error(ck, d->x, d->w, s->a.act != ACT_NONE, bound);
     return bound;
 }
 
@@ -278,8 +200,12 @@ static void run_case(struct check *ck, struct conv_case s, bool large)
         want8 = oracle_int8(ck, &s, &d);
         bound8 = tolerance(ck, &s, &d, true);
     }
+    struct array bound_2x4 = tolerance_2x4(ck, &s, &d, bound);
     for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
-        run_tier(ck, t, &s, &d, t->int8 ? want8 : want, t->int8 ? bound8 : bound);
+        run_tier(ck, t, &s, &d, t->int8 ? want8 : want,
+                 t->int8                 ? bound8
+                 : takes_winograd_2x4(t) ? bound_2x4
+                                         : bound);
     case_end(ck);
 }
 

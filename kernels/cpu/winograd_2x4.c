@@ -1,0 +1,222 @@
+/* 3x3 convolution of stride 1 by Winograd's F(2x4, 3x3) on tiers with a kernel for it
+ * (winograd_2x4_avx512bf16.c): 24 products of transformed tiles instead of 72 (Lavin and Gray, arXiv
+ * 1509.09308). The output is cut into tiles of 2 x 4, each computed from 4 x 6 inputs; 16 tiles that follow
+ * each other, row by row and picture by picture, are a group. For a block of groups:
+ *   V = B' d B of all channels, once, into memory that all threads share;
+ *   for each panel of 32 outputs and slice of channels U = G g G', made from the weights as they are packed
+ * for direct sums and left in the second level; then products of U with V, which passes by, and their sums.
+ *
+ * FLOPs: a third of the direct sum. U costs what the products of about 5 tiles cost, so a picture of few
+ * tiles gains less; V about what a tenth of the products with one panel do. Bytes: V is 3 times the block's
+ * inputs and comes from the last level once a panel at 2 bytes a cycle; weights are read once a block, as
+ * stored, so the method needs no memory of the model's.
+ *
+ * Rounding: V and U once to bf16. For inputs and weights of random signs a product's two roundings, each 0.41
+ * * 2^-8 of it in the mean square, become 4.0 times that of the output: F(4, 3)'s 2.19 (WR_POINT in
+ * winograd_rows.h) times F(2, 3)'s 1.29 times the root of two.
+ *
+ * Whether it is taken depends on the shape of one picture alone, slices on the channels, and tiles do not
+ * depend on each other: same bits in any batch and with any number of threads. */
+#include "winograd_2x4.h"
+
+#include <string.h>
+
+#include "gemm.h"
+#include "thread_pool.h"
+
+enum {
+    TILES_MIN = 8,        /* of a picture */
+    SLICE_CHANNELS = 320, /* most of a slice */
+    V_BYTES = 4 << 20,    /* of a block, for each thread */
+    GROUPS_MAX = 128,     /* of a block */
+    PAD = 5 * W24_LINE    /* bytes between places, so that they do not share cache sets */
+};
+
+struct job {
+    const struct winograd_2x4_kernel *kernel;
+    const struct row_ops *rows;
+    const struct cpu_weight *w;
+    struct pool *pool;
+    const struct gemm_args *a;
+    int across, down; /* tiles of a picture */
+    size_t tiles;     /* of the batch */
+    size_t first;     /* of the block */
+    int count;        /* tiles in it */
+    char *v;          /* [groups of a block][places] */
+    size_t v_place, v_group;
+    int slices, slice;      /* of the channels; channels of one, the last may have fewer */
+    int part_groups, parts; /* of a block: groups that an item takes for its panel */
+};
+
+/* What a thread works in. */
+struct memory {
+    char *u;
+    float *m, *work; /* WORK: where there are slices, of all groups of an item */
+    size_t u_place;
+};
+
+bool winograd_2x4_suits(const struct cpu_state *st, const struct gemm_args *a)
+{
+    const struct cpu_weight *w = a->w->packed;
+    if (!st->tier->winograd_2x4 || a->x.dtype != DTYPE_BF16 || a->w->kh != 3 || a->w->kw != 3 ||
+        a->stride > 1 || a->pad_end)
+        return false;
+    return w->channels == a->x.c && w->channels % W24_STEP == 0 && a->y.c >= W24_PANEL &&
+           div_up(a->y.h, W24_ROWS) * div_up(a->y.w, W24_COLS) >= TILES_MIN;
+}
+
+/* ---- Tiles ---- */
+
+struct tile {
+    size_t n;
+    int y, x; /* its first output */
+};
+
+static struct tile tile_at(const struct job *job, size_t t)
+{
+    const size_t line = t / (size_t)job->across;
+    return (struct tile){line / (size_t)job->down, (int)(line % (size_t)job->down) * W24_ROWS,
+                         (int)(t % (size_t)job->across) * W24_COLS};
+}
+
+static size_t position(tensor x, size_t n, int iy, int ix)
+{
+    return (n * (size_t)x.h + (size_t)iy) * (size_t)x.w + (size_t)ix;
+}
+
+/* ---- V ---- */
+
+/* Tiles of the last group that there are none of are left as they are: their products are not read. */
+static void input_item(void *ctx, int group, int worker)
+{
+    const struct job *job = ctx;
+    const tensor x = job->a->x;
+    const size_t column = (size_t)x.ld * dtype_size(x.dtype);
+    const char *zeros = memset(pool_scratch(job->pool, worker), 0, column);
+    const int shift = job->a->upsample ? 1 : 0, h = x.h << shift, w = x.w << shift;
+    struct w24_input in = {.place = job->v_place, .channels = job->w->channels, .doubled = job->a->upsample};
+    for (int i = 0; i < min_int(W24_TILES, job->count - group * W24_TILES); i++) {
+        const struct tile t = tile_at(job, job->first + (size_t)(group * W24_TILES + i));
+        for (int r = 0; r < W24_IN_ROWS; r++)
+            for (int c = 0; c < W24_IN_COLS; c++) {
+                const int iy = t.y - 1 + r, ix = t.x - 1 + c;
+                const bool inside = iy >= 0 && iy < h && ix >= 0 && ix < w;
+                in.src[r][c] =
+                    inside ? (const char *)x.data + position(x, t.n, iy >> shift, ix >> shift) * column
+                           : zeros;
+            }
+        in.dst = job->v + (size_t)group * job->v_group + (size_t)i * W24_LINE;
+        job->kernel->input(&in);
+    }
+}
+
+/* ---- Products and y ---- */
+
+static struct memory memory_of(const struct job *job, int worker)
+{
+    char *p = pool_scratch(job->pool, worker);
+    struct memory m = {.u = p, .u_place = (size_t)(job->slice / W24_STEP) * W24_U + PAD};
+    m.m = (float *)(void *)(p + W24_PLACES * m.u_place);
+    m.work = m.m + W24_M;
+    return m;
+}
+
+/* Ends the outputs of a group and panel: runs of tiles in a row of the picture. */
+static void end_group(const struct job *job, int group, int p, const float *work)
+{
+    const tensor y = job->a->y;
+    const size_t row = (size_t)W24_TILES * W24_COLS * W24_PANEL;
+    const int count = min_int(W24_TILES, job->count - group * W24_TILES);
+    for (int i = 0, run; i < count; i += run, work += (size_t)run * W24_COLS * W24_PANEL) {
+        const struct tile t = tile_at(job, job->first + (size_t)(group * W24_TILES + i));
+        run = min_int(count - i, job->across - t.x / W24_COLS);
+        for (int r = 0; r < min_int(W24_ROWS, y.h - t.y); r++)
+            gemm_finish(job->a, job->rows, W24_PANEL, p, work + (size_t)r * row,
+                        position(y, t.n, t.y + r, t.x), min_int(run * W24_COLS, y.w - t.x));
+    }
+}
+
+/* Groups G0 to G1 of panel P, channels FIRST to FIRST + COUNT. */
+static void run_slice(const struct job *job, const struct memory *m, int p, int first, int count, int g0,
+                      int g1)
+{
+    const struct cpu_weight *w = job->w;
+    const struct w24_weights weights = {.dst = m->u,
+                                        .place = m->u_place,
+                                        .src = weight_data(w) + (size_t)p * w->panel_bytes,
+                                        .channels = w->channels,
+                                        .chunk = w->chunk,
+                                        .first = first,
+                                        .count = count,
+                                        .doubled = job->a->upsample};
+    struct w24_product product = {.u = m->u,
+                                  .v_place = job->v_place,
+                                  .u_place = m->u_place,
+                                  .channels = count,
+                                  .m = m->m,
+                                  .begun = first > 0,
+                                  .doubled = job->a->upsample};
+    job->kernel->weights(&weights);
+    for (int g = g0; g < g1; g++) {
+        product.v = job->v + (size_t)g * job->v_group + (size_t)(first / W24_STEP) * W24_V;
+        product.tiles = min_int(W24_TILES, job->count - g * W24_TILES);
+        product.work = m->work + (job->slices > 1 ? (size_t)(g - g0) * W24_WORK : 0);
+        job->kernel->product(&product);
+        if (first + count == w->channels)
+            end_group(job, g, p, product.work);
+    }
+}
+
+static void product_item(void *ctx, int item, int worker)
+{
+    const struct job *job = ctx;
+    const struct memory m = memory_of(job, worker);
+    const int p = item / job->parts, g0 = item % job->parts * job->part_groups,
+              g1 = min_int(div_up(job->count, W24_TILES), g0 + job->part_groups);
+    for (int first = 0; first < job->w->channels; first += job->slice)
+        run_slice(job, &m, p, first, min_int(job->slice, job->w->channels - first), g0, g1);
+    job->rows->fence();
+}
+
+/* ---- Blocks ---- */
+
+/* Groups of a block: so many that U is made seldom, and V stays in the last level. */
+static int block_groups(const struct job *job)
+{
+    const size_t all = (job->tiles + W24_TILES - 1) / W24_TILES,
+                 most = (size_t)V_BYTES * (size_t)pool_threads(job->pool);
+    const size_t room = (size_t)(U_FLOATS + STRIP_FLOATS) * sizeof(float);
+    size_t groups = (most < room ? most : room) / job->v_group;
+    groups = groups < 1 ? 1 : groups > GROUPS_MAX ? GROUPS_MAX : groups;
+    const size_t blocks = (all + groups - 1) / groups;
+    return (int)((all + blocks - 1) / blocks);
+}
+
+int winograd_2x4_run(struct backend *be, const struct gemm_args *a)
+{
+    const struct cpu_state *st = be->state;
+    struct job job = {.kernel = st->tier->winograd_2x4,
+                      .rows = st->tier->rows,
+                      .w = a->w->packed,
+                      .pool = be->pool,
+                      .a = a,
+                      .across = div_up(a->y.w, W24_COLS),
+                      .down = div_up(a->y.h, W24_ROWS),
+                      .v = (char *)st->winograd};
+    job.tiles = (size_t)a->y.n * (size_t)job.across * (size_t)job.down;
+    job.v_place = (size_t)(job.w->channels / W24_STEP) * W24_V + PAD;
+    job.v_group = W24_PLACES * job.v_place;
+    job.slices = div_up(job.w->channels, SLICE_CHANNELS);
+    job.slice = div_up(job.w->channels / W24_STEP, job.slices) * W24_STEP;
+    const int block = block_groups(&job), wanted = 2 * pool_threads(be->pool);
+    for (; job.first < job.tiles; job.first += (size_t)block * W24_TILES) {
+        const size_t left = job.tiles - job.first;
+        job.count = left < (size_t)block * W24_TILES ? (int)left : block * W24_TILES;
+        const int groups = div_up(job.count, W24_TILES);
+        job.part_groups = div_up(groups, min_int(groups, div_up(wanted, job.w->panels)));
+        job.parts = div_up(groups, job.part_groups);
+        pool_run(be->pool, groups, input_item, &job);
+        pool_run(be->pool, job.w->panels * job.parts, product_item, &job);
+    }
+    return 0;
+}
