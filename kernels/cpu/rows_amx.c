@@ -1,4 +1,4 @@
-/* Row functions of the AMX tier: those of rows_avx512bf16.c with the SiLU that its convolutions have, too
+/* Row functions of the AMX tier: those of rows_avx512bf16.c, the same SiLU as in its convolutions
  * (winograd_rows_amx.c). */
 #include "vec_bf16.h"
 

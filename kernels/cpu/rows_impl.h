@@ -97,6 +97,10 @@ VEC vf v_sigmoid_times(vf x, float k)
 #ifndef SILU_FOR_BF16
 #define SILU_FOR_BF16(x) v_sigmoid_times(x, 1.0f)
 #endif
+/* exp(x) for x <= 0 likewise. */
+#ifndef EXP_FOR_BF16
+#define EXP_FOR_BF16(x) v_exp(x)
+#endif
 
 VEC vf v_act(enum act act, vf x)
 {
@@ -537,11 +541,16 @@ static void softmax_maxima(const struct softmax_block *b, struct softmax_rows *m
         v_store(m->shrink + r, v_exp(v_load(m->shrink + r)));
 }
 
-VEC vf softmax_exp(const float *s, vf scale, vf minus, int seen)
+VEC vf weight_exp(enum dtype p_type, vf x)
+{
+    return p_type == DTYPE_BF16 ? EXP_FOR_BF16(x) : v_exp(x);
+}
+
+VEC vf softmax_exp(enum dtype p_type, const float *s, vf scale, vf minus, int seen)
 {
     if (seen <= 0)
         return v_zero();
-    vf e = v_exp(v_fma(v_load(s), scale, minus));
+    vf e = weight_exp(p_type, v_fma(v_load(s), scale, minus));
     return seen < VL ? v_fill_tail(e, seen, v_zero()) : e;
 }
 
@@ -554,14 +563,15 @@ VEC float softmax_row(enum dtype p_type, const struct softmax_block *b, const st
     vf scale = v_set1(b->scale), minus = v_set1(-m->top[r]), sum0 = v_zero(), sum1 = v_zero();
     int k = 0;
     for (; k + 2 * VL <= m->seen[r]; k += 2 * VL, s += panel, p += panel * ps) {
-        vf e0 = v_exp(v_fma(v_load(s), scale, minus)), e1 = v_exp(v_fma(v_load(s + VL), scale, minus));
+        vf e0 = weight_exp(p_type, v_fma(v_load(s), scale, minus)),
+           e1 = weight_exp(p_type, v_fma(v_load(s + VL), scale, minus));
         sum0 = v_add(sum0, e0), sum1 = v_add(sum1, e1);
         store_n(p_type, p, 0, VL, e0);
         store_n(p_type, p, VL, VL, e1);
     }
     for (; k < b->keys; k += 2 * VL, s += panel, p += panel * ps) {
-        vf e0 = softmax_exp(s, scale, minus, m->seen[r] - k),
-           e1 = softmax_exp(s + VL, scale, minus, m->seen[r] - k - VL);
+        vf e0 = softmax_exp(p_type, s, scale, minus, m->seen[r] - k),
+           e1 = softmax_exp(p_type, s + VL, scale, minus, m->seen[r] - k - VL);
         sum0 = v_add(sum0, e0), sum1 = v_add(sum1, e1);
         store_n(p_type, p, 0, VL, e0);
         store_n(p_type, p, VL, VL, e1);

@@ -63,6 +63,13 @@ VEC vf v_exp2_rough(vf x, float lift)
     return _mm512_scalef_ps(p, x);
 }
 
+/* exp(x) to 1e-4 of it for x <= 0; 2e-38 where it is less, as results that are not normal numbers take
+ * processors long. */
+VEC vf v_exp_rough(vf x)
+{
+    return v_exp2_rough(v_max(v_mul(x, v_set1(1.44269504f)), v_set1(-125)), 0);
+}
+
 /* x / (1 + exp(-x)) to 1e-4 of it, for what bf16 then rounds to 2e-3. */
 VEC vf v_silu_rough(vf x)
 {

@@ -45,6 +45,7 @@ struct job {
     char *v;          /* [groups of a block][places] */
     size_t v_place, v_group;
     int slices, slice;      /* of the channels; channels of one, the last may have fewer */
+    bool streams;           /* y is stored past the caches */
     int part_groups, parts; /* of a block: groups that an item takes for its panel */
 };
 
@@ -94,7 +95,10 @@ static void input_item(void *ctx, int group, int worker)
     const size_t column = (size_t)x.ld * dtype_size(x.dtype);
     const char *zeros = memset(pool_scratch(job->pool, worker), 0, column);
     const int shift = job->a->upsample ? 1 : 0, h = x.h << shift, w = x.w << shift;
-    struct w24_input in = {.place = job->v_place, .channels = job->w->channels, .doubled = job->a->upsample};
+    struct w24_input in = {.place = job->v_place,
+                           .channels = job->w->channels,
+                           .ahead = 2 * W24_COLS * column >> shift,
+                           .doubled = job->a->upsample};
     for (int i = 0; i < min_int(W24_TILES, job->count - group * W24_TILES); i++) {
         const struct tile t = tile_at(job, job->first + (size_t)(group * W24_TILES + i));
         for (int r = 0; r < W24_IN_ROWS; r++)
@@ -121,18 +125,73 @@ static struct memory memory_of(const struct job *job, int worker)
     return m;
 }
 
-/* Ends the outputs of a group and panel: runs of tiles in a row of the picture. */
-static void end_group(const struct job *job, int group, int p, const float *work)
+/* Whether the kernel itself can end outputs of panel P like F. */
+static bool ends_directly(const struct job *job, const struct finish *f)
+{
+    const struct gemm_args *a = job->a;
+    return f->cols == W24_PANEL && f->y_type == DTYPE_BF16 && a->act == ACT_NONE &&
+           (!f->residual || f->residual_type == DTYPE_BF16);
+}
+
+/* What tile T's outputs of panel P begin with: the bias and the picture's row of add. */
+static void make_base(const struct job *job, const struct tile *t, int p, float *base)
+{
+    const struct finish f = gemm_end(job->a, W24_PANEL, p, position(job->a->y, t->n, t->y, t->x), 1);
+    float add[W24_PANEL] = {0};
+    if (f.add)
+        job->rows->convert(add, DTYPE_F32, f.add, f.add_type, W24_PANEL);
+    for (int i = 0; i < W24_PANEL; i++)
+        base[i] = f.bias[i] + add[i];
+}
+
+/* The end of a group's tiles of panel P that lie inside; BASES [W24_TILES][W24_PANEL] is its to fill. False:
+ * it is for gemm_finish(). */
+static bool make_end(const struct job *job, int group, int p, float *bases, struct w24_end *e)
+{
+    const tensor y = job->a->y;
+    const size_t first = job->first + (size_t)(group * W24_TILES);
+    const struct tile t0 = tile_at(job, first);
+    const struct finish f = gemm_end(job->a, W24_PANEL, p, position(y, t0.n, t0.y, t0.x), 1);
+    if (!ends_directly(job, &f))
+        return false;
+    *e = (struct w24_end){.y = f.y,
+                          .residual = f.residual,
+                          .y_column = f.y_stride,
+                          .y_row = (size_t)y.w * f.y_stride,
+                          .residual_column = f.residual_stride,
+                          .residual_row = (size_t)y.w * f.residual_stride,
+                          .stream = job->streams && (((uintptr_t)f.y | f.y_stride) & 63) == 0};
+    size_t of = SIZE_MAX; /* the picture that the base is of */
+    for (int i = 0; i < min_int(W24_TILES, job->count - group * W24_TILES); i++) {
+        const struct tile t = tile_at(job, first + (size_t)i);
+        e->at[i] = position(y, t.n, t.y, t.x) - position(y, t0.n, t0.y, t0.x);
+        if (t.y + W24_ROWS <= y.h && t.x + W24_COLS <= y.w)
+            e->whole |= 1u << i;
+        if (t.n != of)
+            make_base(job, &t, p, bases + (size_t)i * W24_PANEL);
+        e->base[i] = t.n != of ? bases + (size_t)i * W24_PANEL : e->base[i - 1];
+        of = t.n;
+    }
+    return true;
+}
+
+/* Ends the outputs of a group and panel that the kernel left in WORK, all but those of ENDED: runs of tiles
+ * in a row of the picture. */
+static void end_group(const struct job *job, int group, int p, const float *work, unsigned ended)
 {
     const tensor y = job->a->y;
     const size_t row = (size_t)W24_TILES * W24_COLS * W24_PANEL;
     const int count = min_int(W24_TILES, job->count - group * W24_TILES);
-    for (int i = 0, run; i < count; i += run, work += (size_t)run * W24_COLS * W24_PANEL) {
+    for (int i = 0, run; i < count; i += run) {
         const struct tile t = tile_at(job, job->first + (size_t)(group * W24_TILES + i));
-        run = min_int(count - i, job->across - t.x / W24_COLS);
-        for (int r = 0; r < min_int(W24_ROWS, y.h - t.y); r++)
-            gemm_finish(job->a, job->rows, W24_PANEL, p, work + (size_t)r * row,
-                        position(y, t.n, t.y + r, t.x), min_int(run * W24_COLS, y.w - t.x));
+        const float *c = work + (size_t)i * W24_COLS * W24_PANEL;
+        const int most = min_int(count - i, job->across - t.x / W24_COLS);
+        for (run = 0; run < most && !(ended >> (i + run) & 1); run++)
+            ;
+        for (int r = 0; run && r < min_int(W24_ROWS, y.h - t.y); r++)
+            gemm_finish(job->a, job->rows, W24_PANEL, p, c + (size_t)r * row, position(y, t.n, t.y + r, t.x),
+                        min_int(run * W24_COLS, y.w - t.x));
+        run = run ? run : 1;
     }
 }
 
@@ -156,14 +215,18 @@ static void run_slice(const struct job *job, const struct memory *m, int p, int 
                                   .m = m->m,
                                   .begun = first > 0,
                                   .doubled = job->a->upsample};
+    const bool ends = first + count == w->channels;
+    float bases[W24_TILES * W24_PANEL];
+    struct w24_end end;
     job->kernel->weights(&weights);
     for (int g = g0; g < g1; g++) {
         product.v = job->v + (size_t)g * job->v_group + (size_t)(first / W24_STEP) * W24_V;
         product.tiles = min_int(W24_TILES, job->count - g * W24_TILES);
         product.work = m->work + (job->slices > 1 ? (size_t)(g - g0) * W24_WORK : 0);
+        product.end = ends && make_end(job, g, p, bases, &end) ? &end : NULL;
         job->kernel->product(&product);
-        if (first + count == w->channels)
-            end_group(job, g, p, product.work);
+        if (ends)
+            end_group(job, g, p, product.work, product.end ? end.whole : 0);
     }
 }
 
@@ -202,7 +265,8 @@ int winograd_2x4_run(struct backend *be, const struct gemm_args *a)
                       .a = a,
                       .across = div_up(a->y.w, W24_COLS),
                       .down = div_up(a->y.h, W24_ROWS),
-                      .v = (char *)st->winograd};
+                      .v = (char *)st->winograd,
+                      .streams = tensor_streams(a->y)};
     job.tiles = (size_t)a->y.n * (size_t)job.across * (size_t)job.down;
     job.v_place = (size_t)(job.w->channels / W24_STEP) * W24_V + PAD;
     job.v_group = W24_PLACES * job.v_place;

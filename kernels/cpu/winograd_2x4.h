@@ -38,6 +38,7 @@ struct w24_input {
     char *dst;                                 /* tile's line of the first step */
     size_t place;                              /* bytes from a place to the next */
     const char *src[W24_IN_ROWS][W24_IN_COLS]; /* positions; zeros beyond the picture */
+    size_t ahead;                              /* bytes to a tile further on in the row, which is asked for */
     int channels;
     bool doubled; /* here and below: there are no places of row W24_DOUBLED_ZERO */
 };
@@ -51,6 +52,18 @@ struct w24_weights {
     bool doubled;
 };
 
+/* How outputs end that need no more than this: bf16 rows of whole lines, of tiles that lie inside of the
+ * picture. Y and RESIDUAL (or NULL) are the panel's first output of the position that AT counts from. */
+struct w24_end {
+    const float *base[W24_TILES]; /* of each tile [W24_PANEL], is added to all its outputs */
+    char *y;
+    const char *residual;                                  /* bf16 */
+    size_t y_column, y_row, residual_column, residual_row; /* bytes from one to the next */
+    size_t at[W24_TILES];                                  /* positions of the tiles' first outputs */
+    unsigned whole;                                        /* bit I: tile I ends here; others stay in WORK */
+    bool stream;                                           /* y is aligned, and stored past the caches */
+};
+
 struct w24_product {
     const char *v, *u; /* place 0 */
     size_t v_place, u_place;
@@ -59,12 +72,13 @@ struct w24_product {
     float *work; /* [W24_ROWS][W24_TILES][W24_COLS][W24_PANEL] */
     bool begun;  /* WORK holds the sums of channels before, which are added */
     bool doubled;
+    const struct w24_end *end; /* NULL: all outputs stay in WORK */
 };
 
 struct winograd_2x4_kernel {
     void (*input)(const struct w24_input *in);    /* V of a tile */
     void (*weights)(const struct w24_weights *w); /* U of a panel */
-    void (*product)(const struct w24_product *p); /* outputs of a group and panel, to WORK */
+    void (*product)(const struct w24_product *p); /* outputs of a group and panel */
 };
 
 #endif

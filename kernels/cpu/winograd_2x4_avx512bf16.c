@@ -59,6 +59,10 @@ VEC void input_as(const struct w24_input *in, bool doubled)
     char *dst = in->dst;
     for (size_t c = 0; c < (size_t)in->channels * 2; c += W24_STEP * 2, dst += W24_V) {
         char *to = dst;
+        for (int j = W24_IN_COLS - W24_COLS; j < W24_IN_COLS; j++) { /* rows above were the last tiles' */
+            __builtin_prefetch(in->src[2][j] + in->ahead + c);
+            __builtin_prefetch(in->src[3][j] + in->ahead + c);
+        }
 #pragma GCC unroll 4
         for (int i = 0; i < W24_IN_ROWS; i++) {
             if (doubled && i == W24_DOUBLED_ZERO) {
@@ -90,27 +94,21 @@ static void input(const struct w24_input *in)
 
 /* ---- U ---- */
 
-/* Of the row's three weights the column's place J, as in pack.c. */
-VEC vf weight_along(int j, vf k0, vf k1, vf k2)
+/* Of the row's three weights the columns' places, as in pack.c. */
+VEC void weight_along(const vf k[3], vf u[W24_IN_COLS])
 {
     const float over_a = 1 / (2 * AA * (AA - BB)), over_b = 1 / (2 * BB * (BB - AA));
-    switch (j) {
-    case 0:
-        return k0;
-    case 1:
-        return v_fma(k2, v_set1(AA * over_a), v_fma(k1, v_set1(A * over_a), v_mul(k0, v_set1(over_a))));
-    case 2:
-        return v_fma(k2, v_set1(AA * over_a), v_fma(k1, v_set1(-A * over_a), v_mul(k0, v_set1(over_a))));
-    case 3:
-        return v_fma(k2, v_set1(BB * over_b), v_fma(k1, v_set1(B * over_b), v_mul(k0, v_set1(over_b))));
-    case 4:
-        return v_fma(k2, v_set1(BB * over_b), v_fma(k1, v_set1(-B * over_b), v_mul(k0, v_set1(over_b))));
-    default:
-        return k2;
-    }
+    vf even_a = v_fma(k[2], v_set1(AA * over_a), v_mul(k[0], v_set1(over_a))),
+       even_b = v_fma(k[2], v_set1(BB * over_b), v_mul(k[0], v_set1(over_b)));
+    u[0] = k[0];
+    u[1] = v_fma(k[1], v_set1(A * over_a), even_a);
+    u[2] = v_fnma(k[1], v_set1(A * over_a), even_a);
+    u[3] = v_fma(k[1], v_set1(B * over_b), even_b);
+    u[4] = v_fnma(k[1], v_set1(B * over_b), even_b);
+    u[5] = k[2];
 }
 
-/* The row's places: k0, (k0 + k2 +- k1) / 2, k2. */
+/* The rows' places: k0, (k0 + k2 +- k1) / 2, k2. */
 VEC void weight_down(const vf k[3], vf u[W24_IN_ROWS])
 {
     vf half = v_set1(0.5f), even = v_mul(v_add(k[0], k[2]), half);
@@ -128,26 +126,37 @@ VEC vb pairs(vf a, vf b)
     return _mm512_permutexvar_epi16(vb_load(order), vb_narrow(a, b));
 }
 
-/* Channels c and c + 2 (ODD: c + 1 and c + 3) of 16 outputs; A and B their lines of tap 0, TAP bytes from a
- * tap to the next. */
+/* A channel of 16 outputs: [W24_IN_COLS][3]: its rows' places along; LINE: of tap 0, TAP bytes from a tap to
+ * the next. */
+VEC void weight_rows(vf k[W24_IN_COLS][3], const char *line, size_t tap, bool odd)
+{
+#pragma GCC unroll 3
+    for (int y = 0; y < 3; y++) {
+        vf row[3], u[W24_IN_COLS];
+#pragma GCC unroll 3
+        for (int x = 0; x < 3; x++) {
+            vb both = vb_load(line + (size_t)(3 * y + x) * tap);
+            row[x] = odd ? odd_of(both) : even_of(both);
+        }
+        weight_along(row, u);
+#pragma GCC unroll 6
+        for (int j = 0; j < W24_IN_COLS; j++)
+            k[j][y] = u[j];
+    }
+}
+
+/* Channels c and c + 2 (ODD: c + 1 and c + 3) of 16 outputs; A and B their lines of tap 0. */
 VEC void weight_lines(char *dst, size_t place, const char *a, const char *b, size_t tap, bool odd,
                       bool doubled)
 {
+    vf k[2][W24_IN_COLS][3];
+    weight_rows(k[0], a, tap, odd);
+    weight_rows(k[1], b, tap, odd);
 #pragma GCC unroll 6
     for (int j = 0; j < W24_IN_COLS; j++) {
-        vf k[2][3], u[2][W24_IN_ROWS];
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; h++) {
-            const char *src = h ? b : a;
-#pragma GCC unroll 3
-            for (int y = 0; y < 3; y++) {
-                vb x0 = vb_load(src + (size_t)(3 * y) * tap), x1 = vb_load(src + (size_t)(3 * y + 1) * tap),
-                   x2 = vb_load(src + (size_t)(3 * y + 2) * tap);
-                k[h][y] = odd ? weight_along(j, odd_of(x0), odd_of(x1), odd_of(x2))
-                              : weight_along(j, even_of(x0), even_of(x1), even_of(x2));
-            }
-            weight_down(k[h], u[h]);
-        }
+        vf u[2][W24_IN_ROWS];
+        weight_down(k[0][j], u[0]);
+        weight_down(k[1][j], u[1]);
 #pragma GCC unroll 4
         for (int i = 0; i < W24_IN_ROWS; i++)
             if (!doubled || i != W24_DOUBLED_ZERO)
@@ -164,6 +173,10 @@ static void weights(const struct w24_weights *w)
         const size_t tap = (size_t)length / 2 * line;
         const char *src = w->src + (size_t)chunk * 9 * W24_PANEL * 2 + (size_t)(c - chunk) / 2 * line;
         char *dst = w->dst + (size_t)(i / W24_STEP) * W24_U + (size_t)(i % W24_STEP / 4) * line;
+        /* The same lines of the next chunk: nine short streams are too many for the processor to see. */
+        for (size_t k = 0; k < 9; k++)
+            for (size_t at = 0; at < 2 * line; at += 64)
+                __builtin_prefetch(src + (9 + k) * tap + at);
         for (int h = 0; h < 2; h++, src += 64, dst += 64) {
             weight_lines(dst, w->place, src, src + line, tap, false, w->doubled);
             weight_lines(dst + W24_STEP / 4 * line, w->place, src, src + line, tap, true, w->doubled);
@@ -199,57 +212,128 @@ VEC void multiply(const char *v, const char *u, int channels, float *m)
 
 /* ---- y ---- */
 
-/* Half a panel of a tile, from M at places PLACE floats apart. Down: m0 + m1 + m2, m1 - m2 - m3. Along: y0 =
- * m0 + (m1 + m2) + (m3 + m4), y1 = a (m1 - m2) + b (m3 - m4), y2 = a a (m1 + m2) + b b (m3 + m4), y3 = a a a
- * (m1 - m2) + b b b (m3 - m4) + m5. */
-VEC void output(const float *m, size_t place, float *work, bool begun, bool doubled)
+/* Half a panel of a tile: [W24_ROWS][W24_COLS] from M at places PLACE floats apart. Down: m0 + m1 + m2, m1 -
+ * m2 - m3. Along: y0 = m0 + (m1 + m2) + (m3 + m4), y1 = a (m1 - m2) + b (m3 - m4), y2 = a a (m1 + m2) + b b
+ * (m3 + m4), y3 = a a a (m1 - m2) + b b b (m3 - m4) + m5. */
+VEC void outputs(const float *m, size_t place, bool doubled, vf base, vf z[W24_ROWS * W24_COLS])
 {
-    const size_t row = (size_t)W24_TILES * W24_COLS * W24_PANEL;
     vf r[W24_ROWS][W24_IN_COLS];
 #pragma GCC unroll 6
     for (int j = 0; j < W24_IN_COLS; j++) {
         const float *from = m + (size_t)j * place;
         vf m0 = v_load(from), m1 = v_load(from + W24_IN_COLS * place),
-           m2 = doubled ? v_zero() : v_load(from + 2 * W24_IN_COLS * place),
            m3 = v_load(from + 3 * W24_IN_COLS * place);
-        r[0][j] = v_add(m0, v_add(m1, m2));
-        r[1][j] = v_sub(v_sub(m1, m2), m3);
+        if (doubled) {
+            r[0][j] = v_add(m0, m1);
+            r[1][j] = v_sub(m1, m3);
+        } else {
+            vf m2 = v_load(from + 2 * W24_IN_COLS * place);
+            r[0][j] = v_add(m0, v_add(m1, m2));
+            r[1][j] = v_sub(v_sub(m1, m2), m3);
+        }
     }
 #pragma GCC unroll 2
-    for (int i = 0; i < W24_ROWS; i++, work += row) {
+    for (int i = 0; i < W24_ROWS; i++, z += W24_COLS) {
         const vf *d = r[i];
         vf sum_a = v_add(d[1], d[2]), sum_b = v_add(d[3], d[4]), less_a = v_sub(d[1], d[2]),
-           less_b = v_sub(d[3], d[4]), z[W24_COLS];
-        z[0] = v_add(d[0], v_add(sum_a, sum_b));
-        z[1] = v_fma(less_a, v_set1(A), v_mul(less_b, v_set1(B)));
-        z[2] = v_fma(sum_a, v_set1(AA), v_mul(sum_b, v_set1(BB)));
-        z[3] = v_fma(less_a, v_set1(A * AA), v_fma(less_b, v_set1(B * BB), d[5]));
-#pragma GCC unroll 4
-        for (int j = 0; j < W24_COLS; j++) {
-            float *to = work + j * W24_PANEL;
-            v_store(to, begun ? v_add(z[j], v_load(to)) : z[j]);
+           less_b = v_sub(d[3], d[4]);
+        z[0] = v_add(v_add(d[0], base), v_add(sum_a, sum_b));
+        z[1] = v_fma(less_a, v_set1(A), v_fma(less_b, v_set1(B), base));
+        z[2] = v_fma(sum_a, v_set1(AA), v_fma(sum_b, v_set1(BB), base));
+        z[3] = v_fma(less_a, v_set1(A * AA), v_fma(less_b, v_set1(B * BB), v_add(d[5], base)));
+    }
+}
+
+/* Floats from one row of a tile's outputs in WORK to the next. */
+enum { WORK_ROW = W24_TILES * W24_COLS * W24_PANEL };
+
+VEC void keep_tile(const float *m, size_t place, bool doubled, float *work, bool begun)
+{
+    for (int h = 0; h < W24_PANEL; h += 16) {
+        vf z[W24_ROWS * W24_COLS];
+        outputs(m + h, place, doubled, v_zero(), z);
+#pragma GCC unroll 8
+        for (int i = 0; i < W24_ROWS * W24_COLS; i++) {
+            float *to = work + i / W24_COLS * WORK_ROW + i % W24_COLS * W24_PANEL + h;
+            v_store(to, begun ? v_add(z[i], v_load(to)) : z[i]);
+        }
+    }
+}
+
+/* Tile T, which is whole. */
+VEC void end_tile(const float *m, size_t place, bool doubled, const float *work, bool begun,
+                  const struct w24_end *e, int t)
+{
+    vf lo[W24_ROWS * W24_COLS], hi[W24_ROWS * W24_COLS];
+    outputs(m, place, doubled, v_load(e->base[t]), lo);
+    outputs(m + 16, place, doubled, v_load(e->base[t] + 16), hi);
+    char *y = e->y + e->at[t] * e->y_column;
+    const char *residual = e->residual ? e->residual + e->at[t] * e->residual_column : NULL;
+#pragma GCC unroll 8
+    for (int i = 0; i < W24_ROWS * W24_COLS; i++) {
+        const size_t row = (size_t)(i / W24_COLS), column = (size_t)(i % W24_COLS);
+        if (begun) {
+            const float *sums = work + row * WORK_ROW + column * W24_PANEL;
+            lo[i] = v_add(lo[i], v_load(sums));
+            hi[i] = v_add(hi[i], v_load(sums + 16));
+        }
+        if (residual) {
+            const char *from = residual + row * e->residual_row + column * e->residual_column;
+            lo[i] = v_add(lo[i], v_load_bf16(from));
+            hi[i] = v_add(hi[i], v_load_bf16(from + 32));
+        }
+        char *to = y + row * e->y_row + column * e->y_column;
+        if (e->stream)
+            _mm512_stream_si512((__m512i *)(void *)to, vb_narrow(lo[i], hi[i]));
+        else
+            _mm512_storeu_si512(to, vb_narrow(lo[i], hi[i]));
+    }
+}
+
+/* Asks for what the Jth of the next tiles' rows will meet in y and in the residual. */
+VEC void ask(const struct w24_end *e, int t, int j)
+{
+    const int tile = t + j / W24_ROWS;
+    if (j >= W24_TOGETHER * W24_ROWS || !(e->whole >> tile & 1))
+        return;
+    const char *y = e->y + e->at[tile] * e->y_column + (size_t)(j % W24_ROWS) * e->y_row;
+    for (int i = 0; i < W24_COLS && !e->stream; i++, y += e->y_column)
+        __asm__ volatile("prefetchw %0" : : "m"(*y)); /* no operation where the CPU lacks it */
+    if (!e->residual)
+        return;
+    const char *r = e->residual + e->at[tile] * e->residual_column + (size_t)(j % W24_ROWS) * e->residual_row;
+    for (int i = 0; i < W24_COLS; i++, r += e->residual_column)
+        __builtin_prefetch(r, 0, 2);
+}
+
+VEC void product_as(const struct w24_product *p, bool doubled)
+{
+    const size_t place = (size_t)W24_TOGETHER * W24_PANEL;
+    for (int t = 0; t < p->tiles; t += W24_TOGETHER) {
+        for (int j = 0; j < W24_PLACES; j++) {
+            if (p->end)
+                ask(p->end, t, j);
+            if (!doubled || j / W24_IN_COLS != W24_DOUBLED_ZERO)
+                multiply(p->v + (size_t)j * p->v_place + t * W24_LINE, p->u + (size_t)j * p->u_place,
+                         p->channels, p->m + (size_t)j * place);
+        }
+        for (int i = t; i < t + W24_TOGETHER && i < p->tiles; i++) {
+            const float *m = p->m + (size_t)(i - t) * W24_PANEL;
+            float *work = p->work + (size_t)i * W24_COLS * W24_PANEL;
+            if (p->end && p->end->whole >> i & 1)
+                end_tile(m, place, doubled, work, p->begun, p->end, i);
+            else
+                keep_tile(m, place, doubled, work, p->begun);
         }
     }
 }
 
 static void product(const struct w24_product *p)
 {
-    const size_t place = (size_t)W24_TOGETHER * W24_PANEL;
-    for (int t = 0; t < p->tiles; t += W24_TOGETHER) {
-        for (int j = 0; j < W24_PLACES; j++)
-            if (!p->doubled || j / W24_IN_COLS != W24_DOUBLED_ZERO)
-                multiply(p->v + (size_t)j * p->v_place + t * W24_LINE, p->u + (size_t)j * p->u_place,
-                         p->channels, p->m + (size_t)j * place);
-        for (int i = t; i < t + W24_TOGETHER && i < p->tiles; i++) {
-            const float *m = p->m + (size_t)(i - t) * W24_PANEL;
-            float *work = p->work + (size_t)i * W24_COLS * W24_PANEL;
-            for (int h = 0; h < W24_PANEL; h += 16)
-                if (p->doubled)
-                    output(m + h, place, work + h, p->begun, true);
-                else
-                    output(m + h, place, work + h, p->begun, false);
-        }
-    }
+    if (p->doubled)
+        product_as(p, true);
+    else
+        product_as(p, false);
 }
 
 const struct winograd_2x4_kernel KERNEL = {input, weights, product};

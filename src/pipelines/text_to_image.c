@@ -45,8 +45,7 @@ static int make_request(const struct model *m, const struct text_to_image_params
 {
     const char *negative = given(q->negative_prompt);
     int rc = check_inputs(m, q, err), steps = request_steps(q->steps, STEPS_DEFAULT, err);
-    const int unit =
-        vae_scale(m->vae); /* of latents there are whole ones, as in diffusers: the rest is cut */
+    const int unit = vae_scale(m->vae); /* latents are whole, as in diffusers: the rest is cut */
     *out = (struct request){
         .call = call,
         .prompt = {q->prompt, given(q->prompt_2) ? q->prompt_2 : q->prompt},

@@ -152,7 +152,9 @@ HELPER void golden_each_tier(void (*fn)(struct stage *s, const char *folder), co
 
 /* Copies X (of COUNT numbers) to the host and CHECKs its distance from WANT: relative L2 at most 1e-4 where
  * the tier computes in fp32, at most 1.5 times BF16_ERROR (the error of the reference library's own bf16 run)
- * where it computes in 16 bits. Prints the distance. */
+ * where it computes in 16 bits. Where that error is ten times what a rounding costs, the network is a chaotic
+ * one, and the reference's one run says no more than about what another's error is: 2.5 times. Prints the
+ * distance. */
 HELPER void golden_compare(struct stage *s, const char *what, tensor x, const struct golden_array *want,
                            float bf16_error)
 {
@@ -171,7 +173,7 @@ HELPER void golden_compare(struct stage *s, const char *what, tensor x, const st
         size += (double)want->f[i] * want->f[i];
     }
     double distance = sqrt(difference / size),
-           limit = s->be->dtype == DTYPE_F32 ? 1e-4 : 1.5 * (double)bf16_error;
+           limit = s->be->dtype == DTYPE_F32 ? 1e-4 : (bf16_error > 0.02f ? 2.5 : 1.5) * (double)bf16_error;
     printf("  %-19s %-24s relative L2 %.2e, allowed %.2e\n", s->name, what, distance, limit);
     CHECK(distance <= limit, "%s on %s: relative L2 %.3e, allowed %.3e", what, s->name, distance, limit);
     free(got);
