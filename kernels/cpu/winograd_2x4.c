@@ -21,28 +21,22 @@
 
 #include <string.h>
 
-#include "gemm.h"
-#include "thread_pool.h"
+#include "winograd_tiles.h"
 
 enum {
     TILES_MIN = 8,        /* of a picture */
     SLICE_CHANNELS = 320, /* most of a slice */
-    V_BYTES = 4 << 20,    /* of a block, for each thread */
-    GROUPS_MAX = 128,     /* of a block */
     PAD = 5 * W24_LINE    /* bytes between places, so that they do not share cache sets */
 };
 
 struct job {
+    struct winograd_tiles tiles;
     const struct winograd_2x4_kernel *kernel;
     const struct row_ops *rows;
     const struct cpu_weight *w;
     struct pool *pool;
     const struct gemm_args *a;
-    int across, down; /* tiles of a picture */
-    size_t tiles;     /* of the batch */
-    size_t first;     /* of the block */
-    int count;        /* tiles in it */
-    char *v;          /* [groups of a block][places] */
+    char *v; /* [groups of a block][places] */
     size_t v_place, v_group;
     int slices, slice;      /* of the channels; channels of one, the last may have fewer */
     bool streams;           /* y is stored past the caches */
@@ -66,25 +60,6 @@ bool winograd_2x4_suits(const struct cpu_state *st, const struct gemm_args *a)
            div_up(a->y.h, W24_ROWS) * div_up(a->y.w, W24_COLS) >= TILES_MIN;
 }
 
-/* ---- Tiles ---- */
-
-struct tile {
-    size_t n;
-    int y, x; /* its first output */
-};
-
-static struct tile tile_at(const struct job *job, size_t t)
-{
-    const size_t line = t / (size_t)job->across;
-    return (struct tile){line / (size_t)job->down, (int)(line % (size_t)job->down) * W24_ROWS,
-                         (int)(t % (size_t)job->across) * W24_COLS};
-}
-
-static size_t position(tensor x, size_t n, int iy, int ix)
-{
-    return (n * (size_t)x.h + (size_t)iy) * (size_t)x.w + (size_t)ix;
-}
-
 /* ---- V ---- */
 
 /* Tiles of the last group that there are none of are left as they are: their products are not read. */
@@ -99,14 +74,14 @@ static void input_item(void *ctx, int group, int worker)
                            .channels = job->w->channels,
                            .ahead = 2 * W24_COLS * column >> shift,
                            .doubled = job->a->upsample};
-    for (int i = 0; i < min_int(W24_TILES, job->count - group * W24_TILES); i++) {
-        const struct tile t = tile_at(job, job->first + (size_t)(group * W24_TILES + i));
+    for (int i = 0; i < winograd_group_tiles(&job->tiles, group); i++) {
+        const struct winograd_tile t = winograd_tile_at(&job->tiles, group, i);
         for (int r = 0; r < W24_IN_ROWS; r++)
             for (int c = 0; c < W24_IN_COLS; c++) {
                 const int iy = t.y - 1 + r, ix = t.x - 1 + c;
                 const bool inside = iy >= 0 && iy < h && ix >= 0 && ix < w;
                 in.src[r][c] =
-                    inside ? (const char *)x.data + position(x, t.n, iy >> shift, ix >> shift) * column
+                    inside ? (const char *)x.data + tensor_position(x, t.n, iy >> shift, ix >> shift) * column
                            : zeros;
             }
         in.dst = job->v + (size_t)group * job->v_group + (size_t)i * W24_LINE;
@@ -134,9 +109,9 @@ static bool ends_directly(const struct job *job, const struct finish *f)
 }
 
 /* What tile T's outputs of panel P begin with: the bias and the picture's row of add. */
-static void make_base(const struct job *job, const struct tile *t, int p, float *base)
+static void make_base(const struct job *job, const struct winograd_tile *t, int p, float *base)
 {
-    const struct finish f = gemm_end(job->a, W24_PANEL, p, position(job->a->y, t->n, t->y, t->x), 1);
+    const struct finish f = gemm_end(job->a, W24_PANEL, p, tensor_position(job->a->y, t->n, t->y, t->x), 1);
     float add[W24_PANEL] = {0};
     if (f.add)
         job->rows->convert(add, DTYPE_F32, f.add, f.add_type, W24_PANEL);
@@ -149,9 +124,8 @@ static void make_base(const struct job *job, const struct tile *t, int p, float 
 static bool make_end(const struct job *job, int group, int p, float *bases, struct w24_end *e)
 {
     const tensor y = job->a->y;
-    const size_t first = job->first + (size_t)(group * W24_TILES);
-    const struct tile t0 = tile_at(job, first);
-    const struct finish f = gemm_end(job->a, W24_PANEL, p, position(y, t0.n, t0.y, t0.x), 1);
+    const struct winograd_tile t0 = winograd_tile_at(&job->tiles, group, 0);
+    const struct finish f = gemm_end(job->a, W24_PANEL, p, tensor_position(y, t0.n, t0.y, t0.x), 1);
     if (!ends_directly(job, &f))
         return false;
     *e = (struct w24_end){.y = f.y,
@@ -162,9 +136,9 @@ static bool make_end(const struct job *job, int group, int p, float *bases, stru
                           .residual_row = (size_t)y.w * f.residual_stride,
                           .stream = job->streams && (((uintptr_t)f.y | f.y_stride) & 63) == 0};
     size_t of = SIZE_MAX; /* the picture that the base is of */
-    for (int i = 0; i < min_int(W24_TILES, job->count - group * W24_TILES); i++) {
-        const struct tile t = tile_at(job, first + (size_t)i);
-        e->at[i] = position(y, t.n, t.y, t.x) - position(y, t0.n, t0.y, t0.x);
+    for (int i = 0; i < winograd_group_tiles(&job->tiles, group); i++) {
+        const struct winograd_tile t = winograd_tile_at(&job->tiles, group, i);
+        e->at[i] = tensor_position(y, t.n, t.y, t.x) - tensor_position(y, t0.n, t0.y, t0.x);
         if (t.y + W24_ROWS <= y.h && t.x + W24_COLS <= y.w)
             e->whole |= 1u << i;
         if (t.n != of)
@@ -173,26 +147,6 @@ static bool make_end(const struct job *job, int group, int p, float *bases, stru
         of = t.n;
     }
     return true;
-}
-
-/* Ends the outputs of a group and panel that the kernel left in WORK, all but those of ENDED: runs of tiles
- * in a row of the picture. */
-static void end_group(const struct job *job, int group, int p, const float *work, unsigned ended)
-{
-    const tensor y = job->a->y;
-    const size_t row = (size_t)W24_TILES * W24_COLS * W24_PANEL;
-    const int count = min_int(W24_TILES, job->count - group * W24_TILES);
-    for (int i = 0, run; i < count; i += run) {
-        const struct tile t = tile_at(job, job->first + (size_t)(group * W24_TILES + i));
-        const float *c = work + (size_t)i * W24_COLS * W24_PANEL;
-        const int most = min_int(count - i, job->across - t.x / W24_COLS);
-        for (run = 0; run < most && !(ended >> (i + run) & 1); run++)
-            ;
-        for (int r = 0; run && r < min_int(W24_ROWS, y.h - t.y); r++)
-            gemm_finish(job->a, job->rows, W24_PANEL, p, c + (size_t)r * row, position(y, t.n, t.y + r, t.x),
-                        min_int(run * W24_COLS, y.w - t.x));
-        run = run ? run : 1;
-    }
 }
 
 /* Groups G0 to G1 of panel P, channels FIRST to FIRST + COUNT. */
@@ -221,12 +175,13 @@ static void run_slice(const struct job *job, const struct memory *m, int p, int 
     job->kernel->weights(&weights);
     for (int g = g0; g < g1; g++) {
         product.v = job->v + (size_t)g * job->v_group + (size_t)(first / W24_STEP) * W24_V;
-        product.tiles = min_int(W24_TILES, job->count - g * W24_TILES);
+        product.tiles = winograd_group_tiles(&job->tiles, g);
         product.work = m->work + (job->slices > 1 ? (size_t)(g - g0) * W24_WORK : 0);
         product.end = ends && make_end(job, g, p, bases, &end) ? &end : NULL;
         job->kernel->product(&product);
         if (ends)
-            end_group(job, g, p, product.work, product.end ? end.whole : 0);
+            winograd_end_group(&job->tiles, job->a, job->rows, W24_PANEL, g, p, product.work,
+                               product.end ? end.whole : 0);
     }
 }
 
@@ -235,24 +190,10 @@ static void product_item(void *ctx, int item, int worker)
     const struct job *job = ctx;
     const struct memory m = memory_of(job, worker);
     const int p = item / job->parts, g0 = item % job->parts * job->part_groups,
-              g1 = min_int(div_up(job->count, W24_TILES), g0 + job->part_groups);
+              g1 = min_int(winograd_groups(&job->tiles), g0 + job->part_groups);
     for (int first = 0; first < job->w->channels; first += job->slice)
         run_slice(job, &m, p, first, min_int(job->slice, job->w->channels - first), g0, g1);
     job->rows->fence();
-}
-
-/* ---- Blocks ---- */
-
-/* Groups of a block: so many that U is made seldom, and V stays in the last level. */
-static int block_groups(const struct job *job)
-{
-    const size_t all = (job->tiles + W24_TILES - 1) / W24_TILES,
-                 most = (size_t)V_BYTES * (size_t)pool_threads(job->pool);
-    const size_t room = (size_t)(U_FLOATS + STRIP_FLOATS) * sizeof(float);
-    size_t groups = (most < room ? most : room) / job->v_group;
-    groups = groups < 1 ? 1 : groups > GROUPS_MAX ? GROUPS_MAX : groups;
-    const size_t blocks = (all + groups - 1) / groups;
-    return (int)((all + blocks - 1) / blocks);
 }
 
 int winograd_2x4_run(struct backend *be, const struct gemm_args *a)
@@ -263,21 +204,16 @@ int winograd_2x4_run(struct backend *be, const struct gemm_args *a)
                       .w = a->w->packed,
                       .pool = be->pool,
                       .a = a,
-                      .across = div_up(a->y.w, W24_COLS),
-                      .down = div_up(a->y.h, W24_ROWS),
                       .v = (char *)st->winograd,
-                      .streams = tensor_streams(a->y)};
-    job.tiles = (size_t)a->y.n * (size_t)job.across * (size_t)job.down;
+                      .streams = tensor_streams(a->y),
+                      .tiles = winograd_cut(a->y, W24_ROWS, W24_COLS, W24_TILES)};
     job.v_place = (size_t)(job.w->channels / W24_STEP) * W24_V + PAD;
     job.v_group = W24_PLACES * job.v_place;
     job.slices = div_up(job.w->channels, SLICE_CHANNELS);
     job.slice = div_up(job.w->channels / W24_STEP, job.slices) * W24_STEP;
-    const int block = block_groups(&job), wanted = 2 * pool_threads(be->pool);
-    for (; job.first < job.tiles; job.first += (size_t)block * W24_TILES) {
-        const size_t left = job.tiles - job.first;
-        job.count = left < (size_t)block * W24_TILES ? (int)left : block * W24_TILES;
-        const int groups = div_up(job.count, W24_TILES);
-        job.part_groups = div_up(groups, min_int(groups, div_up(wanted, job.w->panels)));
+    for (winograd_choose_block(&job.tiles, be->pool, job.v_group); winograd_block(&job.tiles);) {
+        const int groups = winograd_groups(&job.tiles);
+        job.part_groups = winograd_part(groups, job.w->panels, groups, be->pool);
         job.parts = div_up(groups, job.part_groups);
         pool_run(be->pool, groups, input_item, &job);
         pool_run(be->pool, job.w->panels * job.parts, product_item, &job);
