@@ -26,7 +26,10 @@
 enum {
     TILES_MIN = 8,        /* of a picture */
     SLICE_CHANNELS = 320, /* most of a slice */
-    PAD = 5 * W24_LINE    /* bytes between places, so that they do not share cache sets */
+    PAD = 5 * W24_LINE,   /* bytes between places, so that they do not share cache sets */
+    NEAR_U = 4 << 20,     /* of all panels, that are made once and read block by block */
+    NEAR_V = 450 << 10,   /* of a block that one thread takes through all panels */
+    NEAR_BLOCKS = 4       /* least of them for each thread */
 };
 
 struct job {
@@ -37,7 +40,8 @@ struct job {
     struct pool *pool;
     const struct gemm_args *a;
     char *v; /* [groups of a block][places] */
-    size_t v_place, v_group;
+    char *u; /* NULL, or [panels][places]: then each block is one thread's, V in its scratch */
+    size_t v_place, v_group, u_place, u_panel;
     int slices, slice;      /* of the channels; channels of one, the last may have fewer */
     bool streams;           /* y is stored past the caches */
     int part_groups, parts; /* of a block: groups that an item takes for its panel */
@@ -45,9 +49,8 @@ struct job {
 
 /* What a thread works in. */
 struct memory {
-    char *u;
-    float *m, *work; /* WORK: where there are slices, of all groups of an item */
-    size_t u_place;
+    char *zeros, *v, *u; /* V of a block, or U of a slice of a panel */
+    float *m, *work;     /* WORK: where there are slices, of all groups of an item */
 };
 
 bool winograd_2x4_suits(const struct cpu_state *st, const struct gemm_args *a)
@@ -60,6 +63,16 @@ bool winograd_2x4_suits(const struct cpu_state *st, const struct gemm_args *a)
            div_up(a->y.h, W24_ROWS) * div_up(a->y.w, W24_COLS) >= TILES_MIN;
 }
 
+static struct memory memory_of(const struct job *job, int worker)
+{
+    struct memory m = {.zeros = pool_scratch(job->pool, worker)};
+    m.u = m.v = m.zeros + div_up(job->w->channels * 2, 4096) * 4096;
+    const size_t bytes = job->u ? (size_t)job->tiles.block * job->v_group : job->u_panel;
+    m.m = (float *)(void *)(m.u + bytes);
+    m.work = m.m + W24_M;
+    return m;
+}
+
 /* ---- V ---- */
 
 /* Tiles of the last group that there are none of are left as they are: their products are not read. */
@@ -68,7 +81,7 @@ static void input_item(void *ctx, int group, int worker)
     const struct job *job = ctx;
     const tensor x = job->a->x;
     const size_t column = (size_t)x.ld * dtype_size(x.dtype);
-    const char *zeros = memset(pool_scratch(job->pool, worker), 0, column);
+    const char *zeros = memset(memory_of(job, worker).zeros, 0, (size_t)job->w->channels * 2);
     const int shift = job->a->upsample ? 1 : 0, h = x.h << shift, w = x.w << shift;
     struct w24_input in = {.place = job->v_place,
                            .channels = job->w->channels,
@@ -90,15 +103,6 @@ static void input_item(void *ctx, int group, int worker)
 }
 
 /* ---- Products and y ---- */
-
-static struct memory memory_of(const struct job *job, int worker)
-{
-    char *p = pool_scratch(job->pool, worker);
-    struct memory m = {.u = p, .u_place = (size_t)(job->slice / W24_STEP) * W24_U + PAD};
-    m.m = (float *)(void *)(p + W24_PLACES * m.u_place);
-    m.work = m.m + W24_M;
-    return m;
-}
 
 /* Whether the kernel itself can end outputs of panel P like F. */
 static bool ends_directly(const struct job *job, const struct finish *f)
@@ -149,30 +153,35 @@ static bool make_end(const struct job *job, int group, int p, float *bases, stru
     return true;
 }
 
-/* Groups G0 to G1 of panel P, channels FIRST to FIRST + COUNT. */
-static void run_slice(const struct job *job, const struct memory *m, int p, int first, int count, int g0,
-                      int g1)
+/* U of panel P, channels FIRST to FIRST + COUNT. */
+static void make_u(const struct job *job, int p, int first, int count, char *u)
 {
     const struct cpu_weight *w = job->w;
-    const struct w24_weights weights = {.dst = m->u,
-                                        .place = m->u_place,
+    const struct w24_weights weights = {.dst = u,
+                                        .place = job->u_place,
                                         .src = weight_data(w) + (size_t)p * w->panel_bytes,
                                         .channels = w->channels,
                                         .chunk = w->chunk,
                                         .first = first,
                                         .count = count,
                                         .doubled = job->a->upsample};
-    struct w24_product product = {.u = m->u,
+    job->kernel->weights(&weights);
+}
+
+/* Groups G0 to G1 of panel P by its U of channels FIRST to FIRST + COUNT. */
+static void run_groups(const struct job *job, const struct memory *m, int p, const char *u, int first,
+                       int count, int g0, int g1)
+{
+    struct w24_product product = {.u = u,
                                   .v_place = job->v_place,
-                                  .u_place = m->u_place,
+                                  .u_place = job->u_place,
                                   .channels = count,
                                   .m = m->m,
                                   .begun = first > 0,
                                   .doubled = job->a->upsample};
-    const bool ends = first + count == w->channels;
+    const bool ends = first + count == job->w->channels;
     float bases[W24_TILES * W24_PANEL];
     struct w24_end end;
-    job->kernel->weights(&weights);
     for (int g = g0; g < g1; g++) {
         product.v = job->v + (size_t)g * job->v_group + (size_t)(first / W24_STEP) * W24_V;
         product.tiles = winograd_group_tiles(&job->tiles, g);
@@ -191,9 +200,67 @@ static void product_item(void *ctx, int item, int worker)
     const struct memory m = memory_of(job, worker);
     const int p = item / job->parts, g0 = item % job->parts * job->part_groups,
               g1 = min_int(winograd_groups(&job->tiles), g0 + job->part_groups);
-    for (int first = 0; first < job->w->channels; first += job->slice)
-        run_slice(job, &m, p, first, min_int(job->slice, job->w->channels - first), g0, g1);
+    for (int first = 0; first < job->w->channels; first += job->slice) {
+        const int count = min_int(job->slice, job->w->channels - first);
+        make_u(job, p, first, count, m.u);
+        run_groups(job, &m, p, m.u, first, count, g0, g1);
+    }
     job->rows->fence();
+}
+
+static void run_shared(struct job *job)
+{
+    winograd_choose_block(&job->tiles, job->pool, job->v_group);
+    while (winograd_block(&job->tiles)) {
+        const int groups = winograd_groups(&job->tiles);
+        job->part_groups = winograd_part(groups, job->w->panels, groups, job->pool);
+        job->parts = div_up(groups, job->part_groups);
+        pool_run(job->pool, groups, input_item, job);
+        pool_run(job->pool, job->w->panels * job->parts, product_item, job);
+    }
+}
+
+/* ---- Near: where U of all panels is small and the picture large, U is made once and shared, and each thread
+ * takes blocks of its own through all panels, so that V does not leave the second level ---- */
+
+static bool suits_near(const struct job *job)
+{
+    const size_t blocks = job->tiles.all / (NEAR_V / job->v_group * W24_TILES + 1);
+    return job->slices == 1 && (size_t)job->w->panels * job->u_panel <= NEAR_U && job->v_group <= NEAR_V &&
+           blocks >= NEAR_BLOCKS * (size_t)pool_threads(job->pool);
+}
+
+static void weights_item(void *ctx, int p, int worker)
+{
+    (void)worker;
+    const struct job *job = ctx;
+    make_u(job, p, 0, job->w->channels, job->u + (size_t)p * job->u_panel);
+}
+
+static void block_item(void *ctx, int item, int worker)
+{
+    struct job job = *(const struct job *)ctx;
+    const struct memory m = memory_of(&job, worker);
+    job.v = m.v;
+    job.tiles.first = (size_t)item * (size_t)(job.tiles.block * W24_TILES);
+    if (!winograd_block(&job.tiles))
+        return;
+    const int groups = winograd_groups(&job.tiles);
+    for (int g = 0; g < groups; g++)
+        input_item(&job, g, worker);
+    for (int p = 0; p < job.w->panels; p++)
+        run_groups(&job, &m, p, job.u + (size_t)p * job.u_panel, 0, job.w->channels, 0, groups);
+    job.rows->fence();
+}
+
+static void run_near(struct job *job, char *u)
+{
+    const size_t all = (job->tiles.all + W24_TILES - 1) / W24_TILES;
+    job->u = u;
+    job->tiles.block = (int)(NEAR_V / job->v_group);
+    pool_run(job->pool, job->w->panels, weights_item, job);
+    pool_run(job->pool, (int)((all + (size_t)job->tiles.block - 1) / (size_t)job->tiles.block), block_item,
+             job);
 }
 
 int winograd_2x4_run(struct backend *be, const struct gemm_args *a)
@@ -211,12 +278,11 @@ int winograd_2x4_run(struct backend *be, const struct gemm_args *a)
     job.v_group = W24_PLACES * job.v_place;
     job.slices = div_up(job.w->channels, SLICE_CHANNELS);
     job.slice = div_up(job.w->channels / W24_STEP, job.slices) * W24_STEP;
-    for (winograd_choose_block(&job.tiles, be->pool, job.v_group); winograd_block(&job.tiles);) {
-        const int groups = winograd_groups(&job.tiles);
-        job.part_groups = winograd_part(groups, job.w->panels, groups, be->pool);
-        job.parts = div_up(groups, job.part_groups);
-        pool_run(be->pool, groups, input_item, &job);
-        pool_run(be->pool, job.w->panels * job.parts, product_item, &job);
-    }
+    job.u_place = (size_t)(job.slice / W24_STEP) * W24_U + PAD;
+    job.u_panel = W24_PLACES * job.u_place;
+    if (suits_near(&job))
+        run_near(&job, (char *)st->winograd);
+    else
+        run_shared(&job);
     return 0;
 }
