@@ -29,7 +29,10 @@ enum {
     CHANNELS_MIN = 32,
     SLICE_BYTES = 600 << 10, /* of U */
     GROUP_ROWS = 12,         /* least tiles of a group, in whole row tiles of the micro-kernel */
-    PAD = 80                 /* floats between the 36 places, so that they do not share cache sets */
+    PAD = 80,                /* floats between the 36 places, so that they do not share cache sets */
+    NEAR_U = 6 << 20,        /* of all panels, that are made once and read block by block */
+    NEAR_V = 800 << 10,      /* of a block that one thread takes through all panels */
+    NEAR_BLOCKS = 4          /* least of them for each thread */
 };
 
 struct job {
@@ -39,7 +42,8 @@ struct job {
     const struct cpu_weight *w;
     struct pool *pool;
     const struct gemm_args *a;
-    float *v;                         /* [groups of a block][slices][POINTS][tiles][channels] */
+    float *u; /* NULL, or [panels][POINTS][channels][nr]: then each block is one thread's, V in its scratch */
+    float *v; /* [groups of a block][slices][POINTS][tiles][channels] */
     size_t v_place, v_slice, v_group; /* floats */
     size_t u_place, m_place;          /* floats from one of the 36 places to the next */
     int slices, slice;                /* of the channels; channels of one, the last may have fewer */
@@ -48,7 +52,8 @@ struct job {
 
 /* What a thread works in. */
 struct memory {
-    float *u, *c, *m; /* M: where there are slices, of all groups of an item */
+    float *u, *v, *c,
+        *m; /* U of a slice, or V of a block. M: where there are slices, of all groups of an item */
 };
 
 bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a)
@@ -107,21 +112,28 @@ static size_t group_floats(const struct job *job)
     return POINTS * job->m_place;
 }
 
+static size_t u_panel(const struct job *job)
+{
+    return POINTS * job->u_place;
+}
+
 static size_t fixed_floats(const struct job *job)
 {
-    return POINTS * job->u_place + (size_t)(TILE * TILE * job->tiles.group * job->g->nr);
+    const size_t first = job->u ? (size_t)job->tiles.block * job->v_group : u_panel(job);
+    return first + (size_t)(TILE * TILE * job->tiles.group * job->g->nr);
 }
 
 static struct memory memory_of(const struct job *job, int worker)
 {
     struct memory m = {.u = pool_scratch(job->pool, worker)};
-    m.c = m.u + POINTS * job->u_place;
+    m.v = m.u;
     m.m = m.u + fixed_floats(job);
+    m.c = m.m - TILE * TILE * job->tiles.group * job->g->nr;
     return m;
 }
 
 /* U of panel P and a slice, a chunk of its weights at a time. */
-static void make_u(const struct job *job, const struct memory *m, int p, int slice)
+static void make_u(const struct job *job, int p, int slice, float *u)
 {
     const struct cpu_weight *w = job->w;
     const size_t channel = (size_t)job->g->nr * 9 * dtype_size(w->dtype);
@@ -129,14 +141,14 @@ static void make_u(const struct job *job, const struct memory *m, int p, int sli
     const char *src = weight_data(w) + (size_t)p * w->panel_bytes + (size_t)first * channel;
     for (int c = 0; c < count; c += w->chunk) {
         const int k = min_int(w->chunk, count - c);
-        job->rows->winograd_weights(m->u + (size_t)c * (size_t)job->g->nr, job->u_place, src, w->dtype, k,
+        job->rows->winograd_weights(u + (size_t)c * (size_t)job->g->nr, job->u_place, src, w->dtype, k,
                                     job->g->nr);
         src += (size_t)k * channel;
     }
 }
 
 /* Adds a slice's products of a group to M at all places. */
-static void multiply(const struct job *job, const struct memory *m, int p, int slice, int group, float *sums)
+static void multiply(const struct job *job, const float *u, int p, int slice, int group, float *sums)
 {
     const struct gemm_kernel *g = job->g;
     const size_t zero = 0, channels = (size_t)slice_channels(job, slice),
@@ -151,7 +163,7 @@ static void multiply(const struct job *job, const struct memory *m, int p, int s
                           .half = job->a->y.c - p * g->nr <= g->nr / 2};
     for (int place = 0; place < POINTS; place++, v += job->v_place) {
         t.a = (const char *)v;
-        t.b = m->u + (size_t)place * job->u_place;
+        t.b = u + (size_t)place * job->u_place;
         t.c = sums + (size_t)place * job->m_place;
         for (int i = 0, done = 0; i < calls; i++) {
             const int rows = (count - done) / (calls - i);
@@ -180,10 +192,10 @@ static void product_item(void *ctx, int item, int worker)
     const int p = item / job->parts, g0 = item % job->parts * job->part_groups,
               g1 = min_int(winograd_groups(&job->tiles), g0 + job->part_groups);
     for (int slice = 0; slice < job->slices; slice++) {
-        make_u(job, &m, p, slice);
+        make_u(job, p, slice, m.u);
         for (int g = g0; g < g1; g++) {
             float *sums = m.m + (job->slices > 1 ? (size_t)(g - g0) * group_floats(job) : 0);
-            multiply(job, &m, p, slice, g, sums);
+            multiply(job, m.u, p, slice, g, sums);
             if (slice == job->slices - 1)
                 combine(job, &m, p, g, sums);
         }
@@ -201,6 +213,70 @@ static void choose_slices(struct job *job)
     job->slices = div_up(w->channels, job->slice);
 }
 
+static void lay_out(struct job *job)
+{
+    const int nr = job->g->nr;
+    job->u_place = (size_t)job->slice * (size_t)nr + PAD;
+    job->m_place = (size_t)(job->tiles.group * nr) + PAD;
+    job->v_place = (size_t)(job->tiles.group * job->slice) + PAD;
+    job->v_slice = POINTS * job->v_place;
+    job->v_group = (size_t)job->slices * job->v_slice;
+}
+
+static void run_shared(struct job *job)
+{
+    const size_t room = POOL_SCRATCH / sizeof(float) - fixed_floats(job);
+    winograd_choose_block(&job->tiles, job->pool, job->v_group * sizeof(float));
+    while (winograd_block(&job->tiles)) {
+        const int groups = winograd_groups(&job->tiles), most = (int)(room / group_floats(job));
+        job->part_groups = winograd_part(groups, job->w->panels, job->slices > 1 ? most : groups, job->pool);
+        job->parts = div_up(groups, job->part_groups);
+        pool_run(job->pool, groups, input_item, job);
+        pool_run(job->pool, job->w->panels * job->parts, product_item, job);
+    }
+}
+
+/* ---- Near: as in winograd_2x4.c ---- */
+
+/* Sums are rounded as they are in slices, so there may be but one. */
+static bool suits_near(struct job *job)
+{
+    const size_t v = job->v_group * sizeof(float), u = (size_t)job->w->panels * u_panel(job) * sizeof(float);
+    job->tiles.block = (int)(NEAR_V / v);
+    return job->slices == 1 && u <= NEAR_U && job->tiles.block > 0 &&
+           winograd_blocks(&job->tiles) >= NEAR_BLOCKS * pool_threads(job->pool);
+}
+
+static void weights_item(void *ctx, int p, int worker)
+{
+    (void)worker;
+    const struct job *job = ctx;
+    make_u(job, p, 0, job->u + (size_t)p * u_panel(job));
+}
+
+static void block_item(void *ctx, int item, int worker)
+{
+    struct job job = *(const struct job *)ctx;
+    const struct memory m = memory_of(&job, worker);
+    job.v = m.v;
+    winograd_go_to_block(&job.tiles, item);
+    for (int g = 0; g < winograd_groups(&job.tiles); g++)
+        input_item(&job, g, worker);
+    for (int p = 0; p < job.w->panels; p++)
+        for (int g = 0; g < winograd_groups(&job.tiles); g++) {
+            multiply(&job, job.u + (size_t)p * u_panel(&job), p, 0, g, m.m);
+            combine(&job, &m, p, g, m.m);
+        }
+    job.rows->fence();
+}
+
+static void run_near(struct job *job, float *u)
+{
+    job->u = u;
+    pool_run(job->pool, job->w->panels, weights_item, job);
+    pool_run(job->pool, winograd_blocks(&job->tiles), block_item, job);
+}
+
 int winograd_run(struct backend *be, const struct gemm_args *a)
 {
     const struct cpu_state *st = be->state;
@@ -213,19 +289,10 @@ int winograd_run(struct backend *be, const struct gemm_args *a)
                       .v = st->winograd,
                       .tiles = winograd_cut(a->y, TILE, TILE, div_up(GROUP_ROWS, g->mr) * g->mr)};
     choose_slices(&job);
-    job.u_place = (size_t)job.slice * (size_t)g->nr + PAD;
-    job.m_place = (size_t)(job.tiles.group * g->nr) + PAD;
-    job.v_place = (size_t)(job.tiles.group * job.slice) + PAD;
-    job.v_slice = POINTS * job.v_place;
-    job.v_group = (size_t)job.slices * job.v_slice;
-    const size_t room = POOL_SCRATCH / sizeof(float) - fixed_floats(&job);
-    for (winograd_choose_block(&job.tiles, be->pool, job.v_group * sizeof(float));
-         winograd_block(&job.tiles);) {
-        const int groups = winograd_groups(&job.tiles), most = (int)(room / group_floats(&job));
-        job.part_groups = winograd_part(groups, job.w->panels, job.slices > 1 ? most : groups, be->pool);
-        job.parts = div_up(groups, job.part_groups);
-        pool_run(be->pool, groups, input_item, &job);
-        pool_run(be->pool, job.w->panels * job.parts, product_item, &job);
-    }
+    lay_out(&job);
+    if (suits_near(&job))
+        run_near(&job, st->winograd);
+    else
+        run_shared(&job);
     return 0;
 }

@@ -223,11 +223,11 @@ static void run_shared(struct job *job)
 /* ---- Near: where U of all panels is small and the picture large, U is made once and shared, and each thread
  * takes blocks of its own through all panels, so that V does not leave the second level ---- */
 
-static bool suits_near(const struct job *job)
+static bool suits_near(struct job *job)
 {
-    const size_t blocks = job->tiles.all / (NEAR_V / job->v_group * W24_TILES + 1);
-    return job->slices == 1 && (size_t)job->w->panels * job->u_panel <= NEAR_U && job->v_group <= NEAR_V &&
-           blocks >= NEAR_BLOCKS * (size_t)pool_threads(job->pool);
+    job->tiles.block = (int)(NEAR_V / job->v_group);
+    return job->slices == 1 && (size_t)job->w->panels * job->u_panel <= NEAR_U && job->tiles.block > 0 &&
+           winograd_blocks(&job->tiles) >= NEAR_BLOCKS * pool_threads(job->pool);
 }
 
 static void weights_item(void *ctx, int p, int worker)
@@ -242,9 +242,7 @@ static void block_item(void *ctx, int item, int worker)
     struct job job = *(const struct job *)ctx;
     const struct memory m = memory_of(&job, worker);
     job.v = m.v;
-    job.tiles.first = (size_t)item * (size_t)(job.tiles.block * W24_TILES);
-    if (!winograd_block(&job.tiles))
-        return;
+    winograd_go_to_block(&job.tiles, item);
     const int groups = winograd_groups(&job.tiles);
     for (int g = 0; g < groups; g++)
         input_item(&job, g, worker);
@@ -255,12 +253,9 @@ static void block_item(void *ctx, int item, int worker)
 
 static void run_near(struct job *job, char *u)
 {
-    const size_t all = (job->tiles.all + W24_TILES - 1) / W24_TILES;
     job->u = u;
-    job->tiles.block = (int)(NEAR_V / job->v_group);
     pool_run(job->pool, job->w->panels, weights_item, job);
-    pool_run(job->pool, (int)((all + (size_t)job->tiles.block - 1) / (size_t)job->tiles.block), block_item,
-             job);
+    pool_run(job->pool, winograd_blocks(&job->tiles), block_item, job);
 }
 
 int winograd_2x4_run(struct backend *be, const struct gemm_args *a)

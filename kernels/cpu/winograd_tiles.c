@@ -38,6 +38,19 @@ bool winograd_block(struct winograd_tiles *t)
     return t->count > 0;
 }
 
+int winograd_blocks(const struct winograd_tiles *t)
+{
+    const size_t most = (size_t)t->block * (size_t)t->group;
+    return (int)((t->all + most - 1) / most);
+}
+
+void winograd_go_to_block(struct winograd_tiles *t, int i)
+{
+    t->first = (size_t)i * (size_t)(t->block * t->group);
+    t->count = 0;
+    (void)winograd_block(t);
+}
+
 int winograd_part(int groups, int panels, int most, const struct pool *pool)
 {
     const int parts = div_up(ITEMS_A_THREAD * pool_threads(pool), panels);

@@ -28,6 +28,9 @@ struct winograd_tiles winograd_cut(tensor y, int rows, int cols, int group);
 void winograd_choose_block(struct winograd_tiles *t, const struct pool *pool, size_t group_bytes);
 /* The next block; false: there is none. */
 bool winograd_block(struct winograd_tiles *t);
+/* Where blocks are dealt out instead, by T->block: how many there are; the Ith becomes the running one. */
+int winograd_blocks(const struct winograd_tiles *t);
+void winograd_go_to_block(struct winograd_tiles *t, int i);
 /* Groups of a block that an item takes for one of PANELS, MOST or fewer, so that all threads have work. */
 int winograd_part(int groups, int panels, int most, const struct pool *pool);
 
