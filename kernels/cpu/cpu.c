@@ -130,8 +130,8 @@ static double peak_of(const struct gemm_kernel *g)
 }
 
 /* The dot products of AVX512-BF16 double the work of a multiply-add on some processors and halve it on others
- * (Sapphire Rapids: 84 against 172 GFLOP/s a thread), and plain AVX-512 has Winograd's method besides. A few
- * milliseconds say which this is. */
+ * (Sapphire Rapids: 84 against 172 GFLOP/s a thread), and Winograd's method saves plain AVX-512 more
+ * products. A few milliseconds say which this is. */
 static bool pays(const struct entry *e)
 {
     return e->needs != NEEDS_AVX512BF16 || peak_of(e->tier.gemm) > 1.5 * peak_of(&gemm_avx512);

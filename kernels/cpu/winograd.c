@@ -27,6 +27,7 @@ enum {
     POINTS = 36,
     POSITIONS_MIN = 256, /* of a picture's outputs */
     CHANNELS_MIN = 32,
+    CHANNELS_MAX = 32768,    /* V of a group then fits what there is for it */
     SLICE_BYTES = 600 << 10, /* of U */
     GROUP_ROWS = 12,         /* least tiles of a group, in whole row tiles of the micro-kernel */
     PAD = 80,                /* floats between the 36 places, so that they do not share cache sets */
@@ -63,7 +64,7 @@ bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a)
     if (g->dtype != DTYPE_F32 || a->x.dtype != DTYPE_F32 || a->w->kh != 3 || a->w->kw != 3 || a->stride > 1 ||
         a->pad_end)
         return false;
-    return w->channels >= CHANNELS_MIN && a->y.c >= CHANNELS_MIN &&
+    return w->channels >= CHANNELS_MIN && w->channels <= CHANNELS_MAX && a->y.c >= CHANNELS_MIN &&
            (size_t)a->y.h * (size_t)a->y.w >= POSITIONS_MIN;
 }
 

@@ -25,6 +25,7 @@
 
 enum {
     TILES_MIN = 8,        /* of a picture */
+    CHANNELS_MAX = 32768, /* V of a group then fits what there is for it */
     SLICE_CHANNELS = 320, /* most of a slice */
     PAD = 5 * W24_LINE,   /* bytes between places, so that they do not share cache sets */
     NEAR_U = 4 << 20,     /* of all panels, that are made once and read block by block */
@@ -59,8 +60,8 @@ bool winograd_2x4_suits(const struct cpu_state *st, const struct gemm_args *a)
     if (!st->tier->winograd_2x4 || a->x.dtype != DTYPE_BF16 || a->w->kh != 3 || a->w->kw != 3 ||
         a->stride > 1 || a->pad_end)
         return false;
-    return w->channels == a->x.c && w->channels % W24_STEP == 0 && a->y.c >= W24_PANEL &&
-           div_up(a->y.h, W24_ROWS) * div_up(a->y.w, W24_COLS) >= TILES_MIN;
+    return w->channels == a->x.c && w->channels % W24_STEP == 0 && w->channels <= CHANNELS_MAX &&
+           a->y.c >= W24_PANEL && div_up(a->y.h, W24_ROWS) * div_up(a->y.w, W24_COLS) >= TILES_MIN;
 }
 
 static struct memory memory_of(const struct job *job, int worker)

@@ -26,8 +26,10 @@ enum {
  * 1, -1 and infinity. */
 #define W24_POINT 0.65f
 
-/* Of a picture whose sides are doubled by repeating positions the tile's rows of inputs are a, b, b, c: the
- * row's third place, d2 - d1, is zero, and V, U and M of it are left out. */
+/* Of a picture whose sides are doubled by repeating positions, the tile's rows of inputs are a, b, b, c: the
+ * row's third place, d2 - d1, is zero, and V, U and M of it are left out. Its columns are a, b, b, c, c, d,
+ * of which F(2, 3) takes three places for two outputs likewise: two of these are as few products as F(4, 3)
+ * and lose half as much to rounding. */
 enum { W24_DOUBLED_ZERO = 2 };
 
 /* V of a group and place: [channels / W24_STEP][W24_TILES][W24_STEP]. U of a panel and place: [channels /

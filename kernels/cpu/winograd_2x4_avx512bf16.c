@@ -54,6 +54,16 @@ VEC void along(const vf d[W24_IN_COLS], vf v[W24_IN_COLS])
     v[5] = v_fma(d[3], v_set1(-S), v_add(d[1], d[5]));
 }
 
+/* Of doubled columns a, b, b, c, c, d: a - b, b, b - c, twice. */
+VEC void along_doubled(const vf d[W24_IN_COLS], vf v[W24_IN_COLS])
+{
+    v[0] = v_sub(d[0], d[1]);
+    v[1] = d[1];
+    v[2] = v[3] = v_sub(d[1], d[3]);
+    v[4] = d[3];
+    v[5] = v_sub(d[3], d[5]);
+}
+
 VEC void input_as(const struct w24_input *in, bool doubled)
 {
     char *dst = in->dst;
@@ -75,8 +85,13 @@ VEC void input_as(const struct w24_input *in, bool doubled)
                 even[j] = down(i, in, j, c, false);
                 odd[j] = down(i, in, j, c, true);
             }
-            along(even, v);
-            along(odd, w);
+            if (doubled) {
+                along_doubled(even, v);
+                along_doubled(odd, w);
+            } else {
+                along(even, v);
+                along(odd, w);
+            }
 #pragma GCC unroll 6
             for (int j = 0; j < W24_IN_COLS; j++, to += in->place)
                 _mm512_store_si512(to, vb_narrow(v[j], w[j]));
@@ -94,9 +109,17 @@ static void input(const struct w24_input *in)
 
 /* ---- U ---- */
 
-/* Of the row's three weights the columns' places, as in pack.c. */
-VEC void weight_along(const vf k[3], vf u[W24_IN_COLS])
+/* Of the row's three weights the columns' places, as in pack.c; of doubled columns k0, k0 + k1 + k2, k2,
+ * twice.
+ */
+VEC void weight_along(const vf k[3], vf u[W24_IN_COLS], bool doubled)
 {
+    if (doubled) {
+        u[0] = u[3] = k[0];
+        u[1] = u[4] = v_add(k[1], v_add(k[0], k[2]));
+        u[2] = u[5] = k[2];
+        return;
+    }
     const float over_a = 1 / (2 * AA * (AA - BB)), over_b = 1 / (2 * BB * (BB - AA));
     vf even_a = v_fma(k[2], v_set1(AA * over_a), v_mul(k[0], v_set1(over_a))),
        even_b = v_fma(k[2], v_set1(BB * over_b), v_mul(k[0], v_set1(over_b)));
@@ -128,7 +151,7 @@ VEC vb pairs(vf a, vf b)
 
 /* A channel of 16 outputs: [W24_IN_COLS][3]: its rows' places along; LINE: of tap 0, TAP bytes from a tap to
  * the next. */
-VEC void weight_rows(vf k[W24_IN_COLS][3], const char *line, size_t tap, bool odd)
+VEC void weight_rows(vf k[W24_IN_COLS][3], const char *line, size_t tap, bool odd, bool doubled)
 {
 #pragma GCC unroll 3
     for (int y = 0; y < 3; y++) {
@@ -138,7 +161,7 @@ VEC void weight_rows(vf k[W24_IN_COLS][3], const char *line, size_t tap, bool od
             vb both = vb_load(line + (size_t)(3 * y + x) * tap);
             row[x] = odd ? odd_of(both) : even_of(both);
         }
-        weight_along(row, u);
+        weight_along(row, u, doubled);
 #pragma GCC unroll 6
         for (int j = 0; j < W24_IN_COLS; j++)
             k[j][y] = u[j];
@@ -150,8 +173,8 @@ VEC void weight_lines(char *dst, size_t place, const char *a, const char *b, siz
                       bool doubled)
 {
     vf k[2][W24_IN_COLS][3];
-    weight_rows(k[0], a, tap, odd);
-    weight_rows(k[1], b, tap, odd);
+    weight_rows(k[0], a, tap, odd, doubled);
+    weight_rows(k[1], b, tap, odd, doubled);
 #pragma GCC unroll 6
     for (int j = 0; j < W24_IN_COLS; j++) {
         vf u[2][W24_IN_ROWS];
@@ -214,7 +237,9 @@ VEC void multiply(const char *v, const char *u, int channels, float *m)
 
 /* Half a panel of a tile: [W24_ROWS][W24_COLS] from M at places PLACE floats apart. Down: m0 + m1 + m2, m1 -
  * m2 - m3. Along: y0 = m0 + (m1 + m2) + (m3 + m4), y1 = a (m1 - m2) + b (m3 - m4), y2 = a a (m1 + m2) + b b
- * (m3 + m4), y3 = a a a (m1 - m2) + b b b (m3 - m4) + m5. */
+ * (m3 + m4), y3 = a a a (m1 - m2) + b b b (m3 - m4) + m5; of doubled columns m0 + m1, m1 - m2, m3 + m4, m4 -
+ * m5.
+ */
 VEC void outputs(const float *m, size_t place, bool doubled, vf base, vf z[W24_ROWS * W24_COLS])
 {
     vf r[W24_ROWS][W24_IN_COLS];
@@ -235,6 +260,13 @@ VEC void outputs(const float *m, size_t place, bool doubled, vf base, vf z[W24_R
 #pragma GCC unroll 2
     for (int i = 0; i < W24_ROWS; i++, z += W24_COLS) {
         const vf *d = r[i];
+        if (doubled) {
+            z[0] = v_add(v_add(d[0], d[1]), base);
+            z[1] = v_add(v_sub(d[1], d[2]), base);
+            z[2] = v_add(v_add(d[3], d[4]), base);
+            z[3] = v_add(v_sub(d[4], d[5]), base);
+            continue;
+        }
         vf sum_a = v_add(d[1], d[2]), sum_b = v_add(d[3], d[4]), less_a = v_sub(d[1], d[2]),
            less_b = v_sub(d[3], d[4]);
         z[0] = v_add(v_add(d[0], base), v_add(sum_a, sum_b));

@@ -145,6 +145,29 @@ static double input_at(struct array x, bool doubled, int n, int iy, int ix, int 
                (size_t)c];
 }
 
+/* V along a row of doubled columns: F(2, 3) twice. */
+static void doubled_inputs(struct array x, int n, int iy, int x0, int c, double v[PLACES])
+{
+    for (int j = 0; j < 2; j++) {
+        const double a = input_at(x, true, n, iy, x0 - 1 + 2 * j, c),
+                     b = input_at(x, true, n, iy, x0 + 2 * j, c),
+                     d = input_at(x, true, n, iy, x0 + 2 + 2 * j, c);
+        v[3 * j] = a - b;
+        v[3 * j + 1] = b;
+        v[3 * j + 2] = b - d;
+    }
+}
+
+/* U of it. */
+static void doubled_weights(const float g[3], double u[PLACES])
+{
+    for (int j = 0; j < 2; j++) {
+        u[3 * j] = g[0];
+        u[3 * j + 1] = (double)g[0] + g[1] + g[2];
+        u[3 * j + 2] = g[2];
+    }
+}
+
 /* Squares of V of the outputs from row Y and column X0 on: [c][ALL_PLACES]. */
 static void squares_of_tile(struct array x, bool doubled, int n, int y, int x0, float *v)
 {
@@ -159,6 +182,8 @@ static void squares_of_tile(struct array x, bool doubled, int n, int y, int x0, 
                 for (int j = 0; j < PLACES; j++)
                     d[i][j] += c[j][k] * at;
             }
+        for (int i = 0; doubled && i < ROW_PLACES; i++)
+            doubled_inputs(x, n, y - 1 + i, x0, ch, d[i]);
         for (int j = 0; j < PLACES; j++) {
             const double down[ROW_PLACES] = {d[0][j] - d[2][j], d[1][j] + d[2][j], d[2][j] - d[1][j],
                                              d[1][j] - d[3][j]};
@@ -169,13 +194,13 @@ static void squares_of_tile(struct array x, bool doubled, int n, int y, int x0, 
 }
 
 /* Squares of U: [o][c][ALL_PLACES]. */
-static float *squares_of_kernels(struct check *ck, struct array w)
+static float *squares_of_kernels(struct check *ck, struct array w, bool doubled)
 {
     float *u = case_alloc(ck, (size_t)w.n * (size_t)w.h * ALL_PLACES * sizeof *u), *to = u;
     for (int i = 0; i < w.n * w.h; i++, to += ALL_PLACES) {
         double g[3][PLACES];
         for (int r = 0; r < 3; r++)
-            weight_places(w.v + ((size_t)i * 3 + (size_t)r) * 3, g[r]);
+            (doubled ? doubled_weights : weight_places)(w.v + ((size_t)i * 3 + (size_t)r) * 3, g[r]);
         for (int j = 0; j < PLACES; j++) {
             const double down[ROW_PLACES] = {g[0][j], (g[0][j] + g[1][j] + g[2][j]) / 2,
                                              (g[0][j] - g[1][j] + g[2][j]) / 2, g[2][j]};
@@ -192,10 +217,13 @@ void add_winograd_2x4_error(struct check *ck, struct array x, struct array w, bo
     static const double down[ROWS][ROW_PLACES] = {{1, 1, 1, 0}, {0, 1, 1, 1}};
     const int c = x.c, outputs = bound.c, across = (bound.w + OUT - 1) / OUT,
               rows = (bound.h + ROWS - 1) / ROWS;
-    const float *u = squares_of_kernels(ck, w);
+    const float *u = squares_of_kernels(ck, w, doubled);
     float *v = case_alloc(ck, (size_t)c * ALL_PLACES * sizeof *v);
     double power[OUT][PLACES];
     squares_of_powers(power);
+    if (doubled)
+        memcpy(power, (double[OUT][PLACES]){{1, 1}, {0, 1, 1}, {0, 0, 0, 1, 1}, {0, 0, 0, 0, 1, 1}},
+               sizeof power);
     const double times = deviations(activated);
     for (int t = 0; t < bound.n * rows * across; t++) {
         const int x0 = t % across * OUT, y0 = t / across % rows * ROWS, n = t / across / rows;
