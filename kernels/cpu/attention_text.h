@@ -17,6 +17,7 @@
 #define LATENTD_CPU_ATTENTION_TEXT_H
 
 #include "attention_tiles.h"
+#include "tier.h"
 
 enum {
     ACROSS = TEXT_MOST / SIDE, /* tiles of keys: 5 */
@@ -140,7 +141,7 @@ VEC void row_piece(struct pieces *w, const int r, const int d)
     }
     if (r < w->soon_rows) {
         for (int i = 0; i < 2 * d; i += 64)
-            __asm__ volatile("prefetchw %0" : : "m"(w->soon[i])); /* no operation where the CPU lacks it */
+            ask_to_write(&w->soon[i]);
         w->soon += w->y_stride;
     }
     for (int i = 0; i < 2 * d; i += 64)

@@ -21,7 +21,7 @@ static void prefetch_run(tensor x, int cols, int bytes, const struct run *r, boo
     for (int i = 0; i < r->count; i++, at += (size_t)r->step * (size_t)x.ld * size)
         for (int b = 0; b < bytes; b += 64)
             if (write)
-                __asm__ volatile("prefetchw %0" : : "m"(at[b])); /* no operation where the CPU lacks it */
+                ask_to_write(&at[b]);
             else
                 __builtin_prefetch(at + b, 0, 2);
 }

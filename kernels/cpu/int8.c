@@ -180,7 +180,7 @@ static void prefetch(tensor x, size_t row, int rows, int col, int cols, bool wri
     for (int i = 0; i < rows; i++, at += (size_t)x.ld * size)
         for (size_t b = 0; b < bytes; b += 64)
             if (write)
-                __asm__ volatile("prefetchw %0" : : "m"(at[b])); /* no operation where the CPU lacks it */
+                ask_to_write(&at[b]);
             else
                 __builtin_prefetch(at + b);
 }

@@ -65,7 +65,7 @@ VEC void ask(const struct gemm_tile *t, struct asking *q)
     }
     for (int i = 0; i < q->pace && q->rows > 0; i++, q->rows--) {
         for (int b = 0; b < q->y_bytes; b += 64)
-            __asm__ volatile("prefetchw %0" : : "m"(q->y[b])); /* no operation where the CPU lacks it */
+            ask_to_write(&q->y[b]);
         for (int b = 0; b < q->residual_bytes; b += 64)
             __builtin_prefetch(q->residual + b, 0, 2);
         q->y += q->y_stride;

@@ -367,6 +367,12 @@ int cpu_pack_matrix(struct backend *, weight *w, const struct weight_source *src
 /* The layout that ref's embed_tokens reads: fp32 [rows][C]. */
 int cpu_pack_embedding(struct backend *, weight *w, const struct weight_source *src, struct error *);
 
+/* Asks for P's line in order to write it; no operation where the CPU lacks that. */
+__attribute__((always_inline)) static inline void ask_to_write(const char *p)
+{
+    __asm__ volatile("prefetchw %0" : : "m"(*p));
+}
+
 static inline int min_int(int a, int b)
 {
     return a < b ? a : b;

@@ -330,7 +330,7 @@ VEC void ask(const struct w24_end *e, int t, int j)
         return;
     const char *y = e->y + e->at[tile] * e->y_column + (size_t)(j % W24_ROWS) * e->y_row;
     for (int i = 0; i < W24_COLS && !e->stream; i++, y += e->y_column)
-        __asm__ volatile("prefetchw %0" : : "m"(*y)); /* no operation where the CPU lacks it */
+        ask_to_write(y);
     if (!e->residual)
         return;
     const char *r = e->residual + e->at[tile] * e->residual_column + (size_t)(j % W24_ROWS) * e->residual_row;

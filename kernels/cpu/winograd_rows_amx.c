@@ -314,7 +314,7 @@ VEC void prefetch_unit(const struct wr_output *o, int t)
         return;
     const char *y = o->y + at * o->y_column + (row ? o->y_row : 0);
     for (int i = 0; i < WR_OUT && !o->stream; i++, y += o->y_column)
-        __asm__ volatile("prefetchw %0" : : "m"(*y)); /* no operation where the CPU lacks it */
+        ask_to_write(y);
     if (!o->residual)
         return;
     const char *r = o->residual + at * o->residual_column + (row ? o->residual_row : 0);
