@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -201,7 +200,7 @@ static void close_cpu(struct backend *be)
     struct cpu_state *st = be->state;
     if (st) {
         free(st->partial);
-        free(st->winograd);
+        be->mem_free(be, st->winograd, WINOGRAD_BYTES);
         free(st->heads);
         free(st->kept.at);
     }
@@ -251,15 +250,14 @@ int ops_cpu(struct backend *be, const struct backend_options *opt, struct error 
     st->tier = &e->tier;
     st->partial = aligned_alloc(64, PARTIAL_DOUBLES * sizeof(double));
     /* Address space; pages are taken when a layer first uses them. */
-    st->winograd = aligned_alloc(2 << 20, ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float));
-    if (st->winograd)
-        (void)madvise(st->winograd, ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float), MADV_HUGEPAGE);
     st->heads = aligned_alloc(64, HEADS_BYTES);
     st->kept.at = aligned_alloc(64, KEPT_FLOATS * sizeof(float));
     be->state = st;
     be->close = close_cpu;
-    if (!st->partial || !st->winograd || !st->heads || !st->kept.at)
+    if (!st->partial || !st->heads || !st->kept.at)
         return error_set(err, ERR_NOMEM, "no memory for the CPU backend");
+    if ((rc = be->mem_alloc(be, WINOGRAD_BYTES, &st->winograd, err)))
+        return rc;
     be->tier = e->tier.name;
     be->dtype = e->tier.gemm->dtype;
     const struct gemm_kernel *g = e->tier.gemm;

@@ -237,19 +237,12 @@ enum { KEPT_PANEL = 32 }; /* channels */
 struct cpu_state {
     const struct tier *tier;
     double *partial; /* [PARTIAL_DOUBLES] group norm's sums by row chunk */
-    float *winograd; /* [U_FLOATS + STRIP_FLOATS] transformed weights of one layer, transformed tiles of a
-                        strip; or transformed tiles alone */
+    void *winograd;  /* [WINOGRAD_BYTES] V of a block, or U of a layer */
     char *heads;     /* [HEADS_BYTES] packed keys and values of attention */
     struct kept_sums kept;
 };
 
-enum {
-    PARTIAL_DOUBLES = 1 << 20,
-    U_FLOATS = 16 << 20,
-    STRIP_FLOATS = 8 << 20,
-    HEADS_BYTES = 64 << 20,
-    KEPT_FLOATS = 8 << 20
-};
+enum { PARTIAL_DOUBLES = 1 << 20, WINOGRAD_BYTES = 96 << 20, HEADS_BYTES = 64 << 20, KEPT_FLOATS = 8 << 20 };
 
 /* Outputs of this size are written past the caches: what is written would push out what is still to be read,
  * and each line would be fetched before it is overwritten. Smaller ones wait in the last-level cache for the

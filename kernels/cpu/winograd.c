@@ -8,9 +8,9 @@
  * places, group by group, with the same micro-kernel as all else; y = A' M A, with bias, activation and
  * residual.
  *
- * FLOPs: a quarter of the direct sum. U costs what the products of about 4 tiles cost, so a picture of few
- * tiles gains less. Bytes: V is 2.25 times the block's inputs and comes from the last level once a panel;
- * weights are read once a block, as stored, so the method needs no memory of the model's.
+ * FLOPs: a quarter of the direct sum. U takes as long as the products of 13 to 26 tiles (measured, SPEED.md),
+ * so a picture of few tiles gains less. Bytes: V is 2.25 times the block's inputs and comes from the last
+ * level once a panel; weights are read once a block, as stored, so the method needs no memory of the model's.
  *
  * Which path a convolution takes depends on the shape of one picture alone, slices on the channels, and tiles
  * do not depend on each other: same bits in any batch and with any number of threads. */
@@ -53,8 +53,8 @@ struct job {
 
 /* What a thread works in. */
 struct memory {
-    float *u, *v, *c,
-        *m; /* U of a slice, or V of a block. M: where there are slices, of all groups of an item */
+    float *u, *v; /* U of a slice, or V of a block */
+    float *c, *m; /* M: where there are slices, of all groups of an item */
 };
 
 bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a)

@@ -6,10 +6,10 @@
  *   for each panel of 32 outputs and slice of channels U = G g G', made from the weights as they are packed
  * for direct sums and left in the second level; then products of U with V, which passes by, and their sums.
  *
- * FLOPs: a third of the direct sum. U costs what the products of about 5 tiles cost, so a picture of few
- * tiles gains less; V about what a tenth of the products with one panel do. Bytes: V is 3 times the block's
- * inputs and comes from the last level once a panel at 2 bytes a cycle; weights are read once a block, as
- * stored, so the method needs no memory of the model's.
+ * FLOPs: a third of the direct sum. U takes as long as the products of 8 to 17 tiles, so a picture of few
+ * tiles gains less; V as long as a quarter of a panel's products (measured, SPEED.md). Bytes: V is 3 times
+ * the block's inputs and comes from the last level once a panel at 2 bytes a cycle; weights are read once a
+ * block, as stored, so the method needs no memory of the model's.
  *
  * Rounding: V and U once to bf16. For inputs and weights of random signs a product's two roundings, each 0.41
  * * 2^-8 of it in the mean square, become 4.0 times that of the output: F(4, 3)'s 2.19 (WR_POINT in
@@ -267,7 +267,7 @@ int winograd_2x4_run(struct backend *be, const struct gemm_args *a)
                       .w = a->w->packed,
                       .pool = be->pool,
                       .a = a,
-                      .v = (char *)st->winograd,
+                      .v = st->winograd,
                       .streams = tensor_streams(a->y),
                       .tiles = winograd_cut(a->y, W24_ROWS, W24_COLS, W24_TILES)};
     job.v_place = (size_t)(job.w->channels / W24_STEP) * W24_V + PAD;
@@ -277,7 +277,7 @@ int winograd_2x4_run(struct backend *be, const struct gemm_args *a)
     job.u_place = (size_t)(job.slice / W24_STEP) * W24_U + PAD;
     job.u_panel = W24_PLACES * job.u_place;
     if (suits_near(&job))
-        run_near(&job, (char *)st->winograd);
+        run_near(&job, st->winograd);
     else
         run_shared(&job);
     return 0;

@@ -21,8 +21,7 @@ struct winograd_tiles winograd_cut(tensor y, int rows, int cols, int group)
 
 void winograd_choose_block(struct winograd_tiles *t, const struct pool *pool, size_t group_bytes)
 {
-    const size_t room = ((size_t)U_FLOATS + STRIP_FLOATS) * sizeof(float),
-                 wanted = (size_t)BLOCK_BYTES * (size_t)pool_threads(pool),
+    const size_t room = WINOGRAD_BYTES, wanted = (size_t)BLOCK_BYTES * (size_t)pool_threads(pool),
                  all = (t->all + (size_t)t->group - 1) / (size_t)t->group;
     size_t groups = (wanted < room ? wanted : room) / group_bytes;
     groups = groups < 1 ? 1 : groups > GROUPS_MAX ? GROUPS_MAX : groups;

@@ -192,7 +192,7 @@ static void give_frames(struct run *r, tensor y, int first, struct image *frame)
     const struct frame_sink *sink = r->q->video->sink;
     struct error *err = r->p.err;
     for (int i = 0; i < y.n && !err->code; i++) {
-        int rc = to_rgb8(&r->p, tensor_batch(y, i, 1), frame->rgb);
+        int rc = run_to_rgb8(r, tensor_batch(y, i, 1), frame);
         if (rc || err->code || r->planning)
             continue;
         rc = sink->frame(sink->ctx, first + i, model_frames(r->m), frame, err);

@@ -90,11 +90,19 @@ static int start_scheduler(struct run *r)
     return 0;
 }
 
+int run_to_rgb8(struct run *r, tensor y, struct image *out)
+{
+    if (!r->p.err->code && (y.w != out->width || y.h != out->height))
+        return error_set(r->p.err, ERR_INTERNAL, "the network made %d x %d for a picture of %d x %d", y.w,
+                         y.h, out->width, out->height);
+    return to_rgb8(&r->p, y, out->rgb);
+}
+
 /* What a pipeline of one picture ends with. */
 static void finish_picture(struct run *r, tensor y, struct image *out)
 {
     if (out)
-        to_rgb8(&r->p, y, out->rgb);
+        run_to_rgb8(r, y, out);
     tensor_free(&r->p, &y);
     safety_apply(&r->p, r->m->safety, r->q->safety_check, out ? out : &(struct image){0});
     run_phase_end(r, &r->times.decode);

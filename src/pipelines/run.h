@@ -76,6 +76,8 @@ bool run_enter(struct run *r, enum phase phase, int step, int steps);
 pass run_vae_pass(const struct run *r);
 /* Ends the time of a phase and adds it to *SECONDS. */
 void run_phase_end(struct run *r, double *seconds);
+/* to_rgb8() of Y, which has OUT's size, else ERR_INTERNAL: what is not written must not be sent. */
+int run_to_rgb8(struct run *r, tensor y, struct image *out);
 
 /* ---- prompt.c ---- */
 
