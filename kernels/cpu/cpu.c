@@ -226,10 +226,8 @@ static void serve(struct backend *be, const struct tier *t)
     SERVE(be, pack_conv2d, cpu_pack_matrix, t->name);
     SERVE(be, pack_linear, cpu_pack_matrix, t->name);
     SERVE(be, pack_embedding, cpu_pack_embedding, t->name);
-    if (t->winograd_rows) {
-        be->fuses_norm = cpu_fuses_norm;
-        be->norm_silu_conv2d = cpu_norm_silu_conv2d;
-    }
+    be->fuses_norm = cpu_fuses_norm;
+    be->norm_silu_conv2d = cpu_norm_silu_conv2d;
     if (t->gemm->keeps_tiles) {
         be->fuses_layer_norm = cpu_fuses_layer_norm;
         be->layer_norm_linear = cpu_layer_norm_linear;

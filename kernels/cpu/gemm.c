@@ -435,6 +435,8 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
     };
     if (w->int8)
         return int8_run(be, &g, err);
+    if (((const struct cpu_weight *)w->packed)->tap_columns)
+        return conv_few_run(be, &g);
     if (winograd_rows_suits(&g))
         return winograd_rows_run(be, &g);
     if (winograd_2x4_suits(be->state, &g))

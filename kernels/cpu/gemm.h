@@ -16,7 +16,8 @@ struct gemm_args {
     const weight *layer_norm; /* of x's rows, in place of x, where gemm_takes_layer_norm(); NULL: none */
     float layer_eps;
     bool normed;                          /* as in struct conv2d_args */
-    const float *norm_scale, *norm_shift; /* winograd_rows_run() only: as in struct wr_input */
+    const float *norm_scale, *norm_shift; /* NULL, or of x's norm, which SiLU follows: conv_few_run(), and, as
+                                             in struct wr_input, winograd_rows_run() */
 };
 
 /* Those of a linear layer. */
@@ -68,5 +69,8 @@ bool winograd_rows_suits(const struct gemm_args *a);
 int winograd_rows_run(struct backend *be, const struct gemm_args *a);
 bool winograd_2x4_suits(const struct cpu_state *st, const struct gemm_args *a);
 int winograd_2x4_run(struct backend *be, const struct gemm_args *a);
+
+/* The same to few outputs, where the weights were packed for that: see conv_few.c. */
+int conv_few_run(struct backend *be, const struct gemm_args *a);
 
 #endif

@@ -1,9 +1,9 @@
 /* conv2d of group_norm_silu without the normed picture: it is made where the convolution transforms its input
- * (winograd_rows.c), one picture after the other.
+ * (winograd_rows.c) or reads it (conv_few.c), one picture after the other.
  *
- * Bytes: x is read for V, with its halo, and before that for the sums, unless they were kept; writing the
- * normed picture and reading it are saved, 2 of the 5 times that lines of it pass (512 x 512 x 128 in bf16:
- * 67 MB each). SiLU is computed once more for the halo, a tenth of it. */
+ * Bytes of the first: x is read for V, with its halo, and before that for the sums, unless they were kept;
+ * writing the normed picture and reading it are saved, 2 of the 5 times that lines of it pass (512 x 512 x
+ * 128 in bf16: 67 MB each). SiLU is computed once more for the halo, a tenth of it. */
 #include "gemm.h"
 #include "winograd_rows.h"
 
@@ -11,10 +11,17 @@ enum { CHANNELS_MAX = 4096 };
 
 size_t cpu_fused_bytes = 1 << 20;
 
+static bool to_few(const weight *w)
+{
+    return !w->int8 && ((const struct cpu_weight *)w->packed)->tap_columns > 0;
+}
+
 bool cpu_fuses_norm(const struct backend *be, tensor y, tensor x, const weight *w,
                     const struct conv2d_args *a)
 {
     (void)be;
+    if (to_few(w))
+        return x.c <= CHANNELS_MAX;
     struct gemm_args g = {
         .y = y, .x = x, .w = w, .stride = a->stride, .upsample = a->upsample, .pad_end = a->pad_end};
     x.n = 1; /* a picture's bits do not depend on the batch */
@@ -47,8 +54,6 @@ int cpu_norm_silu_conv2d(struct backend *be, tensor y, tensor x, const struct no
     for (int n = 0; n < x.n; n++) {
         const float *s, *t;
         group_norm_factors(be, picture(x, n), norm->w, norm->groups, norm->eps, &s, &t);
-        reorder(scale, s, x.c);
-        reorder(shift, t, x.c);
         struct gemm_args g = {.y = picture(y, n),
                               .x = picture(x, n),
                               .w = w,
@@ -56,8 +61,19 @@ int cpu_norm_silu_conv2d(struct backend *be, tensor y, tensor x, const struct no
                               .residual = picture(a->residual, n),
                               .act = a->act,
                               .normed = a->normed && x.n == 1,
-                              .norm_scale = scale,
-                              .norm_shift = shift};
+                              .stride = a->stride,
+                              .upsample = a->upsample,
+                              .pad_end = a->pad_end,
+                              .norm_scale = s,
+                              .norm_shift = t};
+        if (to_few(w)) {
+            conv_few_run(be, &g);
+            continue;
+        }
+        reorder(scale, s, x.c);
+        reorder(shift, t, x.c);
+        g.norm_scale = scale;
+        g.norm_shift = shift;
         winograd_rows_run(be, &g);
     }
     return 0;

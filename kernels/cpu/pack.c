@@ -48,11 +48,19 @@ static int chunk_channels(int channels, int most, int unit)
     return ((channels + chunks - 1) / chunks + line - 1) / line * line;
 }
 
+/* Whether taps become columns, for conv_few.c. Few channels gain nothing. */
+static bool packs_tap_columns(const struct weight_source *src)
+{
+    return src->kind == WEIGHT_CONV2D && src->kh == 3 && src->kw == 3 && src->parts == 1 && !src->upsample &&
+           src->out_c <= FEW_OUTPUTS && src->in_c >= 32 && src->in_c <= FEW_CHANNELS;
+}
+
 /* CHUNK: channels of a chunk; 0: as many as suit the kernel. */
 static void lay_out(struct cpu_weight *w, const struct tier *t, const struct weight_source *src, int chunk)
 {
     const struct gemm_kernel *g = t->gemm;
-    int taps = src->kh * src->kw, unit = g->k_unit;
+    const bool tap_columns = packs_tap_columns(src);
+    int taps = tap_columns ? 1 : src->kh * src->kw, unit = g->k_unit;
     w->channels = (src->in_c + unit - 1) / unit * unit;
     int slab_taps = src->kh == 2 ? 9 : taps; /* the four of an upsampled convolution share a slab of 3x3 */
     const int most = g->whole_slices && taps > 1 ? unit : g->k_block / slab_taps;
@@ -60,13 +68,24 @@ static void lay_out(struct cpu_weight *w, const struct tier *t, const struct wei
     w->dtype = storage_dtype(t, src);
     w->taps = taps;
     /* Two rows of outputs then share what they read. A single panel of few outputs gains nothing. */
-    w->by_columns = g->pairs_halves && src->kh == 3 && src->out_c > g->nr / 2;
+    w->by_columns = g->pairs_halves && !tap_columns && src->kh == 3 && src->out_c > g->nr / 2;
     w->panel_cols = src->kind == WEIGHT_GEGLU ? g->nr / 2 : g->nr;
     int outputs = src->kind == WEIGHT_GEGLU ? src->out_c / 2 : src->out_c;
     w->panels = (outputs + w->panel_cols - 1) / w->panel_cols;
+    if (tap_columns) { /* conv_few.c reads FEW_OUTPUTS columns from a tap's first on */
+        w->tap_columns = min_int(9, (g->nr - FEW_OUTPUTS) / src->out_c + 1);
+        w->panels = div_up(9, w->tap_columns);
+    }
     w->panel_bytes = (size_t)w->channels * (size_t)taps * (size_t)g->nr * dtype_size(w->dtype);
     w->bias = align_up(sizeof *w);
     w->data = align_up(w->bias + (size_t)w->panels * (size_t)g->nr * sizeof(float));
+}
+
+/* The tap of column J of panel P, where taps are columns; 9: none. */
+static int column_tap(const struct pack_job *job, int p, int j)
+{
+    const int tap = j / job->src->out_c, of = job->w->tap_columns;
+    return tap < of && p * of + tap < 9 ? p * of + tap : 9;
 }
 
 /* The output that column J of panel P computes, or -1 past the end. */
@@ -74,6 +93,8 @@ static int column_output(const struct pack_job *job, int p, int j)
 {
     const struct weight_source *src = job->src;
     int cols = job->w->panel_cols;
+    if (job->w->tap_columns)
+        return column_tap(job, p, j) < 9 ? j % src->out_c : -1;
     if (src->kind != WEIGHT_GEGLU)
         return p * cols + j < src->out_c ? p * cols + j : -1;
     int value = p * cols + j % cols;
@@ -121,6 +142,18 @@ static void scatter_pairs(const struct pack_block *b)
     }
 }
 
+/* COUNT numbers of A from its AT-th on, every STEPth, in the type that is stored. */
+static void read_numbers(const struct pack_job *job, char *dst, const struct host_array *a, size_t at,
+                         size_t count, size_t step)
+{
+    const size_t from = dtype_size(a->dtype), to = dtype_size(job->w->dtype);
+    const char *src = (const char *)a->data + at * from;
+    if (step == 1)
+        job->tier->rows->convert(dst, job->w->dtype, src, a->dtype, count);
+    for (size_t i = 0; step != 1 && i < count; i++)
+        job->tier->rows->convert(dst + i * to, job->w->dtype, src + i * step * from, a->dtype, 1);
+}
+
 /* The numbers of B for COLUMNS columns of panel P from J on, channels FIRST on, as rows of B->rows in the
  * type that is stored; a column that computes nothing is a row of zeros, as are channels past the source's.
  */
@@ -136,10 +169,10 @@ static void read_rows(const struct pack_job *job, const struct pack_block *b, ch
         size_t count = o < 0 || channels < 0 ? 0 : (size_t)channels * (size_t)b->taps;
         if (count) {
             const struct host_array *a = &src->w[o / part_c];
-            size_t at = ((size_t)(o % part_c - job->first_output) * (size_t)src->in_c + (size_t)first) *
-                        (size_t)b->taps;
-            job->tier->rows->convert(rows, job->w->dtype, (const char *)a->data + at * dtype_size(a->dtype),
-                                     a->dtype, count);
+            const bool apart = job->w->tap_columns > 0;
+            const size_t step = apart ? 9 : 1, taps = apart ? 9 : (size_t)b->taps;
+            size_t at = ((size_t)(o % part_c - job->first_output) * (size_t)src->in_c + (size_t)first) * taps;
+            read_numbers(job, rows, a, at + (apart ? (size_t)column_tap(job, p, j + i) : 0), count, step);
         }
         memset(rows + count * size, 0, ((size_t)b->channels * (size_t)b->taps - count) * size);
     }
@@ -336,9 +369,10 @@ static bool packs_up(const struct tier *t, const struct weight_source *src)
  */
 static bool packs_winograd_rows(const struct tier *t, const struct weight_source *src)
 {
-    return src->large && t->winograd_rows && src->kind == WEIGHT_CONV2D && src->kh == 3 && src->kw == 3 &&
-           !src->upsample && src->stride <= 1 && src->in_c % WR_STEP == 0 && src->in_c >= WINOGRAD_ROWS_MIN &&
-           src->in_c <= FORM_CHANNELS_MAX && src->out_c <= WINOGRAD_ROWS_OUT_MAX;
+    return src->large && t->winograd_rows && !packs_tap_columns(src) && src->kind == WEIGHT_CONV2D &&
+           src->kh == 3 && src->kw == 3 && !src->upsample && src->stride <= 1 && src->in_c % WR_STEP == 0 &&
+           src->in_c >= WINOGRAD_ROWS_MIN && src->in_c <= FORM_CHANNELS_MAX &&
+           src->out_c <= WINOGRAD_ROWS_OUT_MAX;
 }
 
 /* SRC with FORM's kernels, which are still to be made. */

@@ -267,6 +267,8 @@ static inline const struct tier *cpu_tier(const struct backend *be)
 struct cpu_weight {
     enum dtype dtype;       /* of data */
     int taps;               /* kernel positions */
+    int tap_columns;        /* 0, or a convolution to few outputs (conv_few.c): columns are outputs of one tap
+                               after the other, of so many taps in a panel, and `taps` is 1 */
     bool by_columns;        /* those of a kernel of three rows are packed column by column, not row by row */
     int channels;           /* input channels, padded to k_unit */
     int chunk;              /* channels in a chunk; the last may be shorter */
@@ -278,6 +280,9 @@ struct cpu_weight {
     size_t winograd_rows, winograd_rows_bytes; /* likewise U of winograd_rows.h, by place */
     size_t bias, data; /* byte offsets from the header: float [panels * nr], and the panels */
 };
+
+/* Most outputs and channels of conv_few.c: what it works in then fits a thread's scratch. */
+enum { FEW_OUTPUTS = 4, FEW_CHANNELS = 4096 };
 
 /* Where tap T of TAPS lies, counted in taps. */
 static inline int tap_slot(int t, int taps, bool by_columns)

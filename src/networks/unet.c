@@ -275,8 +275,7 @@ tensor unet_forward_cached(pass *p, const struct unet *net, const struct unet_re
         *deep = below;
     else
         tensor_free(p, &below);
-    up_layer(&c, last, last->layers - 1, &h);                                            /* N H W C0 */
-    replace(p, &h, group_norm_silu(p, &net->norm_out, h, u->groups, u->eps));            /* N H W C0 */
-    replace(p, &h, conv2d(p, &net->conv_out, h, (struct conv2d_args){.f32_out = true})); /* N H W out_c */
-    return h;
+    up_layer(&c, last, last->layers - 1, &h); /* N H W C0 */
+    return norm_silu_conv2d(p, (struct norm_silu){&net->norm_out, u->groups, u->eps, true, false},
+                            &net->conv_out, h, (struct conv2d_args){.f32_out = true}); /* N H W out_c */
 }

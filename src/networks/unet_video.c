@@ -229,8 +229,7 @@ tensor unet_video_forward_cached(pass *p, const struct unet_video *net, const st
         *deep = below;
     else
         tensor_free(p, &below);
-    up_layer(&c, last, last->layers - 1, &h);                                            /* BF H W C0 */
-    replace(p, &h, group_norm_silu(p, &net->norm_out, h, VIDEO_GROUPS, NORM_OUT_EPS));   /* BF H W C0 */
-    replace(p, &h, conv2d(p, &net->conv_out, h, (struct conv2d_args){.f32_out = true})); /* BF H W out_c */
-    return h;
+    up_layer(&c, last, last->layers - 1, &h); /* BF H W C0 */
+    return norm_silu_conv2d(p, (struct norm_silu){&net->norm_out, VIDEO_GROUPS, NORM_OUT_EPS, true, false},
+                            &net->conv_out, h, (struct conv2d_args){.f32_out = true}); /* BF H W out_c */
 }

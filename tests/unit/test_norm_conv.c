@@ -96,6 +96,22 @@ static weight pack(struct backend *be, enum weight_kind kind, int o, int c, int 
 
 enum how { IN_ONE, IN_TWO, BY_PASS };
 
+/* Whether BE has norm and convolution of L in one, whatever its size. */
+static bool fuses(struct backend *be, const struct layer *l, const struct data *d)
+{
+    if (!be->fuses_norm)
+        return false;
+    weight w = pack(be, WEIGHT_CONV2D, l->o, l->c, 3, d->w, d->bias);
+    const tensor x = {.n = l->n, .h = l->h, .w = l->w, .c = l->c, .ld = l->c, .dtype = be->dtype},
+                 y = {.n = l->n, .h = l->h, .w = l->w, .c = l->o, .ld = l->o, .dtype = be->dtype};
+    const size_t least = cpu_fused_bytes;
+    cpu_fused_bytes = 0;
+    const bool does = be->fuses_norm(be, y, x, &w, &(struct conv2d_args){.stride = 1});
+    cpu_fused_bytes = least;
+    weight_free(be, &w);
+    return does;
+}
+
 /* y on BE as fp32; the caller frees. BY_PASS: norm_silu_conv2d() of ops.h, in a region of the size that a
  * plan of it found. */
 static float *compute(struct backend *be, const struct layer *l, const struct data *d, enum how how)
@@ -185,7 +201,7 @@ static int check_layer(const struct layer *l)
         struct backend *be = open_tier(i, 2, &more);
         if (!be)
             continue;
-        if (be->norm_silu_conv2d) {
+        if (fuses(be, l, &d)) {
             float *two = compute(be, l, &d, IN_TWO), *one = compute(be, l, &d, IN_ONE);
             struct distance a = distance(two, want, count), b = distance(one, want, count);
             CHECK(b.rms <= 1.1 * a.rms && b.most <= 1.5 * a.most,
@@ -216,20 +232,21 @@ TEST(as_near_to_ref_as_two_ops)
         {2, 35, 24, 128, 64, true, true, ACT_NONE, false},  /* in bands */
         {1, 19, 64, 416, 160, true, true, ACT_NONE, false}, /* channels in slices */
         {1, 7, 36, 800, 40, true, true, ACT_NONE, false},
+        {1, 37, 41, 64, 3, false, false, ACT_NONE, true}, /* to few outputs, which all tiers have */
+        {2, 5, 530, 96, 4, true, true, ACT_SILU, false},
+        {2, 8, 8, 320, 4, false, false, ACT_NONE, true},
     };
     int ran = 0;
-    if (!cpu_tier_usable("amx-emulated"))
+    if (!cpu_tier_usable("avx2"))
         SKIP("no tier that has it can run here");
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         ran += check_layer(&list[i]);
     CHECK(ran > 0, "no tier has it");
 }
 
-TEST(bits_do_not_depend_on_batch_or_threads)
+/* Of TWO pictures: each alone has the same bits. */
+static void check_bits(struct layer two)
 {
-    if (!cpu_tier_usable("amx-emulated"))
-        SKIP("no tier that has it can run here");
-    const struct layer two = {2, 21, 52, 128, 64, true, true, ACT_NONE, false};
     struct layer one = two;
     one.n = 1;
     struct data d = make(&two), second = d;
@@ -240,7 +257,7 @@ TEST(bits_do_not_depend_on_batch_or_threads)
     bool more = true;
     for (int i = 0; more; i++) {
         struct backend *few = open_tier(i, 1, &more), *many = more ? open_tier(i, 3, &more) : NULL;
-        if (few && many && few->norm_silu_conv2d) {
+        if (few && many && fuses(few, &two, &d)) {
             float *both = compute(few, &two, &d, IN_ONE), *a = compute(many, &one, &d, IN_ONE),
                   *b = compute(many, &one, &second, IN_ONE);
             CHECK(memcmp(both, a, y * sizeof *a) == 0 && memcmp(both + y, b, y * sizeof *b) == 0, "%s",
@@ -255,10 +272,19 @@ TEST(bits_do_not_depend_on_batch_or_threads)
     data_free(&d);
 }
 
+TEST(bits_do_not_depend_on_batch_or_threads)
+{
+    if (!cpu_tier_usable("avx2"))
+        SKIP("no tier that has it can run here");
+    check_bits((struct layer){2, 21, 52, 128, 64, true, true, ACT_NONE, false});
+    check_bits((struct layer){2, 43, 29, 64, 3, true, true, ACT_NONE, false});
+}
+
 /* Both ways, by the seam, in the memory that was planned for it. */
 TEST(a_plan_knows)
 {
-    const struct layer l = {1, 32, 64, 128, 64, true, true, ACT_NONE, false};
+    const struct layer l = {1, 32, 64, 128, 64, true, true, ACT_NONE, false},
+                       few = {1, 32, 64, 128, 3, true, true, ACT_NONE, false};
     const size_t least = cpu_fused_bytes, count = positions(&l) * (size_t)l.o;
     struct data d = make(&l);
     bool more = true;
@@ -270,7 +296,8 @@ TEST(a_plan_knows)
         cpu_fused_bytes = 0;
         float *one = compute(be, &l, &d, BY_PASS);
         cpu_fused_bytes = least;
-        CHECK((memcmp(one, two, count * sizeof *one) != 0) == (be->norm_silu_conv2d != NULL), "%s", be->tier);
+        CHECK((memcmp(one, two, count * sizeof *one) != 0) == fuses(be, &l, &d), "%s", be->tier);
+        free(compute(be, &few, &d, BY_PASS));
         free(one);
         free(two);
         backend_close(&be);
@@ -337,7 +364,7 @@ static void check_kept(const struct layer *l, bool up, bool keeps)
     CHECK(!kept, "ref keeps sums");
     for (int i = 0; more; i++) {
         struct backend *few = open_tier(i, 1, &more), *many = more ? open_tier(i, 3, &more) : NULL;
-        if (few && many && few->norm_silu_conv2d) {
+        if (few && many && fuses(few, l, &d)) {
             float *without = two_layers(few, l, &d, up, NOT_KEPT, &kept);
             CHECK(!kept, "%s: sums that nobody asked for", few->tier);
             float *with = two_layers(few, l, &d, up, KEPT, &kept);
