@@ -1,10 +1,11 @@
 /* softmax(scale * q k^T) v without a T x S matrix (FlashAttention's order: blocks of keys, online softmax).
  *
- * A work item is one picture, one head and up to CHUNK queries. For each block of keys it packs K^T and V as
- * the B of the matrix micro-kernel once, and runs all its queries over them, a row tile at a time, so
- * that the scores (rows x keys, 114 KB of fp32) never leave the second-level cache. K and V are read
- * CHUNK-fold less often than they are used: packing costs 1 operation a number against queries / 16
- * multiply-adds. Per key block and query: 4 * d FLOPs a key and one exp.
+ * K^T and V are packed as the B of the matrix micro-kernel, once, block of keys by block, for as many heads
+ * as HEADS_BYTES hold. A work item is one picture, one head and up to CHUNK queries: block by block it runs
+ * all its queries over the keys, a row tile at a time, so that the scores (rows x keys, 14 KB of fp32) never
+ * leave the first-level cache. Per key block and query: 4 * d FLOPs a key and one exp. Where one item has all
+ * queries of a head, and where a head is too long to be kept (16384 keys of 512 channels in fp32), items pack
+ * for themselves, block by block.
  *
  * q, k and v are read in place, also as channel views of one QKV tensor. Sums run over keys in blocks of a
  * size that depends on the head size alone, so results do not depend on how queries are dealt out. */
@@ -27,6 +28,9 @@ struct job {
     int d_panels;         /* panels of nr outputs */
     int block_q, block_k; /* queries and keys of a block of scores */
     int chunk, chunks;    /* queries of an item */
+    char *packed;         /* [heads][key blocks] of K^T and V; NULL: items pack */
+    int first, heads;     /* of this pass, counted over pictures (of k) and heads */
+    int shares;           /* pictures that share a head's keys */
 };
 
 /* Parts of a worker's scratch. */
@@ -40,6 +44,22 @@ static size_t round_up(size_t n, size_t unit)
     return (n + unit - 1) / unit * unit;
 }
 
+/* Bytes of a packed block. */
+static size_t keys_bytes(const struct job *job)
+{
+    return round_up((size_t)(job->block_k * job->d_pad) * dtype_size(job->g->dtype), 256);
+}
+
+static size_t values_bytes(const struct job *job)
+{
+    return round_up((size_t)(job->block_k * job->d_panels * job->g->nr) * dtype_size(job->g->dtype), 256);
+}
+
+static size_t head_bytes(const struct job *job)
+{
+    return (size_t)div_up(job->k.w, job->block_k) * (keys_bytes(job) + values_bytes(job));
+}
+
 static struct memory lay_out(const struct job *job, int worker)
 {
     const size_t nr = (size_t)job->g->nr, es = dtype_size(job->g->dtype), keys = (size_t)job->block_k;
@@ -47,8 +67,8 @@ static struct memory lay_out(const struct job *job, int worker)
     struct memory m;
 #define TAKE(field, bytes) m.field = (void *)p, p += round_up(bytes, 256)
     TAKE(q, (size_t)job->block_q * (size_t)job->d_pad * es);
-    TAKE(kt, keys * (size_t)job->d_pad * es);
-    TAKE(v, keys * (size_t)job->d_panels * nr * es);
+    TAKE(kt, keys_bytes(job));
+    TAKE(v, values_bytes(job));
     TAKE(s, keys * (size_t)job->block_q * sizeof(float));
     TAKE(p, keys * (size_t)job->block_q * es);
     TAKE(row, nr * ((size_t)job->d_pad + nr) * es);
@@ -133,6 +153,13 @@ static void pack_values(const struct job *job, struct memory *m, int n, int head
     }
 }
 
+static void pack_block(const struct job *job, struct memory *m, int n, int head, int k0)
+{
+    const int keys = min_int(job->block_k, job->k.w - k0);
+    pack_keys(job, m, n, head, k0, keys);
+    pack_values(job, m, n, head, k0, keys);
+}
+
 /* All row tiles of one product; T has a, b, c of the first row set. */
 static void run_rows(const struct gemm_kernel *g, struct gemm_tile t, int count)
 {
@@ -214,11 +241,31 @@ static void run_block(const struct job *job, struct memory *m, int n, int head, 
     outputs(job, m, at, rows, keys, k0 > 0);
 }
 
+/* Makes M's K^T and V those of the block from key k0 on, of the HEAD-th of this pass. */
+static void use_keys(const struct job *job, struct memory *m, int head, int k0)
+{
+    const size_t block = (size_t)(k0 / job->block_k);
+    m->kt = job->packed + (size_t)head * head_bytes(job) + block * (keys_bytes(job) + values_bytes(job));
+    m->v = m->kt + keys_bytes(job);
+}
+
+static void pack_item(void *ctx, int item, int worker)
+{
+    const struct job *job = ctx;
+    const int blocks = div_up(job->k.w, job->block_k), heads = job->a->heads, head = item / blocks,
+              k0 = item % blocks * job->block_k;
+    struct memory m = lay_out(job, worker);
+    use_keys(job, &m, head, k0);
+    pack_block(job, &m, (job->first + head) / heads, (job->first + head) % heads, k0);
+}
+
 static void run_item(void *ctx, int item, int worker)
 {
     const struct job *job = ctx;
     struct memory m = lay_out(job, worker);
-    int heads = job->a->heads, n = item / job->chunks / heads, head = item / job->chunks % heads;
+    const int of = item / job->chunks / job->shares, heads = job->a->heads,
+              n = (job->first + of) / heads + item / job->chunks % job->shares,
+              head = (job->first + of) % heads;
     int q0 = item % job->chunks * job->chunk, count = min_int(job->chunk, job->q.w - q0), keys_all = job->k.w;
     for (int i = 0; i < count; i++) {
         m.max[i] = -INFINITY;
@@ -230,8 +277,10 @@ static void run_item(void *ctx, int item, int worker)
         int keys = min_int(job->block_k, keys_all - k0);
         if (job->a->causal && k0 > q0 + count - 1)
             break;
-        pack_keys(job, &m, n, head, k0, keys);
-        pack_values(job, &m, n, head, k0, keys);
+        if (job->packed)
+            use_keys(job, &m, of, k0);
+        else
+            pack_block(job, &m, n, head, k0);
         for (int at = 0; at < count; at += job->block_q)
             run_block(job, &m, n, head, at, q0 + at, min_int(job->block_q, count - at), k0, keys);
     }
@@ -241,6 +290,19 @@ static void run_item(void *ctx, int item, int worker)
         job->rows->output((char *)(uintptr_t)element(job->y, n, q0 + i, head * job->d), job->y.dtype,
                           m.o + (size_t)i * (size_t)job->g->nr, (size_t)job->chunk * (size_t)job->g->nr,
                           job->g->nr, job->d, 1.0f / m.sum[i]);
+}
+
+static void run_passes(struct job *job, char *room)
+{
+    const int all = job->k.n * job->a->heads, fit = (int)(HEADS_BYTES / head_bytes(job));
+    job->packed = fit && job->chunks * job->shares > 1 ? room : NULL;
+    const int most = job->packed ? min_int(fit, all) : all;
+    for (; job->first < all; job->first += job->heads) {
+        job->heads = min_int(most, all - job->first);
+        if (job->packed)
+            pool_run(job->pool, job->heads * div_up(job->k.w, job->block_k), pack_item, job);
+        pool_run(job->pool, job->heads * job->shares * job->chunks, run_item, job);
+    }
 }
 
 int cpu_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v, const struct attention_args *a,
@@ -269,6 +331,7 @@ int cpu_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v, co
         .d_panels = (d + g->nr - 1) / g->nr,
         .block_q = g->mr,
         .block_k = d <= 256 ? 256 : 128,
+        .shares = k.n == 1 ? q.n : 1,
     };
     int most = min_int(CHUNK, OUTPUT_FLOATS / (job.d_panels * g->nr));
     int wanted = (2 * threads + q.n * a->heads - 1) / (q.n * a->heads);
@@ -279,7 +342,7 @@ int cpu_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v, co
     if (job.chunk > most && most > job.block_q)
         job.chunk -= job.block_q;
     job.chunks = (q.w + job.chunk - 1) / job.chunk;
-    if (q.w > 0)
-        pool_run(be->pool, q.n * a->heads * job.chunks, run_item, &job);
+    if (q.w > 0 && k.w > 0)
+        run_passes(&job, ((const struct cpu_state *)be->state)->heads);
     return 0;
 }
