@@ -18,6 +18,8 @@
 
 enum { CHUNK = 1024, OUTPUT_FLOATS = 256 << 10, HEAD_MAX = 1024, PANELS_MAX = 32 };
 
+size_t cpu_heads_bytes = HEADS_BYTES;
+
 struct job {
     const struct gemm_kernel *g;
     const struct row_ops *rows;
@@ -294,7 +296,7 @@ static void run_item(void *ctx, int item, int worker)
 
 static void run_passes(struct job *job, char *room)
 {
-    const int all = job->k.n * job->a->heads, fit = (int)(HEADS_BYTES / head_bytes(job));
+    const int all = job->k.n * job->a->heads, fit = (int)(cpu_heads_bytes / head_bytes(job));
     job->packed = fit && job->chunks * job->shares > 1 ? room : NULL;
     const int most = job->packed ? min_int(fit, all) : all;
     for (; job->first < all; job->first += job->heads) {

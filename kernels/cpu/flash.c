@@ -102,7 +102,7 @@ bool flash_suits(const struct backend *be, tensor y, tensor q, tensor k, tensor 
 {
     const enum dtype type = DTYPE_BF16;
     return cpu_tier(be)->flash && y.dtype == type && q.dtype == type && k.dtype == type && v.dtype == type &&
-           q.c / a->heads <= HEAD_MAX && head_bytes(k, q.c / a->heads) <= HEADS_BYTES;
+           q.c / a->heads <= HEAD_MAX && head_bytes(k, q.c / a->heads) <= cpu_heads_bytes;
 }
 
 /* Whole blocks of queries, few enough for their outputs to wait near the core and for all threads to have
@@ -181,7 +181,7 @@ static void run_text(struct job *job)
 static bool suits_text(const struct job *job)
 {
     return text_suits(job->k.w, job->d) && !job->a->causal &&
-           text_head(job->d) * (size_t)(job->k.n * job->a->heads) <= HEADS_BYTES;
+           text_head(job->d) * (size_t)(job->k.n * job->a->heads) <= cpu_heads_bytes;
 }
 
 int flash_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v,
@@ -213,7 +213,7 @@ int flash_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v,
     int stretch = (int)(STRETCH_BYTES / (bytes / (size_t)job.groups) * FLASH_KEYS) / unit * unit;
     job.stretch = bytes <= NEAR_BYTES ? all : stretch > unit ? stretch : unit;
     job.pack_items = div_up(job.groups, PACK_GROUPS);
-    int most = (int)(HEADS_BYTES / bytes);
+    int most = (int)(cpu_heads_bytes / bytes);
     for (; q.w && job.first < heads; job.first += job.heads) {
         job.heads = min_int(most, heads - job.first);
         run_pass(&job, bytes);

@@ -244,6 +244,9 @@ struct cpu_state {
 
 enum { PARTIAL_DOUBLES = 1 << 20, WINOGRAD_BYTES = 96 << 20, HEADS_BYTES = 64 << 20, KEPT_FLOATS = 8 << 20 };
 
+/* How much of cpu_state.heads is used: HEADS_BYTES. Tests make it less. */
+extern size_t cpu_heads_bytes;
+
 /* Outputs of this size are written past the caches: what is written would push out what is still to be read,
  * and each line would be fetched before it is overwritten. Smaller ones wait in the last-level cache for the
  * next op. */

@@ -169,16 +169,42 @@ static void make_u(const struct job *job, int p, int first, int count, char *u)
     job->kernel->weights(&weights);
 }
 
-/* Groups G0 to G1 of panel P by its U of channels FIRST to FIRST + COUNT. */
-static void run_groups(const struct job *job, const struct memory *m, int p, const char *u, int first,
-                       int count, int g0, int g1)
+/* Weights that are read after some products, which ask for them: memory would rest meanwhile. */
+struct coming {
+    const char *at;
+    size_t bytes;
+};
+
+/* What a thread reads after the channels before FIRST of panel P: the next slice, or the first one of NEXT_P,
+ * the panel that it probably takes then. */
+static struct coming next_weights(const struct job *job, int p, int next_p, int first)
 {
+    const struct cpu_weight *w = job->w;
+    const size_t channel = 9 * W24_PANEL * 2;
+    if (first >= w->channels) {
+        first = 0;
+        p = min_int(next_p, w->panels - 1);
+    }
+    return (struct coming){weight_data(w) + (size_t)p * w->panel_bytes + (size_t)first * channel,
+                           (size_t)min_int(job->slice, w->channels - first) * channel};
+}
+
+/* Groups G0 to G1 of panel P by its U of channels FIRST to FIRST + COUNT; NEXT is asked for. */
+static void run_groups(const struct job *job, const struct memory *m, int p, const char *u, int first,
+                       int count, int g0, int g1, struct coming next)
+{
+    const int places = job->a->upsample ? W24_PLACES - W24_IN_COLS : W24_PLACES,
+              steps = places * (count / W24_STEP), /* for each W24_TOGETHER tiles */
+        tiles = (g1 - g0 - 1) * W24_TILES + winograd_group_tiles(&job->tiles, g1 - 1),
+              lines = div_up((int)(next.bytes / 64), steps * div_up(tiles, W24_TOGETHER));
     struct w24_product product = {.u = u,
                                   .v_place = job->v_place,
                                   .u_place = job->u_place,
                                   .channels = count,
                                   .m = m->m,
                                   .begun = first > 0,
+                                  .coming = next.at,
+                                  .coming_lines = lines,
                                   .doubled = job->a->upsample};
     const bool ends = first + count == job->w->channels;
     float bases[W24_TILES * W24_PANEL];
@@ -189,6 +215,7 @@ static void run_groups(const struct job *job, const struct memory *m, int p, con
         product.work = m->work + (job->slices > 1 ? (size_t)(g - g0) * W24_WORK : 0);
         product.end = ends && make_end(job, g, p, bases, &end) ? &end : NULL;
         job->kernel->product(&product);
+        product.coming += (size_t)(steps * div_up(product.tiles, W24_TOGETHER) * lines) * 64;
         if (ends)
             winograd_end_group(&job->tiles, job->a, job->rows, W24_PANEL, g, p, product.work,
                                product.end ? end.whole : 0);
@@ -200,11 +227,13 @@ static void product_item(void *ctx, int item, int worker)
     const struct job *job = ctx;
     const struct memory m = memory_of(job, worker);
     const int p = item / job->parts, g0 = item % job->parts * job->part_groups,
-              g1 = min_int(winograd_groups(&job->tiles), g0 + job->part_groups);
+              g1 = min_int(winograd_groups(&job->tiles), g0 + job->part_groups),
+              next_p = (item + pool_threads(job->pool)) / job->parts;
     for (int first = 0; first < job->w->channels; first += job->slice) {
         const int count = min_int(job->slice, job->w->channels - first);
+        const struct coming next = next_weights(job, p, next_p, first + count);
         make_u(job, p, first, count, m.u);
-        run_groups(job, &m, p, m.u, first, count, g0, g1);
+        run_groups(job, &m, p, m.u, first, count, g0, g1, next);
     }
     job->rows->fence();
 }
@@ -248,7 +277,8 @@ static void block_item(void *ctx, int item, int worker)
     for (int g = 0; g < groups; g++)
         input_item(&job, g, worker);
     for (int p = 0; p < job.w->panels; p++)
-        run_groups(&job, &m, p, job.u + (size_t)p * job.u_panel, 0, job.w->channels, 0, groups);
+        run_groups(&job, &m, p, job.u + (size_t)p * job.u_panel, 0, job.w->channels, 0, groups,
+                   (struct coming){0});
     job.rows->fence();
 }
 

@@ -75,6 +75,8 @@ struct w24_product {
     bool begun;  /* WORK holds the sums of channels before, which are added */
     bool doubled;
     const struct w24_end *end; /* NULL: all outputs stay in WORK */
+    const char *coming; /* what is read after this: so many of its lines are asked for, into the second */
+    int coming_lines;   /* level, with each W24_STEP channels of 8 tiles and a place */
 };
 
 struct winograd_2x4_kernel {

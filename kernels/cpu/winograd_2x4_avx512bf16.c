@@ -209,13 +209,15 @@ static void weights(const struct w24_weights *w)
 
 /* ---- M = sum of U * V ---- */
 
-VEC void multiply(const char *v, const char *u, int channels, float *m)
+VEC void multiply(const char *v, const char *u, int channels, float *m, const char *coming, int lines)
 {
     vf acc[W24_TOGETHER][2];
 #pragma GCC unroll 8
     for (int i = 0; i < W24_TOGETHER; i++)
         acc[i][0] = acc[i][1] = v_zero();
-    for (int c = channels; c > 0; c -= W24_STEP, v += W24_V - W24_LINE)
+    for (int c = channels; c > 0; c -= W24_STEP, v += W24_V - W24_LINE) {
+        for (int i = 0; i < lines; i++, coming += 64)
+            __builtin_prefetch(coming, 0, 2);
 #pragma GCC unroll 4
         for (int k = 0; k < W24_STEP / 2; k++, v += 4, u += W24_PANEL * 4) {
             vb b0 = vb_load(u), b1 = vb_load(u + 64);
@@ -226,6 +228,7 @@ VEC void multiply(const char *v, const char *u, int channels, float *m)
                 acc[i][1] = vb_dot(x, b1, acc[i][1]);
             }
         }
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < W24_TOGETHER; i++) {
         v_store(m + i * W24_PANEL, acc[i][0]);
@@ -341,13 +344,16 @@ VEC void ask(const struct w24_end *e, int t, int j)
 VEC void product_as(const struct w24_product *p, bool doubled)
 {
     const size_t place = (size_t)W24_TOGETHER * W24_PANEL;
+    const char *coming = p->coming;
     for (int t = 0; t < p->tiles; t += W24_TOGETHER) {
         for (int j = 0; j < W24_PLACES; j++) {
             if (p->end)
                 ask(p->end, t, j);
-            if (!doubled || j / W24_IN_COLS != W24_DOUBLED_ZERO)
-                multiply(p->v + (size_t)j * p->v_place + t * W24_LINE, p->u + (size_t)j * p->u_place,
-                         p->channels, p->m + (size_t)j * place);
+            if (doubled && j / W24_IN_COLS == W24_DOUBLED_ZERO)
+                continue;
+            multiply(p->v + (size_t)j * p->v_place + t * W24_LINE, p->u + (size_t)j * p->u_place, p->channels,
+                     p->m + (size_t)j * place, coming, p->coming_lines);
+            coming += (size_t)(p->channels / W24_STEP * p->coming_lines) * 64;
         }
         for (int i = t; i < t + W24_TOGETHER && i < p->tiles; i++) {
             const float *m = p->m + (size_t)(i - t) * W24_PANEL;

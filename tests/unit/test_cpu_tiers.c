@@ -2,6 +2,7 @@
  * batch or on the number of threads, and the error of the convolutions that are large enough for Winograd's
  * method. */
 #include "../kernels/cpu/cpu.h"
+#include "../kernels/cpu/tier.h"
 #include "backend.h"
 #include "half.h"
 #include "test.h"
@@ -304,6 +305,50 @@ TEST(a_convolution_of_large_pictures)
         backend_close(&be);
     }
     free(w), free(x), free(y);
+}
+
+/* Attention of seeded numbers with ROOM for packed heads; the caller frees. */
+static float *attend(struct backend *be, size_t room)
+{
+    enum { N = 2, T = 70, KEYS = 300, HEADS = 3, C = HEADS * 40 };
+    struct error err = {0};
+    float *q = numbers((size_t)N * T * C, 1), *k = numbers((size_t)N * KEYS * C, 2),
+          *v = numbers((size_t)N * KEYS * C, 3), *y = numbers((size_t)N * T * C, 4);
+    const enum dtype type = be->dtype;
+    if (type == DTYPE_BF16) {
+        to_bf16(q, (size_t)N * T * C);
+        to_bf16(k, (size_t)N * KEYS * C);
+        to_bf16(v, (size_t)N * KEYS * C);
+    }
+    cpu_heads_bytes = room;
+    const struct attention_args a = {.heads = HEADS, .scale = 0.3f};
+    int rc = be->ops.attention(be, make(N, 1, T, C, type, y), make(N, 1, T, C, type, q),
+                               make(N, 1, KEYS, C, type, k), make(N, 1, KEYS, C, type, v), &a, &err);
+    CHECK(rc == 0, "%s", err.msg);
+    cpu_heads_bytes = HEADS_BYTES;
+    free(q), free(k), free(v);
+    return y;
+}
+
+/* Heads whose keys and values are packed all at once, some at a time, or by each item for itself. */
+TEST(the_same_bits_whatever_there_is_room_for)
+{
+    for (int t = 0; cpu_tier_name(t); t++) {
+        struct backend *be = open_tier(cpu_tier_name(t), 4);
+        if (!be)
+            continue;
+        float *all = attend(be, HEADS_BYTES), *some = attend(be, 250 << 10);
+        const size_t bytes = (size_t)2 * 70 * 120 * dtype_size(be->dtype);
+        CHECK(memcmp(all, some, bytes) == 0, "%s: in passes", be->tier);
+        free(some);
+        if (strncmp(be->tier, "amx", 3) != 0) { /* another kernel's sums are rounded otherwise */
+            float *none = attend(be, 0);
+            CHECK(memcmp(all, none, bytes) == 0, "%s: nothing is kept", be->tier);
+            free(none);
+        }
+        free(all);
+        backend_close(&be);
+    }
 }
 
 TEST(bfloat16_can_be_ruled_out)
