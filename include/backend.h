@@ -48,13 +48,16 @@ struct backend {
     const char *tier;                /* highest tier in use, for the log: "avx512" */
     enum dtype dtype;                /* activation type: pass_dtype() */
     bool int8;                       /* precision is int8 */
-    struct pool *pool;               /* CPU threads; NULL for ref and plan */
-    void *state;                     /* the backend's own */
-    size_t noise_wave;               /* as in the options, never 0 */
-    size_t memory_max;               /* as in the options; SIZE_MAX: whatever is free */
-    size_t weight_bytes;             /* packed weights alive now; kept by weight_pack and weight_free */
-    size_t mapped_bytes;             /* of these, in files that are mapped; also kept by weight_map */
-    const char *store;               /* as in the options */
+    /* Where int8: NULL, or whether the backend multiplies SRC faster in its own type, and so leaves it there.
+     */
+    bool (*int8_leaves)(const struct weight_source *src);
+    struct pool *pool;   /* CPU threads; NULL for ref and plan */
+    void *state;         /* the backend's own */
+    size_t noise_wave;   /* as in the options, never 0 */
+    size_t memory_max;   /* as in the options; SIZE_MAX: whatever is free */
+    size_t weight_bytes; /* packed weights alive now; kept by weight_pack and weight_free */
+    size_t mapped_bytes; /* of these, in files that are mapped; also kept by weight_map */
+    const char *store;   /* as in the options */
     size_t store_most, store_least;
     char layout[64];             /* names what packed weights look like; "": they cannot be kept in files */
     struct packed_store *stores; /* of the components that were loaded, src/weights/packed.c's own */

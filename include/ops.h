@@ -59,7 +59,7 @@ struct weight_source {
     int parts; /* 1, or up to WEIGHT_PARTS_MAX for WEIGHT_LINEAR */
     struct host_array w[WEIGHT_PARTS_MAX];
     struct host_array bias[WEIGHT_PARTS_MAX]; /* beta for WEIGHT_NORM */
-    int stride;               /* 2: the convolution will be called with that; 0: with none that is known */
+    int stride;               /* 1, 2: the convolution will be called with that; 0: with none that is known */
     enum upsampling upsample; /* a 3x3 convolution that will be called with .upsample: a backend may prepare
                                  for it */
     bool large; /* a 3x3 convolution of stride 1 whose pictures, in the backend's own type, mostly have

@@ -12,7 +12,7 @@
 #include <math.h>
 #include <stdint.h>
 
-#include "ops.h"
+#include "backend.h"
 
 /* Whether SRC goes to int8 on a backend that was opened for it. Sums of 65536 products fit 32 bits whatever
  * their signs; a convolution that is computed as four smaller ones (upsample) is not worth a second kind of
@@ -22,6 +22,12 @@ static inline bool int8_takes(const struct weight_source *src)
     bool matrix = src->kind == WEIGHT_CONV2D || src->kind == WEIGHT_LINEAR || src->kind == WEIGHT_GEGLU;
     return src->int8 && matrix && !src->upsample && src->kh == src->kw &&
            (double)src->in_c * src->kh * src->kw <= 65536;
+}
+
+/* Whether BE keeps and multiplies it so. */
+static inline bool int8_serves(const struct backend *be, const struct weight_source *src)
+{
+    return be->int8 && int8_takes(src) && !(be->int8_leaves && be->int8_leaves(src));
 }
 
 /* What numbers are divided by, and its inverse. */

@@ -117,7 +117,7 @@ static weight empty_weight(const struct backend *be, const struct weight_source 
                     .kh = src->kh,
                     .kw = src->kw,
                     .has_bias = src->bias[0].data != NULL,
-                    .int8 = be->int8 && int8_takes(src)};
+                    .int8 = int8_serves(be, src)};
 }
 
 void weight_map(struct backend *be, weight *w, const struct weight_source *src, const void *bytes,

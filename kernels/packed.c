@@ -112,7 +112,7 @@ static struct packed_record describe(const struct backend *be, size_t bytes, con
     r.shape[3] = src->kw;
     r.parts = src->parts;
     r.bias = src->bias[0].data != NULL;
-    r.int8 = be->int8 && int8_takes(src);
+    r.int8 = int8_serves(be, src);
     return r;
 }
 

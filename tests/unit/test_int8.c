@@ -305,6 +305,14 @@ TEST(only_what_is_marked_goes_to_int8_and_takes_half_of_bf16)
         CHECK(goes(be, conv, &bytes));
         CHECK(bytes < whole * (be->dtype == DTYPE_BF16 ? 51 : 26) / 100, "%s: %zu of %zu", be->tier, bytes,
               whole);
+        conv.stride = 2;
+        CHECK(goes(be, conv, &bytes));
+        conv.stride = 1; /* one tier has a faster method of its own */
+        CHECK(goes(be, conv, &bytes) == (strncmp(be->tier, "avx512bf16", 10) != 0), "%s", be->tier);
+        conv.in_c = 330;
+        CHECK(goes(be, conv, &bytes), "%s", be->tier);
+        conv.in_c = 320;
+        conv.stride = 0;
         conv.upsample = true;
         CHECK(!goes(be, conv, &bytes));
         conv.upsample = false;
