@@ -8,11 +8,10 @@
 #include <unistd.h>
 
 #include "buffer.h"
+#include "hash.h"
 #include "int8.h"
 #include "log.h"
 #include "packed_file.h"
-
-#define FNV_BASIS 0xcbf29ce484222325ull
 
 enum { SEEN_MAX = 32, VERIFY_BYTES_MAX = 32 << 20 };
 
@@ -32,13 +31,6 @@ struct packed_store {
     uint32_t seen[SEEN_MAX];
     int seen_count;
 };
-
-static uint64_t fnv1a(uint64_t h, const void *data, size_t len)
-{
-    for (size_t i = 0; i < len; i++)
-        h = (h ^ ((const unsigned char *)data)[i]) * 0x100000001b3ull;
-    return h;
-}
 
 static void look_up(struct packed_store *s)
 {
@@ -60,7 +52,7 @@ struct packed_store *packed_open(struct backend *be, const char *identity, size_
     if (!s)
         return NULL;
     buffer_printf(&s->identity, "latentd %s, layout %s\n%s", LATENTD_VERSION, be->layout, identity);
-    uint64_t hash = fnv1a(FNV_BASIS, s->identity.data, s->identity.len);
+    uint64_t hash = hash_bytes(HASH_BEGIN, s->identity.data, s->identity.len);
     int len = snprintf(s->path, sizeof(s->path), "%s/%016llx.weights", be->store, (unsigned long long)hash);
     if (s->identity.failed || len >= (int)sizeof(s->path)) {
         buffer_free(&s->identity);
@@ -103,7 +95,7 @@ static struct packed_record describe(const struct backend *be, size_t bytes, con
     struct packed_record r;
 
     memset(&r, 0, sizeof(r)); /* padding is compared too */
-    r.name = fnv1a(FNV_BASIS, name, strlen(name));
+    r.name = hash_bytes(HASH_BEGIN, name, strlen(name));
     r.bytes = bytes;
     r.kind = (uint32_t)src->kind;
     r.shape[0] = src->out_c;

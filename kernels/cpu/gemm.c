@@ -421,18 +421,7 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
 int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const struct conv2d_args *a,
                struct error *err)
 {
-    struct gemm_args g = {
-        .y = y,
-        .x = x,
-        .w = w,
-        .stride = a->stride,
-        .upsample = a->upsample,
-        .pad_end = a->pad_end,
-        .add_bc = a->add_bc,
-        .residual = a->residual,
-        .act = a->act,
-        .normed = a->normed,
-    };
+    const struct gemm_args g = gemm_conv2d(y, x, w, a);
     if (w->int8)
         return int8_run(be, &g, err);
     if (((const struct cpu_weight *)w->packed)->tap_columns)
@@ -456,15 +445,8 @@ static tensor frames_as_rows(tensor x, int frames)
 int cpu_conv_temporal(struct backend *be, tensor y, tensor x, const weight *w, int frames,
                       const struct conv2d_args *a, struct error *err)
 {
-    struct gemm_args g = {
-        .y = frames_as_rows(y, frames),
-        .x = frames_as_rows(x, frames),
-        .w = w,
-        .add_bc = a->add_bc,
-        .add_positions = (size_t)y.h * (size_t)y.w,
-        .residual = a->residual,
-        .act = a->act,
-    };
+    struct gemm_args g = gemm_conv2d(frames_as_rows(y, frames), frames_as_rows(x, frames), w, a);
+    g.add_positions = (size_t)y.h * (size_t)y.w;
     return gemm_run(be, &g, err);
 }
 

@@ -20,6 +20,21 @@ struct gemm_args {
                                              in struct wr_input, winograd_rows_run() */
 };
 
+/* Those of a convolution. */
+static inline struct gemm_args gemm_conv2d(tensor y, tensor x, const weight *w, const struct conv2d_args *a)
+{
+    return (struct gemm_args){.y = y,
+                              .x = x,
+                              .w = w,
+                              .stride = a->stride,
+                              .upsample = a->upsample,
+                              .pad_end = a->pad_end,
+                              .add_bc = a->add_bc,
+                              .residual = a->residual,
+                              .act = a->act,
+                              .normed = a->normed};
+}
+
 /* Those of a linear layer. */
 static inline struct gemm_args gemm_linear(tensor y, tensor x, const weight *w, const struct linear_args *a)
 {
@@ -47,6 +62,10 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
 /* Panels of PANEL_COLS outputs that A stores together: a pair of lines where y goes PAST_CACHES, or a line of
  * a GEGLU; 1: each by itself. */
 int gemm_joins(const struct gemm_args *a, int panel_cols, bool past_caches);
+/* Whether A's y is written past the caches. Where whole LINES are, one panel after the other, that begins
+ * earlier: a line that is fetched to be overwritten takes one of the few places that loads of the tiles'
+ * lines wait in. */
+bool gemm_past_caches(const struct gemm_args *a, int panel_cols, bool lines);
 /* Bytes from a row that is kept back to the next. */
 int gemm_kept_stride(const struct gemm_args *a, int panel_cols, int joins);
 /* Whether panel P is kept back, of an item's that end at P1. */

@@ -20,19 +20,8 @@ enum {
     KEEP_SLICE_PANELS = 8,          /* likewise, of several slices */
     SMALL_B_BYTES = 1 << 20,
     SMALL_BLOCK_BYTES = 640 << 10, /* of x */
-    STREAM_LINES_BYTES = 1 << 20,  /* of y, where lines are written whole */
     PAIR_CHANNELS = 512,           /* most with which pairs of lines are worth what they take of the caches */
 };
-
-/* Whether y is written past the caches. Where whole lines are, that begins earlier: a line that is fetched to
- * be overwritten takes one of the few places that loads of the tiles' lines wait in. */
-static bool past_caches(const struct job *job)
-{
-    tensor y = job->a->y;
-    const bool whole = !job->a->geglu || gemm_joins(job->a, job->w->panel_cols, false) > 1;
-    return tensor_streams(y) || (job->g->defers && whole && job->taps == 1 &&
-                                 tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
-}
 
 static enum mode choose_mode(const struct job *job)
 {
@@ -250,7 +239,7 @@ int gemm_choose_blocks(struct job *job, struct error *err)
     choose_chunks(job);
     choose_block(job);
     choose_columns(job);
-    job->streams = past_caches(job);
+    job->streams = gemm_past_caches(a, job->w->panel_cols, job->g->defers && job->taps == 1);
     const bool pairs = job->streams && job->w->channels <= PAIR_CHANNELS;
     job->joins = job->mode == DIRECT && job->g->defers ? gemm_joins(a, job->w->panel_cols, pairs) : 1;
     choose_slices(job);

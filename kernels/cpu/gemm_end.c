@@ -54,7 +54,7 @@ void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, 
 
 /* ---- Joined panels ---- */
 
-enum { LINE = 64, PAIR = 128 };
+enum { LINE = 64, PAIR = 128, STREAM_LINES_BYTES = 1 << 20 /* of y, where lines are written whole */ };
 
 int gemm_joins(const struct gemm_args *a, int panel_cols, bool past_caches)
 {
@@ -64,6 +64,13 @@ int gemm_joins(const struct gemm_args *a, int panel_cols, bool past_caches)
     if (past_caches && at % PAIR == 0 && (half || row == LINE))
         return (int)(PAIR / row);
     return half && at % LINE == 0 ? 2 : 1;
+}
+
+bool gemm_past_caches(const struct gemm_args *a, int panel_cols, bool lines)
+{
+    const bool whole = lines && (!a->geglu || gemm_joins(a, panel_cols, false) > 1);
+    return tensor_streams(a->y) ||
+           (whole && tensor_count(a->y) * dtype_size(a->y.dtype) >= STREAM_LINES_BYTES);
 }
 
 int gemm_kept_stride(const struct gemm_args *a, int panel_cols, int joins)

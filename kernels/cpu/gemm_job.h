@@ -35,7 +35,7 @@ struct job {
     int chunk, chunks;       /* channels of a chunk; how many there are */
     int slice_chunks, slices;
     int joins;    /* panels that are stored together, 1: each by itself */
-    bool streams; /* past_caches() */
+    bool streams; /* gemm_past_caches() */
     bool asks_x;  /* x of the next block is asked for while one is computed */
     float *sums;  /* NULL, or where those of struct kept_sums go: a part is a block and place */
     bool keeps;   /* DIRECT: the first panel leaves tiles of x in the slab, which the others read */

@@ -19,7 +19,6 @@ enum {
     BLOCK_ROWS = 512,
     BLOCK_WIDTH = 64,
     SLAB_BYTES = 1 << 20,
-    STREAM_LINES_BYTES = 1 << 20, /* of y, where lines are written whole */
     TAPS_MAX = 121,
     MOST_ITEMS = 32, /* parts of a picture whose greatest magnitude is looked for at a time */
     C_BYTES = 2 * 32 * INT8_NR * 4,
@@ -39,7 +38,7 @@ struct job {
     int blocks_y, blocks_x;  /* of a picture */
     int blocks, cols_panels; /* blocks in all; panels of an item */
     int joins;               /* panels of a GEGLU that are stored together, 1: each by itself */
-    bool streams;            /* past_caches() */
+    bool streams;            /* gemm_past_caches() */
 };
 
 struct block {
@@ -164,14 +163,6 @@ struct tile_rows {
     int first; /* among the rows of the slab that have a scale, 1x1; else the position in the grid of the
                   block */
 };
-
-static bool past_caches(const struct job *job)
-{
-    tensor y = job->a->y;
-    const bool whole = !job->a->geglu || gemm_joins(job->a, job->w->w.panel_cols, false) > 1;
-    return tensor_streams(y) || (job->k->defers && whole && is_1x1(job) &&
-                                 tensor_count(y) * dtype_size(y.dtype) >= STREAM_LINES_BYTES);
-}
 
 static void prefetch(tensor x, size_t row, int rows, int col, int cols, bool write)
 {
@@ -508,7 +499,7 @@ int int8_run(struct backend *be, const struct gemm_args *a, struct error *err)
         return 0;
     choose_block(&job);
     choose_columns(&job);
-    job.streams = past_caches(&job);
+    job.streams = gemm_past_caches(a, job.w->w.panel_cols, job.k->defers && is_1x1(&job));
     job.joins = is_1x1(&job) && job.k->defers ? gemm_joins(a, w->w.panel_cols, false) : 1;
     if (slab_bytes(&job, job.block_h, job.block_w) + scales_bytes(&job) + kept_bytes(&job) + 2 * C_BYTES >
         POOL_SCRATCH)

@@ -22,8 +22,7 @@ bool cpu_fuses_norm(const struct backend *be, tensor y, tensor x, const weight *
     (void)be;
     if (to_few(w))
         return x.c <= CHANNELS_MAX;
-    struct gemm_args g = {
-        .y = y, .x = x, .w = w, .stride = a->stride, .upsample = a->upsample, .pad_end = a->pad_end};
+    const struct gemm_args g = gemm_conv2d(y, x, w, a);
     x.n = 1; /* a picture's bits do not depend on the batch */
     return !w->int8 && x.c <= CHANNELS_MAX && tensor_count(x) * dtype_size(x.dtype) >= cpu_fused_bytes &&
            winograd_rows_suits(&g);
@@ -54,18 +53,12 @@ int cpu_norm_silu_conv2d(struct backend *be, tensor y, tensor x, const struct no
     for (int n = 0; n < x.n; n++) {
         const float *s, *t;
         group_norm_factors(be, picture(x, n), norm->w, norm->groups, norm->eps, &s, &t);
-        struct gemm_args g = {.y = picture(y, n),
-                              .x = picture(x, n),
-                              .w = w,
-                              .add_bc = picture(a->add_bc, n),
-                              .residual = picture(a->residual, n),
-                              .act = a->act,
-                              .normed = a->normed && x.n == 1,
-                              .stride = a->stride,
-                              .upsample = a->upsample,
-                              .pad_end = a->pad_end,
-                              .norm_scale = s,
-                              .norm_shift = t};
+        struct gemm_args g = gemm_conv2d(picture(y, n), picture(x, n), w, a);
+        g.add_bc = picture(a->add_bc, n);
+        g.residual = picture(a->residual, n);
+        g.normed = a->normed && x.n == 1;
+        g.norm_scale = s;
+        g.norm_shift = t;
         if (to_few(w)) {
             conv_few_run(be, &g);
             continue;

@@ -77,4 +77,8 @@ VEC vf v_silu_rough(vf x)
     return v_mul(x, _mm512_rcp14_ps(v_add(v_set1(1.0f), e)));
 }
 
+/* For rows_impl.h. */
+#define SILU_FOR_BF16             v_silu_rough
+#define STORE_TWO_BF16(p, lo, hi) _mm512_storeu_si512(p, vb_narrow(lo, hi))
+
 #endif

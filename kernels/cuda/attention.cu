@@ -35,6 +35,7 @@
 #include "attention.cuh"
 #include "attention_wide.cuh"
 #include "choose.h"
+#include "hash.h"
 #include "library.h"
 
 #include <stdio.h>
@@ -473,9 +474,9 @@ static uint64_t attention_key(const attention_call &c)
     const int parts[] = {-1, /* no product's key */
                          c.n,    c.kv_n, c.t,    c.s,    c.heads,  c.size,
                          c.q_ld, c.k_ld, c.v_ld, c.y_ld, c.causal, (int)c.dtype};
-    uint64_t key = 0xcbf29ce484222325u; /* FNV-1a, word by word */
+    uint64_t key = HASH_BEGIN;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        key = (key ^ (uint64_t)(unsigned)parts[i]) * 0x100000001b3u;
+        key = hash_number(key, (uint32_t)parts[i]);
     return key;
 }
 

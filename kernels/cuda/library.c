@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "hash.h"
 #include "log.h"
 
 /* One for each open device, which may have more than one backend (backend_open_wide). */
@@ -144,9 +145,9 @@ int library_find(void *library, const char *name, void *function, struct error *
 /* Where KEY's plan stands, or where it belongs (NULL there). NULL: no more room. */
 static struct plan **place_of(struct plans *p, const int key[PLAN_KEY])
 {
-    uint64_t hash = 14695981039346656037u; /* FNV-1a, a whole number at a time */
+    uint64_t hash = HASH_BEGIN;
     for (int i = 0; i < PLAN_KEY; i++)
-        hash = (hash ^ (uint64_t)(unsigned)key[i]) * 1099511628211u;
+        hash = hash_number(hash, (uint32_t)key[i]);
     for (size_t i = (size_t)(hash >> 32);; i++) {
         struct plan **place = &p->slot[i % PLANS_MAX];
         if (*place && memcmp((*place)->key, key, sizeof(*place)->key) == 0)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "hash.h"
 #include "json.h"
 #include "unicode.h"
 
@@ -21,12 +22,9 @@ static size_t table_size(size_t entries)
     return n;
 }
 
-/* FNV-1a. */
 static uint32_t hash_text(const char *s)
 {
-    uint64_t h = 14695981039346656037u;
-    for (; *s; s++)
-        h = (h ^ (unsigned char)*s) * 1099511628211u;
+    uint64_t h = hash_bytes(HASH_BEGIN, s, strlen(s));
     return (uint32_t)(h ^ h >> 32);
 }
 

@@ -6,6 +6,7 @@
 
 #include "buffer.h"
 #include "half.h"
+#include "hash.h"
 #include "packed.h"
 #include "weights_private.h"
 
@@ -180,13 +181,6 @@ static void host_floats(struct host_array a, float *out)
     }
 }
 
-/* FNV-1a. */
-static void hash_name(struct weight_list *list, const char *name)
-{
-    for (uint64_t *h = &list->asked; *name; name++)
-        *h = (*h ^ (unsigned char)*name) * 0x100000001b3u;
-}
-
 /* Where the component's packed weights are kept from start to start. What is asked for is part of what they
  * are: image-to-image takes the VAE's encoder too. */
 static void open_store(const struct loader *l)
@@ -209,7 +203,7 @@ static void pack_named(struct loader *l, weight *w, const struct weight_source *
     marked.int8 = l->int8;
     marked.large = l->large;
     if (l->check_only)
-        hash_name(l->packed, name);
+        l->packed->asked = hash_bytes(l->packed->asked, name, strlen(name));
     if (l->err->code || l->check_only)
         return;
     bool keep = l->keep && src->kind != WEIGHT_NORM && src->kind != WEIGHT_EMBEDDING;
