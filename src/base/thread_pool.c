@@ -1,5 +1,10 @@
 /* See thread_pool.h. Workers spin for a short while between runs, because the ops of a step follow each other
- * within microseconds, and sleep on a futex after that, because a daemon mostly waits. */
+ * within microseconds, and sleep on a futex after that, because a daemon mostly waits.
+ *
+ * A run ends when its items are done, not when every worker has looked: one whose core is taken by another
+ * process, or that is still waking up, is not waited for. It may come late and find the next run, or none. So
+ * what it takes is taken at once with how many there are (struct pool.queue), and only who holds an item
+ * reads the rest: that run cannot end meanwhile. */
 #include "thread_pool.h"
 
 #include <limits.h>
@@ -7,6 +12,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,11 +31,11 @@ struct worker {
 
 struct pool {
     int threads, started;                     /* started: workers beside the caller */
-    _Alignas(64) _Atomic unsigned generation; /* futex: a new run begins; odd bits are not used */
-    _Alignas(64) _Atomic int next;            /* next item */
-    _Alignas(64) _Atomic int running;         /* workers that have not finished this run */
+    _Alignas(64) _Atomic unsigned generation; /* futex: a new run begins */
+    _Atomic int sleepers;                     /* workers that wait for it in the kernel, or are about to */
+    _Alignas(64) _Atomic uint64_t queue;      /* the run's items << 32, the next one */
+    _Alignas(64) _Atomic int left;            /* items that are not done */
     _Atomic bool stop;
-    int items;
     void (*fn)(void *ctx, int item, int worker);
     void *ctx;
     char *scratch;
@@ -41,9 +47,9 @@ static void futex_wait(_Atomic unsigned *word, unsigned seen)
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, seen, NULL, NULL, 0);
 }
 
-static void futex_wake_all(_Atomic unsigned *word)
+static void futex_wake(_Atomic unsigned *word, int most)
 {
-    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, most, NULL, NULL, 0);
 }
 
 static long now_ns(void)
@@ -53,14 +59,15 @@ static long now_ns(void)
     return t.tv_sec * 1000000000L + t.tv_nsec;
 }
 
+/* Does what items there are. More may belong to the next run, which began when the last of these was done. */
 static void work(struct pool *p, int index)
 {
-    int items = p->items;
     for (;;) {
-        int i = atomic_fetch_add_explicit(&p->next, 1, memory_order_relaxed);
-        if (i >= items)
+        const uint64_t taken = atomic_fetch_add_explicit(&p->queue, 1, memory_order_acquire);
+        if ((uint32_t)taken >= taken >> 32)
             return;
-        p->fn(p->ctx, i, index);
+        p->fn(p->ctx, (int)(uint32_t)taken, index);
+        atomic_fetch_sub_explicit(&p->left, 1, memory_order_release);
     }
 }
 
@@ -72,10 +79,22 @@ static unsigned wait_for_run(struct pool *p, unsigned seen)
     while ((gen = atomic_load_explicit(&p->generation, memory_order_acquire)) == seen) {
         for (int i = 0; i < 64; i++)
             __builtin_ia32_pause();
-        if (now_ns() > until)
+        if (now_ns() > until) {
+            atomic_fetch_add(&p->sleepers, 1);
             futex_wait(&p->generation, seen);
+            atomic_fetch_sub(&p->sleepers, 1);
+        }
     }
     return gen;
+}
+
+/* Wakes as many as MOST of those who sleep. A worker counts itself and then looks at the generation (in the
+ * kernel); here it is the other way round, so one of the two sees the other. */
+static void begin_generation(struct pool *p, int most)
+{
+    atomic_fetch_add(&p->generation, 1);
+    if (atomic_load(&p->sleepers) > 0)
+        futex_wake(&p->generation, most);
 }
 
 static void *worker_main(void *arg)
@@ -88,7 +107,6 @@ static void *worker_main(void *arg)
         if (atomic_load(&p->stop))
             return NULL;
         work(p, w->index);
-        atomic_fetch_sub_explicit(&p->running, 1, memory_order_release);
     }
 }
 
@@ -149,8 +167,7 @@ void pool_close(struct pool **pool)
     if (!p)
         return;
     atomic_store(&p->stop, true);
-    atomic_fetch_add(&p->generation, 1);
-    futex_wake_all(&p->generation);
+    begin_generation(p, INT_MAX);
     for (int i = 1; i <= p->started; i++)
         pthread_join(p->worker[i].thread, NULL);
     free(p->scratch);
@@ -177,15 +194,13 @@ void pool_run(struct pool *p, int items, void (*fn)(void *ctx, int item, int wor
     }
     p->fn = fn;
     p->ctx = ctx;
-    p->items = items;
-    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&p->running, p->started, memory_order_relaxed);
-    atomic_fetch_add_explicit(&p->generation, 1, memory_order_release);
-    futex_wake_all(&p->generation);
+    atomic_store_explicit(&p->left, items, memory_order_relaxed);
+    atomic_store_explicit(&p->queue, (uint64_t)items << 32, memory_order_release);
+    begin_generation(p, items - 1);
     work(p, 0);
     /* The last items may run for long on another core: yield, so that a core shared with others is not burnt.
      */
-    for (int spins = 0; atomic_load_explicit(&p->running, memory_order_acquire) > 0; spins++) {
+    for (int spins = 0; atomic_load_explicit(&p->left, memory_order_acquire) > 0; spins++) {
         if (spins < 2000)
             __builtin_ia32_pause();
         else

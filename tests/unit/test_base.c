@@ -190,6 +190,39 @@ TEST(a_run_ends_when_its_last_item_has)
     pool_close(&pool);
 }
 
+struct sums {
+    int sum[64], add;
+};
+
+static void add_item(void *ctx, int item, int worker)
+{
+    struct sums *s = ctx;
+    (void)worker;
+    s->sum[item] += s->add;
+}
+
+/* Short runs of other sizes and contexts one behind the other: workers come late, to the next one or to none.
+ */
+TEST(late_workers_do_what_there_is_by_then)
+{
+    struct error err = {0};
+    struct pool *pool = NULL;
+    CHECK(pool_open(&pool, 4, &err) == 0, "%s", err.msg);
+    struct sums all[3] = {{{0}, 1}, {{0}, 2}, {{0}, 3}};
+    int want[3][64] = {{0}};
+    for (int round = 0; round < 30000; round++) {
+        const int of = round % 3, items = 2 + round * 7 % 61;
+        pool_run(pool, items, add_item, &all[of]);
+        for (int i = 0; i < items; i++)
+            want[of][i] += all[of].add;
+        if (round % 500 == 0)
+            usleep(200); /* they sleep by then */
+    }
+    for (int i = 0; i < 3; i++)
+        CHECK(memcmp(all[i].sum, want[i], sizeof want[i]) == 0, "sums of context %d", i);
+    pool_close(&pool);
+}
+
 static void write_text(const char *path, const char *text)
 {
     FILE *f = fopen(path, "w");
