@@ -108,9 +108,10 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
         return rc;
     }
     if (be->int8)
-        log_info(
-            "precision int8: what the networks bear in int8 is multiplied in it, on %s (%s); the rest in %s",
-            be->tier, be->served_by[OP_linear], be->dtype == DTYPE_BF16 ? "bf16" : "fp32");
+        log_info("precision int8: what the networks bear in int8%s is multiplied in it, on %s (%s); the rest "
+                 "in %s",
+                 be->int8_leaves ? ", but 3x3 convolutions," : "", be->tier, be->served_by[OP_linear],
+                 be->dtype == DTYPE_BF16 ? "bf16" : "fp32");
     be->noise_wave = opt->noise_wave ? opt->noise_wave : NOISE_WAVE_THREADS;
     be->memory_max = opt->memory_max ? opt->memory_max : SIZE_MAX;
     be->store = opt->store;

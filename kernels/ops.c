@@ -268,7 +268,7 @@ tensor attention(pass *p, tensor q, tensor k, tensor v, struct attention_args a)
     if (!pass_failed(p)) {
         if (a.heads < 1 || q.c % a.heads != 0 || q.h != 1)
             bad_shape(p, "attention", q, "as q does not divide into heads");
-        else if (!same_shape(k, v) || k.c != q.c || k.h != 1 || (k.n != 1 && k.n != q.n))
+        else if (!same_shape(k, v) || k.c != q.c || k.h != 1 || k.w < 1 || (k.n != 1 && k.n != q.n))
             bad_shape(p, "attention", k, "as k or v does not fit q");
         else if (a.causal && k.w != q.w)
             bad_shape(p, "attention", k, "must have q's tokens under a causal mask");

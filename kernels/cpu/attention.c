@@ -41,20 +41,16 @@ struct memory {
     float *s, *o, *max, *sum;
 };
 
-static size_t round_up(size_t n, size_t unit)
-{
-    return (n + unit - 1) / unit * unit;
-}
-
 /* Bytes of a packed block. */
 static size_t keys_bytes(const struct job *job)
 {
-    return round_up((size_t)(job->block_k * job->d_pad) * dtype_size(job->g->dtype), 256);
+    return round_up_bytes((size_t)(job->block_k * job->d_pad) * dtype_size(job->g->dtype), 256);
 }
 
 static size_t values_bytes(const struct job *job)
 {
-    return round_up((size_t)(job->block_k * job->d_panels * job->g->nr) * dtype_size(job->g->dtype), 256);
+    return round_up_bytes((size_t)(job->block_k * job->d_panels * job->g->nr) * dtype_size(job->g->dtype),
+                          256);
 }
 
 static size_t head_bytes(const struct job *job)
@@ -67,7 +63,7 @@ static struct memory lay_out(const struct job *job, int worker)
     const size_t nr = (size_t)job->g->nr, es = dtype_size(job->g->dtype), keys = (size_t)job->block_k;
     char *p = pool_scratch(job->pool, worker);
     struct memory m;
-#define TAKE(field, bytes) m.field = (void *)p, p += round_up(bytes, 256)
+#define TAKE(field, bytes) m.field = (void *)p, p += round_up_bytes(bytes, 256)
     TAKE(q, (size_t)job->block_q * (size_t)job->d_pad * es);
     TAKE(kt, keys_bytes(job));
     TAKE(v, values_bytes(job));
@@ -134,7 +130,7 @@ static void pack_keys(const struct job *job, struct memory *m, int n, int head, 
 /* V of KEYS keys from k0 on, as panels [padded keys (pairs)][nr channels]; keys past the end are zeros. */
 static void pack_values(const struct job *job, struct memory *m, int n, int head, int k0, int keys)
 {
-    const int nr = job->g->nr, padded = (int)round_up((size_t)keys, (size_t)nr);
+    const int nr = job->g->nr, padded = round_up(keys, nr);
     const size_t es = dtype_size(job->g->dtype), line = (size_t)nr * es;
     for (int p = 0; p < job->d_panels; p++) {
         int first = p * nr, channels = min_int(nr, job->d - first);
@@ -329,7 +325,7 @@ int cpu_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v, co
         .v = v,
         .a = a,
         .d = d,
-        .d_pad = (int)round_up((size_t)d, (size_t)g->k_unit),
+        .d_pad = round_up(d, g->k_unit),
         .d_panels = (d + g->nr - 1) / g->nr,
         .block_q = g->mr,
         .block_k = d <= 256 ? 256 : 128,
@@ -340,11 +336,11 @@ int cpu_attention(struct backend *be, tensor y, tensor q, tensor k, tensor v, co
     int chunk = (q.w + wanted - 1) / wanted;
     chunk = min_int(chunk, most);
     /* Whole blocks of queries, so that only the last tile of a picture is short. */
-    job.chunk = (int)round_up((size_t)chunk, (size_t)job.block_q);
+    job.chunk = round_up(chunk, job.block_q);
     if (job.chunk > most && most > job.block_q)
         job.chunk -= job.block_q;
     job.chunks = (q.w + job.chunk - 1) / job.chunk;
-    if (q.w > 0 && k.w > 0)
+    if (q.w > 0)
         run_passes(&job, ((const struct cpu_state *)be->state)->heads);
     return 0;
 }

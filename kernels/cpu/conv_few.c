@@ -65,23 +65,18 @@ static float *product_row(const struct job *job, const struct memory *m, int iy)
     return m->product + (size_t)(iy % SIDE * job->w->panels) * panel_floats(job);
 }
 
-static size_t lines(size_t bytes)
-{
-    return (bytes + 63) / 64 * 64;
-}
-
 static struct memory memory_of(const struct job *job, int worker)
 {
     const struct cpu_weight *w = job->w;
     const struct gemm_kernel *g = job->g;
     char *p = pool_scratch(job->pool, worker);
     struct memory m = {.a = p, .b = weight_data(w)};
-    p += lines((size_t)(g->mr * w->channels) * dtype_size(g->dtype));
+    p += round_up_bytes((size_t)(g->mr * w->channels) * dtype_size(g->dtype), 64);
     if (w->dtype != g->dtype) {
         const size_t numbers = (size_t)(w->panels * w->channels * g->nr);
         job->rows->convert(p, g->dtype, m.b, w->dtype, numbers);
         m.b = p;
-        p += lines(numbers * dtype_size(g->dtype));
+        p += round_up_bytes(numbers * dtype_size(g->dtype), 64);
     }
     m.sums = (float *)(void *)p;
     m.product = m.sums + job->block_w * g->nr; /* fits: FEW_CHANNELS */

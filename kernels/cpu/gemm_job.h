@@ -86,11 +86,6 @@ struct run {
     int step, count;
 };
 
-static inline int round_up(int a, int b)
-{
-    return div_up(a, b) * b;
-}
-
 static inline int slice_channels(const struct job *job)
 {
     return min_int(job->w->channels, job->slice_chunks * job->chunk);

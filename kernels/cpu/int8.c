@@ -59,11 +59,6 @@ struct worker_memory {
     bool waits, other;          /* other: which of two places the next tile's sums go to */
 };
 
-static int round_up(int a, int b)
-{
-    return div_up(a, b) * b;
-}
-
 static bool is_1x1(const struct job *job)
 {
     return job->kh * job->kw == 1;

@@ -19,11 +19,6 @@ struct pack_job {
     void *table;          /* of an embedding */
 };
 
-static size_t align_up(size_t n)
-{
-    return (n + ALIGN - 1) / ALIGN * ALIGN;
-}
-
 /* fp32 tiers store what the file has when all parts agree; bf16 tiers store bf16. */
 static enum dtype storage_dtype(const struct tier *t, const struct weight_source *src)
 {
@@ -77,8 +72,8 @@ static void lay_out(struct cpu_weight *w, const struct tier *t, const struct wei
         w->panels = div_up(9, w->tap_columns);
     }
     w->panel_bytes = (size_t)w->channels * (size_t)taps * (size_t)g->nr * dtype_size(w->dtype);
-    w->bias = align_up(sizeof *w);
-    w->data = align_up(w->bias + (size_t)w->panels * (size_t)g->nr * sizeof(float));
+    w->bias = round_up_bytes(sizeof *w, ALIGN);
+    w->data = round_up_bytes(w->bias + (size_t)w->panels * (size_t)g->nr * sizeof(float), ALIGN);
 }
 
 /* The tap of column J of panel P, where taps are columns; 9: none. */
@@ -417,8 +412,8 @@ static size_t lay_out_form(struct backend *be, const struct form *form, const st
 {
     struct weight_source made = form_source(src, form);
     lay_out(layout, cpu_tier(be), &made, form->chunk);
-    *at = align_up(bytes);
-    *each = align_up(layout->data + (size_t)layout->panels * layout->panel_bytes);
+    *at = round_up_bytes(bytes, ALIGN);
+    *each = round_up_bytes(layout->data + (size_t)layout->panels * layout->panel_bytes, ALIGN);
     return *at + (size_t)form->places * *each;
 }
 

@@ -384,4 +384,14 @@ static inline int div_up(int a, int b)
     return (a + b - 1) / b;
 }
 
+static inline int round_up(int n, int unit)
+{
+    return div_up(n, unit) * unit;
+}
+
+static inline size_t round_up_bytes(size_t n, size_t unit)
+{
+    return (n + unit - 1) / unit * unit;
+}
+
 #endif

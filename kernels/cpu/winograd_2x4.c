@@ -6,9 +6,9 @@
  *   for each panel of 32 outputs and slice of channels U = G g G', made from the weights as they are packed
  * for direct sums and left in the second level; then products of U with V, which passes by, and their sums.
  *
- * FLOPs: a third of the direct sum. U takes as long as the products of 8 to 17 tiles, so a picture of few
- * tiles gains less; V as long as a quarter of a panel's products (measured, SPEED.md). Bytes: V is 3 times
- * the block's inputs and comes from the last level once a panel at 2 bytes a cycle; weights are read once a
+ * FLOPs: a third of the direct sum. U takes 12 to 35 % of the time below 64x64, V as long as a quarter of a
+ * panel's products (measured, SPEED.md), so a picture of few tiles gains less. Bytes: V is 3 times the
+ * block's inputs and comes from the last level once a panel at 2 bytes a cycle; weights are read once a
  * block, as stored, so the method needs no memory of the model's.
  *
  * Rounding: V and U once to bf16. For inputs and weights of random signs a product's two roundings, each 0.41
@@ -194,8 +194,8 @@ static void run_groups(const struct job *job, const struct memory *m, int p, con
                        int count, int g0, int g1, struct coming next)
 {
     const int places = job->a->upsample ? W24_PLACES - W24_IN_COLS : W24_PLACES,
-              steps = places * (count / W24_STEP), /* for each W24_TOGETHER tiles */
-        tiles = (g1 - g0 - 1) * W24_TILES + winograd_group_tiles(&job->tiles, g1 - 1),
+              steps = places * (count / W24_STEP); /* for each W24_TOGETHER tiles */
+    const int tiles = (g1 - g0 - 1) * W24_TILES + winograd_group_tiles(&job->tiles, g1 - 1),
               lines = div_up((int)(next.bytes / 64), steps * div_up(tiles, W24_TOGETHER));
     struct w24_product product = {.u = u,
                                   .v_place = job->v_place,

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "../../src/weights/weights_private.h"
+#include "hash.h"
 #include "model_files.h"
 #include "networks.h"
 #include "plan.h"
@@ -14,14 +15,6 @@
 #define TINY "tests/golden/data/single_file/latentd/"
 
 /* ---- Names, shapes and bytes of the tiny ones ---- */
-
-static uint64_t fnv(const unsigned char *data, size_t len)
-{
-    uint64_t h = 0xcbf29ce484222325;
-    for (size_t i = 0; i < len; i++)
-        h = (h ^ data[i]) * 0x100000001b3;
-    return h;
-}
 
 static void check_tensor(const struct weights *w, const char *name, const char *shape, const char *hash)
 {
@@ -36,8 +29,9 @@ static void check_tensor(const struct weights *w, const char *name, const char *
     size_t len = strlen(shape);
     CHECK(strncmp(have, shape, len) == 0 && (!have[len] || strcmp(have + len, "x1x1") == 0),
           "%s is %s, expected %s", name, have, shape);
-    snprintf(found, sizeof found, "%016llx",
-             (unsigned long long)fnv(t->file->data + t->begin, (size_t)(t->end - t->begin)));
+    snprintf(
+        found, sizeof found, "%016llx",
+        (unsigned long long)hash_bytes(HASH_BEGIN, t->file->data + t->begin, (size_t)(t->end - t->begin)));
     CHECK(strcmp(found, hash) == 0, "%s has other numbers", name);
 }
 
