@@ -193,7 +193,7 @@ static size_t segment_row(const struct job *job, const struct block *b, int s)
 
 static const struct cpu_weight *weight_at(const struct job *job, int place)
 {
-    return job->places == 1 ? job->w : weight_up(job->a->w->packed, place);
+    return job->places == 1 ? job->w : weight_place(job->a->w->packed, place);
 }
 
 /* What follows B of panel P in this slice, or, where there is one, in the next item on this thread, which has
@@ -406,7 +406,7 @@ int gemm_run(struct backend *be, const struct gemm_args *a, struct error *err)
     if (a->w->kh * a->w->kw > TAPS_MAX)
         return error_set(err, ERR_UNSUPPORTED, "a %dx%d kernel has more than %d positions", a->w->kh,
                          a->w->kw, TAPS_MAX);
-    if (w->panel_bytes == 0 && !(a->upsample && w->up))
+    if (w->panel_bytes == 0 && !(a->upsample && w->form == FORM_UP))
         return error_set(err, ERR_INTERNAL,
                          "a convolution was packed to be upsampled, or for large pictures, always");
     int rc = gemm_choose_blocks(&job, err);
@@ -428,6 +428,8 @@ int cpu_conv2d(struct backend *be, tensor y, tensor x, const weight *w, const st
         return conv_few_run(be, &g);
     if (winograd_rows_suits(&g))
         return winograd_rows_run(be, &g);
+    if (winograd_up_suits(&g))
+        return winograd_up_run(be, &g);
     if (winograd_2x4_suits(be->state, &g))
         return winograd_2x4_run(be, &g);
     return winograd_suits(be->state, &g) ? winograd_run(be, &g) : gemm_run(be, &g, err);

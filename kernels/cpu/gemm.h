@@ -80,12 +80,14 @@ void gemm_join(struct finish *f, char *kept, int kept_stride, int p, int p0, int
 /* F by row_ops.finish, with what it takes along and where its rows jump. */
 void gemm_finish_joined(const struct row_ops *rows, const struct finish *f);
 
-/* The same convolution by Winograd's method, where it suits: see winograd.c, and for bf16 winograd_rows.c and
- * winograd_2x4.c. */
+/* The same convolution by Winograd's method, where it suits: see winograd.c, and for bf16 winograd_rows.c,
+ * winograd_up.c and winograd_2x4.c. */
 bool winograd_suits(const struct cpu_state *st, const struct gemm_args *a);
 int winograd_run(struct backend *be, const struct gemm_args *a);
 bool winograd_rows_suits(const struct gemm_args *a);
 int winograd_rows_run(struct backend *be, const struct gemm_args *a);
+bool winograd_up_suits(const struct gemm_args *a);
+int winograd_up_run(struct backend *be, const struct gemm_args *a);
 bool winograd_2x4_suits(const struct cpu_state *st, const struct gemm_args *a);
 int winograd_2x4_run(struct backend *be, const struct gemm_args *a);
 

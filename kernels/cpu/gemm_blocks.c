@@ -217,7 +217,7 @@ static void set_geometry(struct job *job, const struct gemm_args *a)
 static void set_places(struct job *job, const struct gemm_args *a)
 {
     job->places = 4;
-    job->w = weight_up(job->w, 0);
+    job->w = weight_place(job->w, 0);
     job->kw = 2;
     job->taps = 4;
     job->shift = 0;
@@ -229,7 +229,7 @@ int gemm_choose_blocks(struct job *job, struct error *err)
 {
     const struct gemm_args *a = job->a;
     set_geometry(job, a);
-    if (a->upsample && job->w->up)
+    if (a->upsample && job->w->form == FORM_UP)
         set_places(job, a);
     job->positions = (size_t)a->x.n * (size_t)job->oh * (size_t)job->ow;
     if (job->positions == 0)

@@ -7,6 +7,7 @@
 #include "thread_pool.h"
 #include "winograd_2x4.h"
 #include "winograd_rows.h"
+#include "winograd_up.h"
 
 enum { ALIGN = 64 };
 
@@ -246,7 +247,8 @@ static void pack_panel(void *ctx, int p, int worker)
 
 /* Kernels that are made of 3x3 kernels here, in fp32, and rounded once, as the weights themselves are. */
 struct form {
-    int kh, kw, places, chunk;
+    enum weight_form name;
+    int kh, kw, places, chunk; /* CHUNK: as in lay_out() */
     /* Of CHANNELS kernels K [3][3] those of all places, PLACE numbers from one place to the next: OUT
      * [channels as they lie there][kh][kw]. */
     void (*kernels)(const float *k, int channels, float *out, size_t place);
@@ -305,8 +307,29 @@ static void winograd_rows_kernels(const float *k, int channels, float *out, size
         }
 }
 
-static const struct form up_form = {2, 2, 4, 0, up_kernels},
-                         winograd_rows_form = {3, 1, WR_PLACES, WR_STEP, winograd_rows_kernels};
+/* U of Winograd's F(2x2, 3x3) of a doubled picture, see winograd_up.h. */
+static void winograd_up_kernels(const float *k, int channels, float *out, size_t place)
+{
+    for (int c = 0; c < channels; c++, k += 9) {
+        float row[WU_SIDE][WU_SIDE]; /* [column of the kernel][place of the rows] */
+        for (int x = 0; x < 3; x++) {
+            row[x][0] = k[x];
+            row[x][1] = k[x] + k[3 + x] + k[6 + x];
+            row[x][2] = -k[6 + x];
+        }
+        float *to = out + wr_channel(c);
+        for (int i = 0; i < WU_SIDE; i++, to += WU_SIDE * place) {
+            to[0] = row[0][i];
+            to[place] = row[0][i] + row[1][i] + row[2][i];
+            to[2 * place] = -row[2][i];
+        }
+    }
+}
+
+static const struct form up_form = {FORM_UP, 2, 2, 4, 0, up_kernels},
+                         winograd_up_form = {FORM_WINOGRAD_UP, 1, 1, WU_PLACES, WU_STEP, winograd_up_kernels},
+                         winograd_rows_form = {FORM_WINOGRAD_ROWS, 3,       1,
+                                               WR_PLACES,          WR_STEP, winograd_rows_kernels};
 
 /* Numbers of a panel's kernels, all places. */
 static size_t panel_numbers(const struct weight_source *made, const struct form *form,
@@ -347,27 +370,41 @@ static void form_panel(void *ctx, int p, int worker)
 
 enum {
     FORM_CHANNELS_MAX = POOL_SCRATCH / 9 / (int)sizeof(float),
-    WINOGRAD_ROWS_MIN = 128,     /* channels: below, the sums' ends cost more than is saved */
+    WINOGRAD_MIN = 128,          /* channels: below, the sums' ends cost more than is saved */
+    WINOGRAD_UP_MAX = 2560,      /* channels: a row of a block fits the scratch */
     WINOGRAD_ROWS_OUT_MAX = 2048 /* outputs: those of two rows wait for slices of channels in the scratch */
 };
 
-/* Whether the four convolutions are packed, too: not where Winograd's method is taken instead. */
-static bool packs_up(const struct tier *t, const struct weight_source *src)
+/* F(4, 3), where the pictures are large: U is twice as large, so small ones would wait for it. */
+static bool suits_winograd_rows(const struct tier *t, const struct weight_source *src)
 {
-    const bool by_2x4 = t->winograd_2x4 && src->in_c % W24_STEP == 0 && src->out_c >= W24_PANEL;
-    return src->upsample && !by_2x4 && t->gemm->dtype == DTYPE_BF16 && src->kh == 3 && src->kw == 3 &&
-           src->in_c <= FORM_CHANNELS_MAX;
+    return t->winograd_rows && src->large && !packs_tap_columns(src) && src->kind == WEIGHT_CONV2D &&
+           src->stride <= 1 && src->in_c % WR_STEP == 0 && src->in_c >= WINOGRAD_MIN &&
+           src->out_c <= WINOGRAD_ROWS_OUT_MAX;
 }
 
-/* Whether the kernels of F(4, 3) are packed instead: U is twice as large, so small pictures would wait for
- * it.
- */
-static bool packs_winograd_rows(const struct tier *t, const struct weight_source *src)
+static bool suits_winograd_up(const struct tier *t, const struct weight_source *src)
 {
-    return src->large && t->winograd_rows && !packs_tap_columns(src) && src->kind == WEIGHT_CONV2D &&
-           src->kh == 3 && src->kw == 3 && !src->upsample && src->stride <= 1 && src->in_c % WR_STEP == 0 &&
-           src->in_c >= WINOGRAD_ROWS_MIN && src->in_c <= FORM_CHANNELS_MAX &&
-           src->out_c <= WINOGRAD_ROWS_OUT_MAX;
+    return t->winograd_up && src->in_c % WU_STEP == 0 && src->in_c >= WINOGRAD_MIN &&
+           src->in_c <= WINOGRAD_UP_MAX;
+}
+
+/* The form in which a convolution is packed, beside its panels or instead; NULL: none. */
+static const struct form *choose_form(const struct tier *t, const struct weight_source *src)
+{
+    if (t->gemm->dtype != DTYPE_BF16 || src->kh != 3 || src->kw != 3 || src->in_c > FORM_CHANNELS_MAX)
+        return NULL;
+    if (!src->upsample)
+        return suits_winograd_rows(t, src) ? &winograd_rows_form : NULL;
+    if (t->winograd_2x4 && src->in_c % W24_STEP == 0 && src->out_c >= W24_PANEL)
+        return NULL; /* it makes U on the way */
+    return suits_winograd_up(t, src) ? &winograd_up_form : &up_form;
+}
+
+/* Whether the panels themselves are never met. */
+static bool stands_alone(const struct form *form, const struct weight_source *src)
+{
+    return form && (src->upsample == UPSAMPLED_ALWAYS || form->name == FORM_WINOGRAD_ROWS);
 }
 
 /* SRC with FORM's kernels, which are still to be made. */
@@ -405,36 +442,33 @@ static int pack_form(struct backend *be, char *to, size_t bytes, const struct fo
     return 0;
 }
 
-/* The forms' place behind the matrix of BYTES: sets FORM's layout, *AT and *EACH; returns the bytes with
- * them. */
+/* FORM's place behind LAYOUT's matrix of BYTES: sets PLACES, the layout of each, and LAYOUT's form. Returns
+ * the bytes with them. */
 static size_t lay_out_form(struct backend *be, const struct form *form, const struct weight_source *src,
-                           size_t bytes, struct cpu_weight *layout, size_t *at, size_t *each)
+                           size_t bytes, struct cpu_weight *layout, struct cpu_weight *places)
 {
     struct weight_source made = form_source(src, form);
-    lay_out(layout, cpu_tier(be), &made, form->chunk);
-    *at = round_up_bytes(bytes, ALIGN);
-    *each = round_up_bytes(layout->data + (size_t)layout->panels * layout->panel_bytes, ALIGN);
-    return *at + (size_t)form->places * *each;
+    lay_out(places, cpu_tier(be), &made, form->chunk);
+    layout->form = form->name;
+    layout->form_at = round_up_bytes(bytes, ALIGN);
+    layout->form_bytes = round_up_bytes(places->data + (size_t)places->panels * places->panel_bytes, ALIGN);
+    return layout->form_at + (size_t)form->places * layout->form_bytes;
 }
 
 int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *src, struct error *err)
 {
     if (w->int8)
         return int8_pack(be, w, src, err);
-    struct cpu_weight layout, up, wino;
+    const struct form *form = choose_form(cpu_tier(be), src);
+    struct cpu_weight layout, places;
     memset(&layout, 0, sizeof layout);
-    memset(&up, 0, sizeof up);
-    memset(&wino, 0, sizeof wino);
+    memset(&places, 0, sizeof places);
     lay_out(&layout, cpu_tier(be), src, 0);
-    if ((packs_up(cpu_tier(be), src) && src->upsample == UPSAMPLED_ALWAYS) ||
-        packs_winograd_rows(cpu_tier(be), src))
+    if (stands_alone(form, src))
         layout.panel_bytes = 0;
     size_t bytes = layout.data + (size_t)layout.panels * layout.panel_bytes;
-    if (packs_up(cpu_tier(be), src))
-        bytes = lay_out_form(be, &up_form, src, bytes, &up, &layout.up, &layout.up_bytes);
-    if (packs_winograd_rows(cpu_tier(be), src))
-        bytes = lay_out_form(be, &winograd_rows_form, src, bytes, &wino, &layout.winograd_rows,
-                             &layout.winograd_rows_bytes);
+    if (form)
+        bytes = lay_out_form(be, form, src, bytes, &layout, &places);
     int rc = be->mem_alloc(be, bytes, &w->packed, err);
     if (rc)
         return rc;
@@ -444,11 +478,8 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     *packed = layout;
     struct pack_job job = {.tier = cpu_tier(be), .pool = be->pool, .src = src, .w = packed};
     pool_run(be->pool, packed->panels, pack_panel, &job);
-    if (layout.up)
-        rc = pack_form(be, (char *)packed + layout.up, layout.up_bytes, &up_form, &up, src, err);
-    if (!rc && layout.winograd_rows)
-        rc = pack_form(be, (char *)packed + layout.winograd_rows, layout.winograd_rows_bytes,
-                       &winograd_rows_form, &wino, src, err);
+    if (form)
+        rc = pack_form(be, (char *)packed + layout.form_at, layout.form_bytes, form, &places, src, err);
     if (rc) {
         be->mem_free(be, w->packed, bytes);
         w->packed = NULL;

@@ -206,6 +206,7 @@ struct flash_kernel;
 struct int8_kernel;
 struct winograd_rows_kernel;
 struct winograd_2x4_kernel;
+struct winograd_up_kernel;
 
 struct tier {
     const char *name;
@@ -219,6 +220,8 @@ struct tier {
     /* 3x3 convolutions of bf16 by either; both NULL: they are direct sums */
     const struct winograd_rows_kernel *winograd_rows;
     const struct winograd_2x4_kernel *winograd_2x4;
+    /* Upsampled ones beside the first; NULL: they are four direct sums */
+    const struct winograd_up_kernel *winograd_up;
 };
 
 void pack_avx512(const struct pack_block *b, bool pairs, size_t size);
@@ -267,6 +270,14 @@ static inline const struct tier *cpu_tier(const struct backend *be)
  * chunk of all taps is one contiguous B of the micro-kernel. fp32 tiers keep the file's 16-bit numbers, which
  * is exact and halves the memory, and widen one chunk at a time into the cache. A GEGLU panel holds nr/2
  * values, then their nr/2 gates. */
+enum weight_form {
+    FORM_NONE,
+    FORM_UP,            /* four 2x2 convolutions: the places (0, 0), (0, 1), (1, 0), (1, 1) of each 2x2
+                           outputs of an upsampled 3x3 convolution */
+    FORM_WINOGRAD_UP,   /* U of winograd_up.h, by place */
+    FORM_WINOGRAD_ROWS, /* U of winograd_rows.h, by place */
+};
+
 struct cpu_weight {
     enum dtype dtype;       /* of data */
     int taps;               /* kernel positions */
@@ -276,12 +287,11 @@ struct cpu_weight {
     int channels;           /* input channels, padded to k_unit */
     int chunk;              /* channels in a chunk; the last may be shorter */
     int panels, panel_cols; /* outputs written per panel: nr, or nr / 2 for GEGLU */
-    size_t panel_bytes;     /* 0: there are none, only those at UP or WINOGRAD_ROWS */
-    size_t up, up_bytes;    /* bytes from this header to the first of four others and from one to the next; 0:
-                               none. They are 2x2 convolutions that give the places (0, 0), (0, 1), (1, 0),
-                               (1, 1) of each 2x2 outputs of an upsampled 3x3 convolution */
-    size_t winograd_rows, winograd_rows_bytes; /* likewise U of winograd_rows.h, by place */
-    size_t bias, data; /* byte offsets from the header: float [panels * nr], and the panels */
+    size_t panel_bytes;     /* 0: there are none, only those of the form */
+    enum weight_form form;  /* that there is beside them or instead */
+    size_t form_at, form_bytes; /* bytes from this header to that of its first place, and from one to the
+                                   next */
+    size_t bias, data;          /* byte offsets from the header: float [panels * nr], and the panels */
 };
 
 /* Most outputs and channels of conv_few.c: what it works in then fits a thread's scratch. */
@@ -304,16 +314,11 @@ static inline char *weight_data(const struct cpu_weight *w)
     return (char *)w + w->data;
 }
 
-/* The Ith of the convolutions at w->up. */
-static inline const struct cpu_weight *weight_up(const struct cpu_weight *w, int i)
+/* W's form at the Ith place. */
+static inline const struct cpu_weight *weight_place(const struct cpu_weight *w, int i)
 {
-    return (const struct cpu_weight *)(const void *)((const char *)w + w->up + (size_t)i * w->up_bytes);
-}
-
-static inline const struct cpu_weight *weight_winograd_rows(const struct cpu_weight *w, int i)
-{
-    return (const struct cpu_weight *)(const void *)((const char *)w + w->winograd_rows +
-                                                     (size_t)i * w->winograd_rows_bytes);
+    return (const struct cpu_weight *)(const void *)((const char *)w + w->form_at +
+                                                     (size_t)i * w->form_bytes);
 }
 
 extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_avx512bf16_emulated, gemm_amx,
@@ -321,6 +326,7 @@ extern const struct gemm_kernel gemm_avx2, gemm_avx512, gemm_avx512bf16, gemm_av
 extern const struct row_ops rows_avx2, rows_avx512, rows_avx512bf16, rows_amx;
 extern const struct flash_kernel flash_amx, flash_amx_emulated;
 extern const struct winograd_rows_kernel winograd_rows_amx, winograd_rows_amx_emulated;
+extern const struct winograd_up_kernel winograd_up_amx, winograd_up_amx_emulated;
 extern const struct winograd_2x4_kernel winograd_2x4_avx512bf16, winograd_2x4_avx512bf16_emulated;
 
 /* The slots, in the files named after them. */

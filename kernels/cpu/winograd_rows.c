@@ -94,7 +94,8 @@ static size_t row_bytes(int channels)
 bool winograd_rows_suits(const struct gemm_args *a)
 {
     const struct cpu_weight *w = a->w->packed;
-    return w->winograd_rows && a->x.dtype == DTYPE_BF16 && a->stride <= 1 && !a->upsample && !a->pad_end;
+    return w->form == FORM_WINOGRAD_ROWS && a->x.dtype == DTYPE_BF16 && a->stride <= 1 && !a->upsample &&
+           !a->pad_end;
 }
 
 /* ---- Bands and strips ---- */
@@ -317,7 +318,7 @@ static void run_group(const struct job *job, const struct block *b, struct memor
                                  .channels = slice->channels,
                                  .out = make_output(job, b, m, slice, row, p)};
     for (int j = 0; j < WR_PLACES; j++) {
-        const struct cpu_weight *u = weight_winograd_rows(job->w, j);
+        const struct cpu_weight *u = weight_place(job->w, j);
         product.u[j] = weight_data(u) + (size_t)p * u->panel_bytes +
                        (size_t)slice->first * 3 * WR_COLS * dtype_size(u->dtype);
     }
@@ -375,7 +376,7 @@ static void choose_blocks(struct job *job)
 {
     const int want = ITEMS_A_THREAD * pool_threads(job->pool), strips = job->strips * job->a->y.n;
     const int panels = job->w->panels, rows = div_up(min_int(job->band_rows, job->a->y.h), WR_ROWS);
-    const size_t bytes = weight_winograd_rows(job->w, 0)->panel_bytes;
+    const size_t bytes = weight_place(job->w, 0)->panel_bytes;
     job->rolls = (size_t)panels * WR_PLACES * bytes <= U_BYTES;
     job->slices = job->rolls ? 1 : div_up(job->w->channels, SLICE_CHANNELS);
     job->slice = div_up(job->w->channels / WR_STEP, job->slices) * WR_STEP;

@@ -100,16 +100,17 @@ static bool winograd_rows_allowed(const struct check *ck, const struct conv_case
     return d->large && ck->type == DTYPE_BF16 && s->k == 3 && s->c >= 128 && s->c % 32 == 0;
 }
 
-/* With tiles enough, by F(2x4, 3x3), on one tier. */
-static bool winograd_2x4_allowed(const struct check *ck, const struct conv_case *s, const struct conv_data *d)
+/* Tier T takes F(2x4, 3x3) where there are tiles enough, or F(2x2, 3x3) of upsampled pictures: of those the
+ * former is the latter twice. */
+static bool takes_winograd_2x4(const struct check *ck, const struct tier *t, const struct conv_case *s,
+                               const struct conv_data *d)
 {
-    return ck->type == DTYPE_BF16 && s->k == 3 && s->a.stride == 1 && !s->a.pad_end && s->c % 32 == 0 &&
-           s->o >= 32 && (d->oh + 1) / 2 * ((d->ow + 3) / 4) >= 8;
-}
-
-static bool takes_winograd_2x4(const struct tier *t)
-{
-    return !t->int8 && strncmp(t->name, "avx512bf16", strlen("avx512bf16")) == 0;
+    if (t->int8 || ck->type != DTYPE_BF16 || s->k != 3 || s->a.stride > 1 || s->a.pad_end || s->c % 32)
+        return false;
+    if (strncmp(t->name, "amx", strlen("amx")) == 0)
+        return s->a.upsample && s->c >= 128;
+    return strncmp(t->name, "avx512bf16", strlen("avx512bf16")) == 0 && s->o >= 32 &&
+           (d->oh + 1) / 2 * ((d->ow + 3) / 4) >= 8;
 }
 
 /* The bound of the tiers that may take it: BOUND and more. */
@@ -118,8 +119,8 @@ static struct array tolerance_2x4(struct check *ck, const struct conv_case *s, c
 {
     bool any = false;
     for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
-        any = any || takes_winograd_2x4(t);
-    if (!any || !winograd_2x4_allowed(ck, s, d))
+        any = any || takes_winograd_2x4(ck, t, s, d);
+    if (!any)
         return bound;
     struct array more = array_new(ck, bound.n, bound.h, bound.w, bound.c);
     memcpy(more.v, bound.v, array_count(bound) * sizeof(float));
@@ -203,9 +204,9 @@ static void run_case(struct check *ck, struct conv_case s, bool large)
     struct array bound_2x4 = tolerance_2x4(ck, &s, &d, bound);
     for (struct tier *t = next_tier(ck, NULL); t; t = next_tier(ck, t))
         run_tier(ck, t, &s, &d, t->int8 ? want8 : want,
-                 t->int8                 ? bound8
-                 : takes_winograd_2x4(t) ? bound_2x4
-                                         : bound);
+                 t->int8                             ? bound8
+                 : takes_winograd_2x4(ck, t, &s, &d) ? bound_2x4
+                                                     : bound);
     case_end(ck);
 }
 
@@ -355,6 +356,20 @@ static void cases(struct check *ck)
         {1, 9, 9, 512, 256, 3, {0}, true, false, false, 0, 0},
         {1, 12, 17, 128, 128, 3, {0}, true, false, true, 0, 0},
         {1, 5, 6, 256, 256, 3, {.upsample = true}, true, false, false, 0, 0},
+        /* upsampled with many channels: rows of 32 and 16 and others, an odd number of them, several blocks
+           and pictures, views, every end */
+        {1, 1, 1, 128, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+        {1, 19, 32, 128, 64, 3, {.upsample = true}, true, false, false, 0, 0},
+        {2, 17, 16, 160, 40, 3, {.upsample = true}, true, true, true, 3, 5},
+        {1, 1, 16, 128, 33, 3, {.upsample = true, .act = ACT_SILU}, true, true, false, 0, 0},
+        {1, 4, 64, 192, 64, 3, {.upsample = true}, true, true, false, 32, 64},
+        {1, 5, 131, 128, 64, 3, {.upsample = true}, true, false, true, 0, 0},
+        {5, 7, 9, 128, 32, 3, {.upsample = true}, true, true, false, 0, 0},
+        {3, 8, 8, 1280, 64, 3, {.upsample = true}, true, 2, false, 0, 64},
+        {1, 16, 16, 1280, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+        {1, 3, 70, 672, 20, 3, {.upsample = true, .f32_out = true}, true, 2, true, 0, 0},
+        {1, 23, 12, 2560, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+        {1, 2, 3, 2592, 32, 3, {.upsample = true}, true, false, false, 0, 0},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         run_case(ck, list[i], false);
@@ -383,7 +398,7 @@ static void round_case(struct check *ck)
     s.first = rng_one_in(ck, 3) ? rng_range(ck, 0, 33) : 0;
     s.gap = rng_one_in(ck, 3) ? rng_range(ck, 0, 33) : 0;
     const bool large = s.k == 3 && s.a.stride == 1 && !s.a.upsample && rng_one_in(ck, 2);
-    if (large && rng_one_in(ck, 2) && large_matters(ck))
+    if ((large || s.a.upsample) && rng_one_in(ck, 2) && large_matters(ck))
         s.c = rng_range(ck, 4, 30) * 32;
     run_case(ck, s, large);
 }

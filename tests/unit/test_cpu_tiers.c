@@ -195,6 +195,8 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
         {1, 33, 30, 672, 40, 3, false, ACT_NONE, true,
          true}, /* F(2x4, 3x3) of slices; the last group is not full */
         {1, 34, 33, 352, 64, 3, true, ACT_SILU, true, true},
+        {1, 8, 8, 160, 64, 3, true, ACT_NONE, false, true},   /* upsampled: three in a block, */
+        {1, 19, 48, 672, 96, 3, true, ACT_NONE, false, true}, /* several blocks of one and slices */
     };
     for (int t = 0; cpu_tier_name(t); t++)
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
@@ -218,11 +220,11 @@ TEST(a_picture_has_the_same_bits_in_any_batch_and_on_any_number_of_threads)
         }
 }
 
-/* Where only the form for upsampling is kept, it gives the same bits, and a call that needs the other is
- * refused. */
-TEST(a_convolution_that_is_always_upsampled)
+/* With C channels, where only the form for upsampling is kept, it gives the same bits, and a call that needs
+ * the other is refused. */
+static void always_upsampled(int c)
 {
-    struct conv s = {1, 7, 20, 64, 40, 3, UPSAMPLED_MOSTLY, ACT_NONE, false, true};
+    struct conv s = {1, 7, 20, c, 40, 3, UPSAMPLED_MOSTLY, ACT_NONE, false, true};
     for (int t = 0; cpu_tier_name(t); t++) {
         struct backend *be = open_tier(cpu_tier_name(t), 2);
         if (!be)
@@ -258,6 +260,12 @@ TEST(a_convolution_that_is_always_upsampled)
         free(w), free(x), free(mostly), free(always);
         backend_close(&be);
     }
+}
+
+TEST(a_convolution_that_is_always_upsampled)
+{
+    always_upsampled(64);
+    always_upsampled(128); /* AMX: nine products instead of sixteen */
 }
 
 /* Where F(4, 3) takes the convolutions of large pictures, U is kept, twice the weights, and nothing else. */

@@ -369,15 +369,18 @@ static void check_kept(const struct layer *l, bool up, bool keeps)
             CHECK(!kept, "%s: sums that nobody asked for", few->tier);
             float *with = two_layers(few, l, &d, up, KEPT, &kept);
             CHECK(kept == keeps, "%s: sums kept: %d", few->tier, kept);
-            float *again = two_layers(many, l, &d, up, KEPT, &kept),
+            float *twice = two_layers(few, l, &d, up, KEPT, &kept),
+                  *again = two_layers(many, l, &d, up, KEPT, &kept),
                   *overtaken = two_layers(many, l, &d, up, OVERTAKEN, &kept);
             struct distance a = distance(without, want, count), b = distance(with, want, count);
             CHECK(b.rms <= 1.05 * a.rms && b.most <= 1.5 * a.most,
                   "%s: off by %g, at most %g; without by %g, %g", few->tier, b.rms, b.most, a.rms, a.most);
+            CHECK(memcmp(with, twice, count * sizeof *with) == 0, "%s: sums of the time before", few->tier);
             CHECK(memcmp(with, again, count * sizeof *with) == 0, "%s: threads count", few->tier);
             CHECK(memcmp(without, overtaken, count * sizeof *with) == 0, "%s: sums of another", few->tier);
             free(without);
             free(with);
+            free(twice);
             free(again);
             free(overtaken);
         }
