@@ -3,6 +3,7 @@
 
 enum {
     BLOCK_BYTES = 3 << 20, /* of V, for each thread */
+    ALL_BYTES = 8 << 20,   /* of V, however many threads: a last level that others use, too, keeps so much */
     GROUPS_MAX = 128,
     ITEMS_A_THREAD = 2
 };
@@ -21,9 +22,9 @@ struct winograd_tiles winograd_cut(tensor y, int rows, int cols, int group)
 
 void winograd_choose_block(struct winograd_tiles *t, const struct pool *pool, size_t group_bytes)
 {
-    const size_t room = WINOGRAD_BYTES, wanted = (size_t)BLOCK_BYTES * (size_t)pool_threads(pool),
+    const size_t wanted = (size_t)BLOCK_BYTES * (size_t)pool_threads(pool),
                  all = (t->all + (size_t)t->group - 1) / (size_t)t->group;
-    size_t groups = (wanted < room ? wanted : room) / group_bytes;
+    size_t groups = (wanted < ALL_BYTES ? wanted : ALL_BYTES) / group_bytes;
     groups = groups < 1 ? 1 : groups > GROUPS_MAX ? GROUPS_MAX : groups;
     const size_t blocks = (all + groups - 1) / groups;
     t->block = (int)((all + blocks - 1) / blocks);
