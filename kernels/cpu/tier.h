@@ -220,7 +220,7 @@ struct tier {
     /* 3x3 convolutions of bf16 by either; both NULL: they are direct sums */
     const struct winograd_rows_kernel *winograd_rows;
     const struct winograd_2x4_kernel *winograd_2x4;
-    /* Upsampled ones beside the first; NULL: they are four direct sums */
+    /* Upsampled ones, where winograd_2x4 does not take them; NULL: they are four direct sums */
     const struct winograd_up_kernel *winograd_up;
 };
 
@@ -265,11 +265,7 @@ static inline const struct tier *cpu_tier(const struct backend *be)
     return ((const struct cpu_state *)be->state)->tier;
 }
 
-/* A packed convolution or linear layer: this header, then bias, then data, in one block of memory. The
- * outputs are cut into panels of nr; a panel is [channel chunk][tap][channel of the chunk][nr], so that one
- * chunk of all taps is one contiguous B of the micro-kernel. fp32 tiers keep the file's 16-bit numbers, which
- * is exact and halves the memory, and widen one chunk at a time into the cache. A GEGLU panel holds nr/2
- * values, then their nr/2 gates. */
+/* In which other form a 3x3 convolution of bf16 is packed, several weights by place. */
 enum weight_form {
     FORM_NONE,
     FORM_UP,            /* four 2x2 convolutions: the places (0, 0), (0, 1), (1, 0), (1, 1) of each 2x2
@@ -278,6 +274,11 @@ enum weight_form {
     FORM_WINOGRAD_ROWS, /* U of winograd_rows.h, by place */
 };
 
+/* A packed convolution or linear layer: this header, then bias, then data, in one block of memory. The
+ * outputs are cut into panels of nr; a panel is [channel chunk][tap][channel of the chunk][nr], so that one
+ * chunk of all taps is one contiguous B of the micro-kernel. fp32 tiers keep the file's 16-bit numbers, which
+ * is exact and halves the memory, and widen one chunk at a time into the cache. A GEGLU panel holds nr/2
+ * values, then their nr/2 gates. */
 struct cpu_weight {
     enum dtype dtype;       /* of data */
     int taps;               /* kernel positions */

@@ -38,7 +38,7 @@ struct wu_output {
     const float *m; /* the sums of place 0: [cells][WU_COLS] */
     size_t place;   /* floats from one place to the next */
     int cells;
-    const float *base;      /* [WU_COLS]: added to all outputs; NULL: zeros */
+    const float *base;      /* [WU_COLS]: added to all outputs that go to y */
     float *work;            /* NULL, or where they go: [2][2 * cells][WU_COLS]; else, in bf16, to */
     char *y;                /* the first of the upper row */
     size_t y_column, y_row; /* bytes from one to the next */
