@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Builds a model of true shapes with random weights, in diffusers layout, for benchmarks and for full-size parity.
 
-    make_random_model.py OUT_DIR {sd15,sd-turbo,pix2pix,sdxl} ... [--seed 0] [--vocab bpe_simple_vocab_16e6.txt.gz | none]
+    make_random_model.py OUT_DIR {sd15,sd-turbo,pix2pix,sdxl,x4-upscaler} ... [--seed 0] [--vocab bpe_simple_vocab_16e6.txt.gz | none]
 
 Writes OUT_DIR/runwayml/stable-diffusion-v1-5, OUT_DIR/stabilityai/sd-turbo and so on: the configs that the published
 models have, fp16 files (the `.fp16.` variant), and CLIP's tokenizer. Nothing is fetched from a model hub. The vocabulary is
@@ -9,7 +9,7 @@ the one that the Python package open_clip_torch carries (open_clip/bpe_simple_vo
 when that package is installed. `--vocab none` writes a tokenizer of the same size that knows single bytes only: enough
 for times and memory, not for comparing pictures with other programs' tokenizers.
 
-Needs torch and safetensors; sdxl also diffusers and transformers. Names and shapes of the others are those of
+Needs torch and safetensors; sdxl and x4-upscaler also diffusers and transformers. Names and shapes of the others are those of
 torch_twin.py; where diffusers is installed, the config files hold its defaults too. Weights are drawn on the GPU where there is one, which gives other numbers than the CPU does for
 the same seed (`--device cpu` for the same everywhere).
 
@@ -44,6 +44,8 @@ TEXT = dict(
 BETAS = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000,
              set_alpha_to_one=False, skip_prk_steps=True, steps_offset=1, trained_betas=None, clip_sample=False)
 
+X4_BETAS = dict(_diffusers_version="0.10.0.dev0", beta_start=0.0001, beta_end=0.02, num_train_timesteps=1000, trained_betas=None)
+
 MODELS = {
     "sd15": dict(
         id="runwayml/stable-diffusion-v1-5", unet=UNET, vae=VAE, text=TEXT, pad_token="<|endoftext|>",
@@ -77,6 +79,21 @@ MODELS = {
         scheduler=dict(BETAS, _class_name="EulerDiscreteScheduler", _diffusers_version="0.19.0.dev0",
                        interpolation_type="linear", prediction_type="epsilon", sample_max_value=1.0,
                        timestep_spacing="leading", use_karras_sigmas=False)),
+    "x4-upscaler": dict(
+        id="stabilityai/stable-diffusion-x4-upscaler", pipeline="StableDiffusionUpscalePipeline",
+        unet=dict(UNET, sample_size=128, in_channels=7, block_out_channels=[256, 512, 512, 1024],
+                  down_block_types=["DownBlock2D"] + ["CrossAttnDownBlock2D"] * 3,
+                  up_block_types=["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"], cross_attention_dim=1024,
+                  only_cross_attention=[True, True, True, False], num_class_embeds=1000, use_linear_projection=True),
+        vae=dict(VAE, down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+                 block_out_channels=[128, 256, 512], sample_size=256, scaling_factor=0.08333),
+        text=dict(TEXT, hidden_size=1024, intermediate_size=4096, num_hidden_layers=23, num_attention_heads=16,
+                  hidden_act="gelu", projection_dim=512),
+        pad_token="<|endoftext|>",
+        scheduler=dict(X4_BETAS, _class_name="DDIMScheduler", beta_schedule="scaled_linear", set_alpha_to_one=False,
+                       steps_offset=1, clip_sample=False, prediction_type="v_prediction"),
+        low_res_scheduler=dict(X4_BETAS, _class_name="DDPMScheduler", beta_schedule="squaredcos_cap_v2", clip_sample=True,
+                               prediction_type="epsilon", variance_type="fixed_small")),
 }
 
 
@@ -105,7 +122,7 @@ def network(key, config):
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection
         return lambda c: CLIPTextModelWithProjection(CLIPTextConfig(**c)), "text_encoder_2/model.fp16.safetensors"
     cls, path = NETWORKS[key]
-    if "addition_embed_type" in config:
+    if "addition_embed_type" in config or "num_class_embeds" in config:
         from diffusers import UNet2DConditionModel
         return UNet2DConditionModel.from_config, path
     return cls, path
@@ -203,6 +220,9 @@ def make(out, name, seed, bpe, device):
         save_file({k: v.cpu().contiguous() for k, v in state.items()}, path, metadata={"format": "pt"})
         del state
     write_json(f"{folder}/scheduler/scheduler_config.json", spec["scheduler"])
+    if "low_res_scheduler" in spec:
+        write_json(f"{folder}/low_res_scheduler/scheduler_config.json", spec["low_res_scheduler"])
+        index.update(low_res_scheduler=["diffusers", spec["low_res_scheduler"]["_class_name"]], max_noise_level=350)
     if "text_2" in spec:
         index["force_zeros_for_empty_prompt"] = True
     else:

@@ -1,24 +1,32 @@
 #!/usr/bin/env python3
 """Compares latentd with diffusers on models of full size, stage by stage and as a whole, and prints a table.
 
-    parity.py MODELS_DIR {sd15,sd15-image,sd-turbo,pix2pix,sdxl} ... [--tier avx512] [--size 512] [--build build] [--keep DIR] [--bf16]
+    parity.py MODELS_DIR {sd15,sd15-image,sd-turbo,pix2pix,sdxl,x4-upscaler} ... [--tier avx512] [--size 512] [--build build] [--keep DIR] [--bf16]
 
 MODELS_DIR is what make_random_model.py wrote. Each stage of latentd (build/tests/golden/test_model) is fed with the
 reference's own inputs; the last row runs `latentd generate` against diffusers' pipeline with the same noise. The
-reference is fp32 on the CPU from the fp16 files, as latentd reads them. Prints GitHub-flavoured Markdown.
+reference is fp32 on the CPU from the fp16 files, as latentd reads them. Of the upscaler, which starts from a quarter of SIZE, there
+is only the whole picture, by a request to a daemon. Prints GitHub-flavoured Markdown.
 """
 import argparse
+import base64
+import io
+import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionUpscalePipeline
 from PIL import Image
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
+from daemon import Daemon  # noqa: E402
 from export_family_goldens import CudaGenerator, load
 from export_goldens import model_case, write_golden
 
@@ -33,6 +41,7 @@ RUNS = {
                  timestep=601, steps=2, guidance=5.0),
     "sd-turbo": dict(id="stabilityai/sd-turbo", prompts=["a mountain lion, highly detailed"], timestep=999, steps=1,
                      guidance=0.0),
+    "x4-upscaler": dict(id="stabilityai/stable-diffusion-x4-upscaler", steps=2, guidance=9.0, upscale=True),
 }
 PROMPT, SEED = "a mountain lion", 7
 STAGES = {"states": "text states", "states_2": "second encoder's states", "pooled": "pooled text", "noise": "one UNet call",
@@ -64,7 +73,19 @@ def source_picture(size):
                            .astype(np.uint8))
 
 
+def reference_upscaled(models, run, size):
+    pipe = StableDiffusionUpscalePipeline.from_pretrained(pathlib.Path(models) / run["id"], variant="fp16", torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    CudaGenerator(SEED, True, False).install()
+    with torch.no_grad():
+        picture = pipe(PROMPT, image=source_picture(size // 4), num_inference_steps=run["steps"], guidance_scale=run["guidance"],
+                       output_type="np").images[0]
+    return np.round(picture * 255).astype(np.uint8)
+
+
 def reference_picture(models, run, size):
+    if run.get("upscale"):
+        return reference_upscaled(models, run, size)
     pipe, fp16 = load(pathlib.Path(models), run["id"], run.get("image", False))
     # a model whose files are fp16 draws its noise in fp16
     CudaGenerator(SEED, fp16, "XLImg2Img" in type(pipe).__name__).install()
@@ -79,7 +100,6 @@ def reference_picture(models, run, size):
 
 def stage_golden(model, run, folder, args):
     """The reference's stages in FOLDER; kept there, because they take longer than what is compared with them."""
-    os.makedirs(folder, exist_ok=True)
     if not os.path.exists(f"{folder}/expected.golden"):
         write_golden(f"{folder}/expected.golden",
                      model_case(model, run["prompts"], args.size, args.size, run["timestep"], args.bf16))
@@ -93,7 +113,24 @@ def picture_golden(model, run, folder, args):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def whole(models, run, tier, size, build, want):
+def upscaled(models, run, tier, size, build):
+    """The picture, and how many seconds the request took."""
+    os.environ["LATENTD_BIN"] = os.path.abspath(f"{build}/latentd")
+    fields = dict(prompt=PROMPT, seed=SEED, num_inference_steps=run["steps"], guidance_scale=run["guidance"], safety_check="false")
+    with (tempfile.NamedTemporaryFile(suffix=".png") as f,
+          Daemon(PIPELINE="upscale", MODEL_ID=run["id"], MODEL_DIR=os.path.abspath(models), LATENTD_ISA=tier) as daemon):
+        source_picture(size // 4).save(f.name)
+        start = time.monotonic()
+        out = subprocess.run(["curl", "-sS", "--fail-with-body", "-F", f"image=@{f.name}", daemon.url + "/upscale",
+                              *(part for k, v in fields.items() for part in ("-F", f"{k}={v}"))], capture_output=True, text=True)
+        took = time.monotonic() - start
+    if out.returncode:
+        sys.exit(f"no upscaled picture:\n{out.stdout}\n{out.stderr}")
+    picture = base64.b64decode(json.loads(out.stdout)["images"][0]["url"].partition(",")[2])
+    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")), took
+
+
+def generated(models, run, tier, size, build):
     with tempfile.NamedTemporaryFile(suffix=".png") as f:
         options = ["--width", str(size), "--height", str(size)]
         if run.get("image"):
@@ -106,7 +143,11 @@ def whole(models, run, tier, size, build, want):
         if out.returncode:
             sys.exit(f"latentd generate failed:\n{out.stdout}\n{out.stderr}")
         got = np.asarray(Image.open(f.name).convert("RGB"))
-    took = float(re.search(r"([\d.]+) s \(and", out.stdout).group(1))
+    return got, float(re.search(r"([\d.]+) s \(and", out.stdout).group(1))
+
+
+def whole(models, run, tier, size, build, want):
+    got, took = (upscaled if run.get("upscale") else generated)(models, run, tier, size, build)
     difference = got.astype(int) - want.astype(int)
     mse = (difference.astype(float) ** 2).mean()
     psnr = 10 * np.log10(255**2 / mse) if mse else float("inf")
@@ -130,8 +171,9 @@ def main():
     for name in args.names:
         run, model = RUNS[name], f"{args.models}/{RUNS[name]['id']}"
         folder = f"{args.keep}/{name}-{args.size}{'-bf16' * args.bf16}"
-        golden = stage_golden(model, run, folder, args)
-        for tier in args.tier:
+        os.makedirs(folder, exist_ok=True)
+        golden = None if run.get("upscale") else stage_golden(model, run, folder, args)
+        for tier in args.tier if golden else []:
             for stage, (distance, allowed, took, memory) in stages(model, golden, tier, args.build).items():
                 print(f"| {name} | {STAGES[stage]} | {tier} | {distance_text(tier, distance, allowed)} | {took:.2f} s | "
                       f"{memory} MiB |", flush=True)
