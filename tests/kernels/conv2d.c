@@ -210,7 +210,7 @@ static void run_case(struct check *ck, struct conv_case s, bool large)
     case_end(ck);
 }
 
-/* Whether a tier of these may turn to F(4, 3) where pictures are large: CPU tiers in bf16. */
+/* Whether a tier of these may turn to Winograd's methods for bf16: CPU tiers. */
 static bool large_matters(struct check *ck)
 {
     for (struct tier *t = next_tier(ck, NULL); t && ck->type == DTYPE_BF16; t = next_tier(ck, t))
@@ -260,6 +260,28 @@ static void large_cases(struct check *ck)
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         run_case(ck, list[i], true);
+}
+
+/* Of upsampled pictures with many channels, where the AMX tier turns to F(2x2, 3x3): rows of 32 and 16 and
+ * others, an odd number of them, several blocks and pictures, views, every end; the last has too many. */
+static void upsampled_cases(struct check *ck)
+{
+    static const struct conv_case list[] = {
+        {1, 1, 1, 128, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+        {1, 19, 32, 128, 64, 3, {.upsample = true}, true, false, false, 0, 0},
+        {2, 17, 16, 160, 40, 3, {.upsample = true}, true, true, true, 3, 5},
+        {1, 1, 16, 128, 33, 3, {.upsample = true, .act = ACT_SILU}, true, true, false, 0, 0},
+        {1, 4, 64, 192, 64, 3, {.upsample = true}, true, true, false, 32, 64},
+        {1, 5, 131, 128, 64, 3, {.upsample = true}, true, false, true, 0, 0},
+        {5, 7, 9, 128, 32, 3, {.upsample = true}, true, true, false, 0, 0},
+        {3, 8, 8, 1280, 64, 3, {.upsample = true}, true, 2, false, 0, 64},
+        {1, 16, 16, 1280, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+        {1, 3, 70, 672, 20, 3, {.upsample = true, .f32_out = true}, true, 2, true, 0, 0},
+        {1, 23, 12, 2560, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+        {1, 2, 3, 2592, 32, 3, {.upsample = true}, true, false, false, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
+        run_case(ck, list[i], false);
 }
 
 static void cases(struct check *ck)
@@ -356,25 +378,13 @@ static void cases(struct check *ck)
         {1, 9, 9, 512, 256, 3, {0}, true, false, false, 0, 0},
         {1, 12, 17, 128, 128, 3, {0}, true, false, true, 0, 0},
         {1, 5, 6, 256, 256, 3, {.upsample = true}, true, false, false, 0, 0},
-        /* upsampled with many channels: rows of 32 and 16 and others, an odd number of them, several blocks
-           and pictures, views, every end */
-        {1, 1, 1, 128, 32, 3, {.upsample = true}, true, false, false, 0, 0},
-        {1, 19, 32, 128, 64, 3, {.upsample = true}, true, false, false, 0, 0},
-        {2, 17, 16, 160, 40, 3, {.upsample = true}, true, true, true, 3, 5},
-        {1, 1, 16, 128, 33, 3, {.upsample = true, .act = ACT_SILU}, true, true, false, 0, 0},
-        {1, 4, 64, 192, 64, 3, {.upsample = true}, true, true, false, 32, 64},
-        {1, 5, 131, 128, 64, 3, {.upsample = true}, true, false, true, 0, 0},
-        {5, 7, 9, 128, 32, 3, {.upsample = true}, true, true, false, 0, 0},
-        {3, 8, 8, 1280, 64, 3, {.upsample = true}, true, 2, false, 0, 64},
-        {1, 16, 16, 1280, 32, 3, {.upsample = true}, true, false, false, 0, 0},
-        {1, 3, 70, 672, 20, 3, {.upsample = true, .f32_out = true}, true, 2, true, 0, 0},
-        {1, 23, 12, 2560, 32, 3, {.upsample = true}, true, false, false, 0, 0},
-        {1, 2, 3, 2592, 32, 3, {.upsample = true}, true, false, false, 0, 0},
     };
     for (size_t i = 0; i < sizeof list / sizeof list[0]; i++)
         run_case(ck, list[i], false);
-    if (large_matters(ck))
-        large_cases(ck);
+    if (!large_matters(ck))
+        return;
+    large_cases(ck);
+    upsampled_cases(ck);
 }
 
 static void round_case(struct check *ck)
