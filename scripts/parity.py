@@ -6,27 +6,21 @@
 MODELS_DIR is what make_random_model.py wrote. Each stage of latentd (build/tests/golden/test_model) is fed with the
 reference's own inputs; the last row runs `latentd generate` against diffusers' pipeline with the same noise. The
 reference is fp32 on the CPU from the fp16 files, as latentd reads them. Of the upscaler, which starts from a quarter of SIZE, there
-is only the whole picture, by a request to a daemon. Prints GitHub-flavoured Markdown.
+is only the whole picture. Prints GitHub-flavoured Markdown.
 """
 import argparse
-import base64
-import io
-import json
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionUpscalePipeline
 from PIL import Image
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from daemon import Daemon  # noqa: E402
 from export_family_goldens import CudaGenerator, load
 from export_goldens import model_case, write_golden
 
@@ -113,41 +107,23 @@ def picture_golden(model, run, folder, args):
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def upscaled(models, run, tier, size, build):
-    """The picture, and how many seconds the request took."""
-    os.environ["LATENTD_BIN"] = os.path.abspath(f"{build}/latentd")
-    fields = dict(prompt=PROMPT, seed=SEED, num_inference_steps=run["steps"], guidance_scale=run["guidance"], safety_check="false")
-    with (tempfile.NamedTemporaryFile(suffix=".png") as f,
-          Daemon(PIPELINE="upscale", MODEL_ID=run["id"], MODEL_DIR=os.path.abspath(models), LATENTD_ISA=tier) as daemon):
-        source_picture(size // 4).save(f.name)
-        start = time.monotonic()
-        out = subprocess.run(["curl", "-sS", "--fail-with-body", "-F", f"image=@{f.name}", daemon.url + "/upscale",
-                              *(part for k, v in fields.items() for part in ("-F", f"{k}={v}"))], capture_output=True, text=True)
-        took = time.monotonic() - start
-    if out.returncode:
-        sys.exit(f"no upscaled picture:\n{out.stdout}\n{out.stderr}")
-    picture = base64.b64decode(json.loads(out.stdout)["images"][0]["url"].partition(",")[2])
-    return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")), took
-
-
-def generated(models, run, tier, size, build):
+def whole(models, run, tier, size, build, want):
     with tempfile.NamedTemporaryFile(suffix=".png") as f:
-        options = ["--width", str(size), "--height", str(size)]
+        options, env = ["--width", str(size), "--height", str(size)], dict(os.environ, MODEL_DIR=models)
         if run.get("image"):
             source_picture(size).save(f.name)
             options = ["--image", f.name, "--strength", str(run.get("strength", 0.8))]
+        if run.get("upscale"):
+            source_picture(size // 4).save(f.name)
+            options = ["--image", f.name]
+            env.update(PIPELINE="upscale", MODEL_ID=run["id"])
         out = subprocess.run([f"{build}/latentd", "generate", PROMPT, "-o", f.name, "--seed", str(SEED), "--steps",
                               str(run["steps"]), "--guidance", str(run["guidance"]), "--model_id", run["id"], "--isa", tier,
-                              *options],
-                             env=dict(os.environ, MODEL_DIR=models), capture_output=True, text=True)
+                              *options], env=env, capture_output=True, text=True)
         if out.returncode:
             sys.exit(f"latentd generate failed:\n{out.stdout}\n{out.stderr}")
         got = np.asarray(Image.open(f.name).convert("RGB"))
-    return got, float(re.search(r"([\d.]+) s \(and", out.stdout).group(1))
-
-
-def whole(models, run, tier, size, build, want):
-    got, took = (upscaled if run.get("upscale") else generated)(models, run, tier, size, build)
+    took = float(re.search(r"([\d.]+) s \(and", out.stdout).group(1))
     difference = got.astype(int) - want.astype(int)
     mse = (difference.astype(float) ** 2).mean()
     psnr = 10 * np.log10(255**2 / mse) if mse else float("inf")
