@@ -132,10 +132,15 @@ static double peak_of(const struct gemm_kernel *g)
 
 /* The dot products of AVX512-BF16 double the work of a multiply-add on some processors and halve it on others
  * (Sapphire Rapids: 84 against 172 GFLOP/s a thread), and Winograd's method saves plain AVX-512 more
- * products. A few milliseconds say which this is. */
+ * products. Some 25 milliseconds say which this is, once in a process. */
 static bool pays(const struct entry *e)
 {
-    return e->needs != NEEDS_AVX512BF16 || peak_of(e->tier.gemm) > 1.5 * peak_of(&gemm_avx512);
+    static _Atomic int known; /* 0: not yet; 1: it does not; 2: it does */
+    if (e->needs != NEEDS_AVX512BF16)
+        return true;
+    if (!known)
+        known = peak_of(e->tier.gemm) > 1.5 * peak_of(&gemm_avx512) ? 2 : 1;
+    return known == 2;
 }
 
 static bool has_int8(const struct entry *e)
