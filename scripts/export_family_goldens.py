@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from diffusers import (AutoencoderKL, DDIMScheduler, EDMDPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, PNDMScheduler,
                        StableDiffusionImg2ImgPipeline, StableDiffusionInstructPix2PixPipeline, StableDiffusionPipeline,
-                       StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
+                       StableDiffusionUpscalePipeline, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLPipeline, UNet2DConditionModel)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -171,7 +171,8 @@ def load(shelf, name, image):
     fp16 = (shelf / base / "unet/diffusion_pytorch_model.fp16.safetensors").exists()
     cls = {"StableDiffusionPipeline": (StableDiffusionPipeline, StableDiffusionImg2ImgPipeline),
            "StableDiffusionXLPipeline": (StableDiffusionXLPipeline, StableDiffusionXLImg2ImgPipeline),
-           "StableDiffusionInstructPix2PixPipeline": (None, StableDiffusionInstructPix2PixPipeline)}[index["_class_name"]][image]
+           "StableDiffusionInstructPix2PixPipeline": (None, StableDiffusionInstructPix2PixPipeline),
+           "StableDiffusionUpscalePipeline": (None, StableDiffusionUpscalePipeline)}[index["_class_name"]][image]
     pipe = cls.from_pretrained(shelf / base, variant="fp16" if fp16 else None, torch_dtype=torch.float32)
     if name == LIGHTNING:
         pipe.unet.load_state_dict(load_file(shelf / "ByteDance/SDXL-Lightning/sdxl_lightning_2step_unet.safetensors"))

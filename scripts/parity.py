@@ -18,7 +18,6 @@ import tempfile
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionUpscalePipeline
 from PIL import Image
 
 from export_family_goldens import CudaGenerator, load
@@ -35,7 +34,7 @@ RUNS = {
                  timestep=601, steps=2, guidance=5.0),
     "sd-turbo": dict(id="stabilityai/sd-turbo", prompts=["a mountain lion, highly detailed"], timestep=999, steps=1,
                      guidance=0.0),
-    "x4-upscaler": dict(id="stabilityai/stable-diffusion-x4-upscaler", steps=2, guidance=9.0, upscale=True),
+    "x4-upscaler": dict(id="stabilityai/stable-diffusion-x4-upscaler", steps=2, guidance=9.0, image=True, upscale=True),
 }
 PROMPT, SEED = "a mountain lion", 7
 STAGES = {"states": "text states", "states_2": "second encoder's states", "pooled": "pooled text", "noise": "one UNet call",
@@ -60,6 +59,10 @@ def distance_text(tier, distance, allowed):
     return f"relative L2 {distance:.1e}, {distance / own:.2f} times diffusers' own bf16 error of {own:.1e}"
 
 
+def source_size(run, size):
+    return size // 4 if run.get("upscale") else size
+
+
 def source_picture(size):
     """What image-to-image starts from."""
     y, x = np.mgrid[0:size, 0:size]
@@ -67,23 +70,11 @@ def source_picture(size):
                            .astype(np.uint8))
 
 
-def reference_upscaled(models, run, size):
-    pipe = StableDiffusionUpscalePipeline.from_pretrained(pathlib.Path(models) / run["id"], variant="fp16", torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    CudaGenerator(SEED, True, False).install()
-    with torch.no_grad():
-        picture = pipe(PROMPT, image=source_picture(size // 4), num_inference_steps=run["steps"], guidance_scale=run["guidance"],
-                       output_type="np").images[0]
-    return np.round(picture * 255).astype(np.uint8)
-
-
 def reference_picture(models, run, size):
-    if run.get("upscale"):
-        return reference_upscaled(models, run, size)
     pipe, fp16 = load(pathlib.Path(models), run["id"], run.get("image", False))
     # a model whose files are fp16 draws its noise in fp16
     CudaGenerator(SEED, fp16, "XLImg2Img" in type(pipe).__name__).install()
-    kw = dict(image=source_picture(size)) if run.get("image") else dict(height=size, width=size)
+    kw = dict(image=source_picture(source_size(run, size))) if run.get("image") else dict(height=size, width=size)
     if "strength" in run:
         kw["strength"] = run["strength"]
     with torch.no_grad():
@@ -111,12 +102,12 @@ def whole(models, run, tier, size, build, want):
     with tempfile.NamedTemporaryFile(suffix=".png") as f:
         options, env = ["--width", str(size), "--height", str(size)], dict(os.environ, MODEL_DIR=models)
         if run.get("image"):
-            source_picture(size).save(f.name)
-            options = ["--image", f.name, "--strength", str(run.get("strength", 0.8))]
-        if run.get("upscale"):
-            source_picture(size // 4).save(f.name)
+            source_picture(source_size(run, size)).save(f.name)
             options = ["--image", f.name]
+        if run.get("upscale"):
             env.update(PIPELINE="upscale", MODEL_ID=run["id"])
+        elif run.get("image"):
+            options += ["--strength", str(run.get("strength", 0.8))]
         out = subprocess.run([f"{build}/latentd", "generate", PROMPT, "-o", f.name, "--seed", str(SEED), "--steps",
                               str(run["steps"]), "--guidance", str(run["guidance"]), "--model_id", run["id"], "--isa", tier,
                               *options], env=env, capture_output=True, text=True)

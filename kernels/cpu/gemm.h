@@ -49,6 +49,9 @@ bool gemm_takes_layer_norm(const struct backend *be, tensor x, const weight *w);
 
 /* What ends COUNT positions of one picture, as below; its c is not set. */
 struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, int count);
+/* BASE [nr]: what all outputs of panel P of the picture of FIRST have added: the bias, and its row of add. */
+void gemm_base(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, size_t first,
+               float *base);
 /* Writes outputs of panel P of A's weights for ROWS positions of one picture, FIRST the first counted over N,
  * OH, OW: bias, add_bc, activation and residual applied to c [rows][nr]. */
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,

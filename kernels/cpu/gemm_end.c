@@ -44,6 +44,17 @@ struct finish gemm_end(const struct gemm_args *a, int nr, int p, size_t first, i
     return f;
 }
 
+void gemm_base(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, size_t first,
+               float *base)
+{
+    const struct finish f = gemm_end(a, nr, p, first, 1);
+    memset(base, 0, (size_t)nr * sizeof *base);
+    if (f.add)
+        rows->convert(base, DTYPE_F32, f.add, f.add_type, (size_t)f.cols);
+    for (int i = 0; i < nr; i++)
+        base[i] += f.bias[i];
+}
+
 void gemm_finish(const struct gemm_args *a, const struct row_ops *rows, int nr, int p, const float *c,
                  size_t first, int count)
 {

@@ -260,6 +260,12 @@ static inline bool tensor_streams(tensor y)
     return tensor_count(y) * dtype_size(y.dtype) >= STREAM_BYTES;
 }
 
+/* Column X0 of row Y of picture N, counted over all of X. */
+static inline size_t tensor_position(tensor x, size_t n, int y, int x0)
+{
+    return (n * (size_t)x.h + (size_t)y) * (size_t)x.w + (size_t)x0;
+}
+
 static inline const struct tier *cpu_tier(const struct backend *be)
 {
     return ((const struct cpu_state *)be->state)->tier;

@@ -60,15 +60,12 @@ static void tile_store_emulated(int t, void *p, size_t stride)
  * pairs, then added together, then to the accumulator. */
 static inline void tile_dot_emulated(int c, int a, int b)
 {
-    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
     for (int m = 0; m < tile_file.config.rows[c]; m++) {
         vf even = v_zero(), odd = v_zero();
         for (int k = 0; k < tile_file.config.row_bytes[a] / 4; k++) {
             vb x = _mm512_set1_epi32((int)tile_file.tile[a][m][k]), y = vb_load(tile_file.tile[b][k]);
-            even = v_fma(_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)),
-                         _mm512_castsi512_ps(_mm512_slli_epi32(y, 16)), even);
-            odd = v_fma(_mm512_castsi512_ps(_mm512_and_si512(x, high)),
-                        _mm512_castsi512_ps(_mm512_and_si512(y, high)), odd);
+            even = v_fma(vb_even(x), vb_even(y), even);
+            odd = v_fma(vb_odd(x), vb_odd(y), odd);
         }
         float *acc = (float *)tile_file.tile[c][m];
         v_store(acc, v_add(v_load(acc), v_add(even, odd)));

@@ -20,16 +20,22 @@ VEC vb vb_broadcast(const void *p)
     return _mm512_set1_epi32(*(const pair_anywhere *)p);
 }
 
+/* The even or the odd ones of 32 numbers. */
+VEC vf vb_even(vb x)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+}
+VEC vf vb_odd(vb x)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)));
+}
+
 /* c + a.odd * b.odd, then + a.even * b.even, as VDPBF16PS is defined: products of bf16 are exact in fp32, so
  * the fused form rounds as the instruction does. The instruction also flushes denormals; the emulation does
  * not. */
 VEC vf vb_dot_emulated(vb a, vb b, vf c)
 {
-    const __m512i high = _mm512_set1_epi32((int)0xffff0000);
-    vf a1 = _mm512_castsi512_ps(_mm512_and_si512(a, high)),
-       b1 = _mm512_castsi512_ps(_mm512_and_si512(b, high));
-    vf a0 = _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)), b0 = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
-    return v_fma(a0, b0, v_fma(a1, b1, c));
+    return v_fma(vb_even(a), vb_even(b), v_fma(vb_odd(a), vb_odd(b), c));
 }
 
 /* 32 numbers, rounded to nearest even: LO, then HI. The instruction also makes denormals 0. */
@@ -51,6 +57,22 @@ VEC vf vb_dot(vb a, vb b, vf c)
     return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
 }
 #endif
+
+/* 32 neighbouring numbers, apart: how they are widened without a shuffle. */
+struct halves {
+    vf even, odd;
+};
+
+VEC struct halves halves_load(const char *p)
+{
+    vb x = vb_load(p);
+    return (struct halves){vb_even(x), vb_odd(x)};
+}
+/* The even ones, then the odd. P is aligned. */
+VEC void halves_store(char *p, struct halves x)
+{
+    _mm512_store_si512(p, vb_narrow(x.even, x.odd));
+}
 
 /* 2^x (1 +- 7.5e-5), and LIFT 2^floor(x) more: 2^floor(x) p(x - floor(x)), p of degree 3. For what bf16
  * rounds. */

@@ -113,17 +113,6 @@ static bool ends_directly(const struct job *job, const struct finish *f)
            (!f->residual || f->residual_type == DTYPE_BF16);
 }
 
-/* What tile T's outputs of panel P begin with: the bias and the picture's row of add. */
-static void make_base(const struct job *job, const struct winograd_tile *t, int p, float *base)
-{
-    const struct finish f = gemm_end(job->a, W24_PANEL, p, tensor_position(job->a->y, t->n, t->y, t->x), 1);
-    float add[W24_PANEL] = {0};
-    if (f.add)
-        job->rows->convert(add, DTYPE_F32, f.add, f.add_type, W24_PANEL);
-    for (int i = 0; i < W24_PANEL; i++)
-        base[i] = f.bias[i] + add[i];
-}
-
 /* The end of a group's tiles of panel P that lie inside; BASES [W24_TILES][W24_PANEL] is its to fill. False:
  * it is for gemm_finish(). */
 static bool make_end(const struct job *job, int group, int p, float *bases, struct w24_end *e)
@@ -147,7 +136,8 @@ static bool make_end(const struct job *job, int group, int p, float *bases, stru
         if (t.y + W24_ROWS <= y.h && t.x + W24_COLS <= y.w)
             e->whole |= 1u << i;
         if (t.n != of)
-            make_base(job, &t, p, bases + (size_t)i * W24_PANEL);
+            gemm_base(job->a, job->rows, W24_PANEL, p, tensor_position(y, t.n, t.y, t.x),
+                      bases + (size_t)i * W24_PANEL);
         e->base[i] = t.n != of ? bases + (size_t)i * W24_PANEL : e->base[i - 1];
         of = t.n;
     }

@@ -17,17 +17,6 @@
 static const float A = W24_POINT, AA = W24_POINT * W24_POINT, B = 1 / W24_POINT,
                    BB = 1 / (W24_POINT * W24_POINT), S = W24_POINT * W24_POINT + 1 / (W24_POINT * W24_POINT);
 
-/* Even or odd channels of 32. */
-VEC vf even_of(vb x)
-{
-    return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
-}
-
-VEC vf odd_of(vb x)
-{
-    return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)));
-}
-
 /* ---- V ---- */
 
 /* The row's places of column J: d0 - d2, d1 + d2, d2 - d1, d1 - d3. */
@@ -35,7 +24,7 @@ VEC vf down(int place, const struct w24_input *in, int j, size_t c, bool odd)
 {
     static const int first[] = {0, 1, 2, 1}, second[] = {2, 2, 1, 3};
     vb x = vb_load(in->src[first[place]][j] + c), y = vb_load(in->src[second[place]][j] + c);
-    vf a = odd ? odd_of(x) : even_of(x), b = odd ? odd_of(y) : even_of(y);
+    vf a = odd ? vb_odd(x) : vb_even(x), b = odd ? vb_odd(y) : vb_even(y);
     return place == 1 ? v_add(a, b) : v_sub(a, b);
 }
 
@@ -159,7 +148,7 @@ VEC void weight_rows(vf k[W24_IN_COLS][3], const char *line, size_t tap, bool od
 #pragma GCC unroll 3
         for (int x = 0; x < 3; x++) {
             vb both = vb_load(line + (size_t)(3 * y + x) * tap);
-            row[x] = odd ? odd_of(both) : even_of(both);
+            row[x] = odd ? vb_odd(both) : vb_even(both);
         }
         weight_along(row, u, doubled);
 #pragma GCC unroll 6

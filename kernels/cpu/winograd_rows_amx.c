@@ -19,19 +19,6 @@
 
 /* ---- V ---- */
 
-/* 32 channels: the even ones, the odd ones. */
-struct halves {
-    vf even, odd;
-};
-
-VEC struct halves widen(const char *p)
-{
-    vb x = vb_load(p);
-    struct halves r = {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)),
-                       _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)))};
-    return r;
-}
-
 VEC struct halves fma_halves(struct halves x, float times, struct halves y)
 {
     vf t = v_set1(times);
@@ -41,11 +28,6 @@ VEC struct halves fma_halves(struct halves x, float times, struct halves y)
 VEC struct halves add_halves(struct halves x, struct halves y)
 {
     return (struct halves){v_add(x.even, y.even), v_add(x.odd, y.odd)};
-}
-
-VEC void store_halves(char *p, struct halves x)
-{
-    _mm512_store_si512(p, vb_narrow(x.even, x.odd));
 }
 
 /* Scales and shifts of 32 channels. */
@@ -73,14 +55,14 @@ static const float A = WR_POINT, AA = WR_POINT * WR_POINT, B = 1 / WR_POINT, BB 
 VEC void store_quad(char *dst, size_t place, const struct halves d[6])
 {
     struct halves even = fma_halves(d[2], -BB, d[4]), odd = fma_halves(d[1], -BB, d[3]);
-    store_halves(dst, fma_halves(d[2], -S, add_halves(d[0], d[4])));
-    store_halves(dst + place, fma_halves(odd, A, even));
-    store_halves(dst + 2 * place, fma_halves(odd, -A, even));
+    halves_store(dst, fma_halves(d[2], -S, add_halves(d[0], d[4])));
+    halves_store(dst + place, fma_halves(odd, A, even));
+    halves_store(dst + 2 * place, fma_halves(odd, -A, even));
     even = fma_halves(d[2], -AA, d[4]);
     odd = fma_halves(d[1], -AA, d[3]);
-    store_halves(dst + 3 * place, fma_halves(odd, B, even));
-    store_halves(dst + 4 * place, fma_halves(odd, -B, even));
-    store_halves(dst + 5 * place, fma_halves(d[3], -S, add_halves(d[1], d[5])));
+    halves_store(dst + 3 * place, fma_halves(odd, B, even));
+    halves_store(dst + 4 * place, fma_halves(odd, -B, even));
+    halves_store(dst + 5 * place, fma_halves(d[3], -S, add_halves(d[1], d[5])));
 }
 
 /* Quad T of all channels. EDGE: some columns lie beyond the picture: zeros, which are not normed. The last
@@ -100,7 +82,7 @@ VEC void input_quad(const struct wr_input *in, int t, bool norm, bool edge)
     for (size_t c = 0; c < bytes; c += WR_STEP * 2, dst += WR_TILE, carry += 64) {
         struct halves d[6];
         for (int i = norm ? 2 : 0; i < 6; i++)
-            d[i] = widen(x[i] + c);
+            d[i] = halves_load(x[i] + c);
         for (int i = 2; i < 6; i++)
             __builtin_prefetch(next + (size_t)(i - 2) * in->stride + c);
         if (norm) {
@@ -129,7 +111,7 @@ static void begin_carry(const struct wr_input *in)
         float *carry = in->carry + 32 * i;
         for (size_t c = 0; c < bytes; c += WR_STEP * 2, carry += 64) {
             const struct factors f = load_factors(in, c / 2);
-            struct halves d = outside ? widen(x + c) : norm_silu(widen(x + c), &f);
+            struct halves d = outside ? halves_load(x + c) : norm_silu(halves_load(x + c), &f);
             v_store(carry, d.even);
             v_store(carry + 16, d.odd);
         }

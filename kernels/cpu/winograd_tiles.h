@@ -52,11 +52,6 @@ static inline struct winograd_tile winograd_tile_at(const struct winograd_tiles 
                                   (int)(at % (size_t)t->across) * t->cols};
 }
 
-static inline size_t tensor_position(tensor x, size_t n, int y, int x0)
-{
-    return (n * (size_t)x.h + (size_t)y) * (size_t)x.w + (size_t)x0;
-}
-
 /* Ends outputs [rows of a tile][tiles of the group][columns of a tile][nr] of a group and panel P, all but
  * those of the tiles in ENDED (bit I: tile I): runs of tiles in a row of the picture. */
 void winograd_end_group(const struct winograd_tiles *t, const struct gemm_args *a, const struct row_ops *rows,

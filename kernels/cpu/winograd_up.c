@@ -162,8 +162,7 @@ static const char *cell(tensor x, int n, int y, int x0, const char *zeros)
 {
     if (y < 0 || y >= x.h || x0 < 0 || x0 >= x.w)
         return zeros;
-    const size_t at = ((size_t)n * (size_t)x.h + (size_t)y) * (size_t)x.w + (size_t)x0;
-    return (const char *)x.data + at * (size_t)x.ld * dtype_size(x.dtype);
+    return (const char *)x.data + tensor_position(x, (size_t)n, y, x0) * (size_t)x.ld * dtype_size(x.dtype);
 }
 
 /* A row and a column more than the block has: the differences behind its last. */
@@ -281,11 +280,8 @@ static void end_row(const struct job *job, const struct memory *m, struct wu_out
                         first + (size_t)i * row, 2 * o->cells);
         return;
     }
-    float base[WU_COLS], add[WU_COLS] = {0};
-    if (f.add)
-        job->rows->convert(add, DTYPE_F32, f.add, f.add_type, WU_COLS);
-    for (int i = 0; i < WU_COLS; i++)
-        base[i] = f.bias[i] + add[i];
+    float base[WU_COLS];
+    gemm_base(a, job->rows, WU_COLS, p, first, base);
     o->base = base;
     o->y = f.y;
     o->y_column = f.y_stride;
@@ -306,8 +302,7 @@ static void end_panel(const struct job *job, const struct block *b, const struct
                               .place = job->place,
                               .cells = b->w,
                               .sums = sums};
-        const size_t line = (size_t)(b->n + n) * (size_t)y.h + (size_t)(2 * (b->y + row));
-        end_row(job, m, &o, p, line * (size_t)y.w + (size_t)(2 * b->x));
+        end_row(job, m, &o, p, tensor_position(y, (size_t)(b->n + n), 2 * (b->y + row), 2 * b->x));
     }
 }
 

@@ -14,27 +14,9 @@
 
 /* ---- Inputs ---- */
 
-/* 32 channels: the even ones, the odd ones. */
-struct halves {
-    vf even, odd;
-};
-
-VEC struct halves widen(const char *p)
-{
-    vb x = vb_load(p);
-    struct halves r = {_mm512_castsi512_ps(_mm512_slli_epi32(x, 16)),
-                       _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32((int)0xffff0000)))};
-    return r;
-}
-
 VEC struct halves less(struct halves a, struct halves b)
 {
     return (struct halves){v_sub(a.even, b.even), v_sub(a.odd, b.odd)};
-}
-
-VEC void store_halves(char *p, struct halves x)
-{
-    _mm512_store_si512(p, vb_narrow(x.even, x.odd));
 }
 
 static void input(const struct wu_input *in)
@@ -42,13 +24,13 @@ static void input(const struct wu_input *in)
     char *dst = in->dst;
     for (size_t c = 0; c < (size_t)in->channels * 2; c += WU_LINE, dst += in->step) {
         __builtin_prefetch(in->src[1][1] + in->ahead + c);
-        const struct halves corner = widen(in->src[0][0] + c), above = widen(in->src[0][1] + c),
-                            left = widen(in->src[1][0] + c), x = widen(in->src[1][1] + c);
+        const struct halves corner = halves_load(in->src[0][0] + c), above = halves_load(in->src[0][1] + c),
+                            left = halves_load(in->src[1][0] + c), x = halves_load(in->src[1][1] + c);
         const struct halves along = less(left, x);
-        store_halves(dst, x);
-        store_halves(dst + in->array, along);
-        store_halves(dst + 2 * in->array, less(above, x));
-        store_halves(dst + 3 * in->array, less(less(corner, above), along));
+        halves_store(dst, x);
+        halves_store(dst + in->array, along);
+        halves_store(dst + 2 * in->array, less(above, x));
+        halves_store(dst + 3 * in->array, less(less(corner, above), along));
     }
 }
 
