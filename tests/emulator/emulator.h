@@ -84,10 +84,12 @@ void emulator_barrier_init(const void *barrier, unsigned count);
 void emulator_barrier_publish();
 /* One arrival, with BYTES announced before it. */
 void emulator_barrier_arrive(const void *barrier, unsigned bytes);
-/* Waits until the phase of PARITY has ended; false only where EMULATOR_TMA loses copies and nothing moves any
- * more. */
 /* A millisecond later at every look: nobody waits in real time. */
 extern "C" uint64_t emulator_nanoseconds(void);
+/* The clock of events goes on by MS at once: a kernel that a test wants slow, however busy the machine is. */
+extern "C" void emulator_take(double ms);
+/* Waits until the phase of PARITY has ended; false only where EMULATOR_TMA loses copies and nothing moves any
+ * more. */
 bool emulator_barrier_passed(const void *barrier, unsigned parity);
 /* The box of MAP at AT, RANK numbers. */
 void emulator_box_load(void *shared, const CUtensorMap *map, const void *barrier, int rank, const int at[5]);

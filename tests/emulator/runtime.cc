@@ -88,7 +88,7 @@ struct emulated_stream {
     int unused;
 };
 struct emulated_event {
-    timespec t;
+    double ms;
 };
 struct emulated_node {
     std::vector<pending> work; /* one kernel, or a child graph's */
@@ -290,9 +290,18 @@ cudaError_t cudaEventDestroy(cudaEvent_t e)
     return cudaSuccess;
 }
 
+static double taken; /* by emulator_take(), milliseconds */
+
+void emulator_take(double ms)
+{
+    taken += ms;
+}
+
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t)
 {
-    clock_gettime(CLOCK_MONOTONIC, &e->t);
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    e->ms = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6 + taken;
     return failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
@@ -303,7 +312,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t)
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b)
 {
-    *ms = (float)((double)(b->t.tv_sec - a->t.tv_sec) * 1e3 + (double)(b->t.tv_nsec - a->t.tv_nsec) * 1e-6);
+    *ms = (float)(b->ms - a->ms);
     return cudaSuccess;
 }
 
