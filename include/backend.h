@@ -76,8 +76,11 @@ struct backend {
                           FILE *); /* which of several kernels serves each shape, and the times */
     int (*step_begin)(struct backend *, struct error *); /* see pass_step_begin() in ops.h */
     int (*step_end)(struct backend *, struct error *);
+    /* How W is packed, for weight.form, which a planning thread may read while W is replaced. NULL: 0. */
+    unsigned char (*form_of)(const weight *w);
     /* norm_silu_conv2d() of ops.h in one, and whether that is possible for these shapes (y: n, h, w, c
-     * alone). Both NULL: never; then group_norm_silu and conv2d serve. */
+     * alone), without a look at what W has packed. Both NULL: never; then group_norm_silu and conv2d serve.
+     */
     bool (*fuses_norm)(const struct backend *, tensor y, tensor x, const weight *w,
                        const struct conv2d_args *a);
     int (*norm_silu_conv2d)(struct backend *, tensor y, tensor x, const struct norm_silu *norm,

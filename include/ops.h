@@ -72,9 +72,10 @@ typedef struct weight {
     enum weight_kind kind;
     int out_c, in_c, kh, kw;
     bool has_bias, int8;
-    void *packed; /* the backend's own layout; NULL: no weight */
-    size_t bytes; /* size of packed */
-    bool mapped;  /* packed lies in a file that is mapped: not to be written, nor the backend's to free */
+    unsigned char form; /* the backend's name for how it is packed; the same for all of one source */
+    void *packed;       /* the backend's own layout; NULL: no weight */
+    size_t bytes;       /* size of packed */
+    bool mapped; /* packed lies in a file that is mapped: not to be written, nor the backend's to free */
 } weight;
 
 /* Copies SRC into the backend's layout. The source may be unmapped afterwards. On failure *W is empty. */

@@ -127,6 +127,7 @@ void weight_map(struct backend *be, weight *w, const struct weight_source *src, 
     w->packed = (void *)(uintptr_t)bytes;
     w->bytes = size;
     w->mapped = true;
+    w->form = be->form_of ? be->form_of(w) : 0;
     be->weight_bytes += size;
     be->mapped_bytes += size;
 }
@@ -153,11 +154,13 @@ int weight_pack(struct backend *be, weight *w, const struct weight_source *src, 
         rc = be->ops.pack_embedding(be, w, src, err);
         break;
     }
-    if (rc)
+    if (rc) {
         memset(w, 0, sizeof *w);
-    else
-        (be->device ? be->device : be)->weight_bytes += w->bytes;
-    return rc;
+        return rc;
+    }
+    w->form = be->form_of ? be->form_of(w) : 0;
+    (be->device ? be->device : be)->weight_bytes += w->bytes;
+    return 0;
 }
 
 void weight_free(struct backend *be, weight *w)

@@ -241,6 +241,7 @@ static void serve(struct backend *be, const struct tier *t)
     SERVE(be, pack_conv2d, cpu_pack_matrix, t->name);
     SERVE(be, pack_linear, cpu_pack_matrix, t->name);
     SERVE(be, pack_embedding, cpu_pack_embedding, t->name);
+    be->form_of = cpu_form_of;
     be->fuses_norm = cpu_fuses_norm;
     be->norm_silu_conv2d = cpu_norm_silu_conv2d;
     if (t->gemm->keeps_tiles) {

@@ -13,7 +13,7 @@ size_t cpu_fused_bytes = 1 << 20;
 
 static bool to_few(const weight *w)
 {
-    return !w->int8 && ((const struct cpu_weight *)w->packed)->tap_columns > 0;
+    return w->form == FORM_FEW;
 }
 
 bool cpu_fuses_norm(const struct backend *be, tensor y, tensor x, const weight *w,

@@ -487,6 +487,14 @@ int cpu_pack_matrix(struct backend *be, weight *w, const struct weight_source *s
     return rc;
 }
 
+unsigned char cpu_form_of(const weight *w)
+{
+    const struct cpu_weight *packed = w->packed;
+    if (w->int8 || w->kind == WEIGHT_NORM || w->kind == WEIGHT_EMBEDDING)
+        return FORM_NONE;
+    return packed->tap_columns ? FORM_FEW : (unsigned char)packed->form;
+}
+
 static void pack_rows(void *ctx, int row, int worker)
 {
     (void)worker;

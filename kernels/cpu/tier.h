@@ -278,6 +278,7 @@ enum weight_form {
                            outputs of an upsampled 3x3 convolution */
     FORM_WINOGRAD_UP,   /* U of winograd_up.h, by place */
     FORM_WINOGRAD_ROWS, /* U of winograd_rows.h, by place */
+    FORM_FEW            /* taps as columns (conv_few.c): struct weight's alone, whose other forms are these */
 };
 
 /* A packed convolution or linear layer: this header, then bias, then data, in one block of memory. The
@@ -378,6 +379,7 @@ int cpu_upsample_nearest(struct backend *, tensor y, tensor x, struct error *);
 int cpu_convert(struct backend *, tensor y, tensor x, struct error *);
 /* Convolutions and linear layers. Norms stay as ref packs them: gamma [O], beta [O]. */
 int cpu_pack_matrix(struct backend *, weight *w, const struct weight_source *src, struct error *);
+unsigned char cpu_form_of(const weight *w); /* enum weight_form */
 /* The layout that ref's embed_tokens reads: fp32 [rows][C]. */
 int cpu_pack_embedding(struct backend *, weight *w, const struct weight_source *src, struct error *);
 

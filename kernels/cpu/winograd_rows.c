@@ -93,8 +93,7 @@ static size_t row_bytes(int channels)
 
 bool winograd_rows_suits(const struct gemm_args *a)
 {
-    const struct cpu_weight *w = a->w->packed;
-    return w->form == FORM_WINOGRAD_ROWS && a->x.dtype == DTYPE_BF16 && a->stride <= 1 && !a->upsample &&
+    return a->w->form == FORM_WINOGRAD_ROWS && a->x.dtype == DTYPE_BF16 && a->stride <= 1 && !a->upsample &&
            !a->pad_end;
 }
 
