@@ -3,6 +3,7 @@
 #include "cpu.h"
 
 #include <cpuid.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,16 +121,6 @@ static bool computes_bf16(const struct entry *e)
     return e && e->tier.gemm->dtype == DTYPE_BF16;
 }
 
-static double peak_of(const struct gemm_kernel *g)
-{
-    double most = 0;
-    for (int i = 0; i < 4; i++) {
-        double f = g->peak();
-        most = f > most ? f : most;
-    }
-    return most;
-}
-
 /* The dot products of AVX512-BF16 double the work of a multiply-add on some processors and halve it on others
  * (Sapphire Rapids: 84 against 172 GFLOP/s a thread), and Winograd's method saves plain AVX-512 more
  * products. Some 25 milliseconds say which this is, once in a process. */
@@ -138,8 +129,14 @@ static bool pays(const struct entry *e)
     static _Atomic int known; /* 0: not yet; 1: it does not; 2: it does */
     if (e->needs != NEEDS_AVX512BF16)
         return true;
-    if (!known)
-        known = peak_of(e->tier.gemm) > 1.5 * peak_of(&gemm_avx512) ? 2 : 1;
+    if (!known) {
+        double bf16 = 0, fp32 = 0;
+        for (int i = 0; i < 4; i++) { /* by turns, on a machine that may be busy */
+            bf16 = fmax(bf16, e->tier.gemm->peak());
+            fp32 = fmax(fp32, gemm_avx512.peak());
+        }
+        known = bf16 > 1.5 * fp32 ? 2 : 1;
+    }
     return known == 2;
 }
 
