@@ -45,6 +45,9 @@ bool sanitized(void)
 
 /* ---- Daemons ---- */
 
+/* A sanitized daemon on a busy machine. */
+enum { READY_SECONDS = 60 };
+
 static void become_daemon(const struct daemon *d, const char *const *env)
 {
     const char *bin = getenv("LATENTD_BIN");
@@ -93,7 +96,7 @@ static bool has_ended(const struct daemon *d)
 
 void daemon_start(struct daemon *d, const char *const *env)
 {
-    double end = now_seconds() + 20;
+    double end = now_seconds() + READY_SECONDS;
 
     signal(SIGPIPE, SIG_IGN);
     memset(d, 0, sizeof(*d));
@@ -117,7 +120,7 @@ void daemon_start(struct daemon *d, const char *const *env)
 
 bool daemon_ready(struct daemon *d, const char *const *env)
 {
-    double end = now_seconds() + 20;
+    double end = now_seconds() + READY_SECONDS;
 
     daemon_start(d, env);
     while (d->port && now_seconds() < end) {
