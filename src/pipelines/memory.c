@@ -7,19 +7,19 @@
 /* Jobs in a row that need less than half of what is held, before the rest is given back. */
 enum { SMALL_JOBS = 4 };
 
-/* The number after KEY in /proc/meminfo, in bytes; 0 when it cannot be read. */
-static size_t meminfo(const char *key)
+/* The number after KEY at the beginning of a line of the file at PATH; 0 when there is none. */
+static size_t number_after(const char *path, const char *key)
 {
     char line[128];
-    size_t kib = 0;
-    FILE *f = fopen("/proc/meminfo", "r");
+    size_t value = 0;
+    FILE *f = fopen(path, "r");
     if (!f)
         return 0;
     while (fgets(line, sizeof line, f))
-        if (strncmp(line, key, strlen(key)) == 0 && sscanf(line + strlen(key), ": %zu", &kib) == 1)
+        if (strncmp(line, key, strlen(key)) == 0 && sscanf(line + strlen(key), "%zu", &value) == 1)
             break;
     fclose(f);
-    return kib * 1024;
+    return value;
 }
 
 /* A number from a cgroup file; SIZE_MAX for "max" or when there is no such file. */
@@ -35,18 +35,29 @@ static size_t cgroup_number(const char *path)
     return value;
 }
 
+/* What files have left in memory counts as used there, up to the limit, and makes way for a job. */
+size_t memory_cgroup_rest(const char *folder)
+{
+    char path[256];
+    snprintf(path, sizeof path, "%s/memory.max", folder);
+    const size_t limit = cgroup_number(path);
+    snprintf(path, sizeof path, "%s/memory.current", folder);
+    size_t used = cgroup_number(path);
+    if (limit == SIZE_MAX || used == SIZE_MAX)
+        return SIZE_MAX;
+    snprintf(path, sizeof path, "%s/memory.stat", folder);
+    const size_t files = number_after(path, "inactive_file ") + number_after(path, "active_file ");
+    used = used > files ? used - files : 0;
+    return limit > used ? limit - used : 0;
+}
+
 size_t memory_available(const struct backend *be)
 {
-    size_t free_bytes = meminfo("MemAvailable");
+    size_t free_bytes = number_after("/proc/meminfo", "MemAvailable:") * 1024;
     if (free_bytes == 0)
         free_bytes = SIZE_MAX;
-    size_t limit = cgroup_number("/sys/fs/cgroup/memory.max");
-    size_t used = cgroup_number("/sys/fs/cgroup/memory.current");
-    if (limit != SIZE_MAX && used != SIZE_MAX) {
-        size_t rest = limit > used ? limit - used : 0;
-        if (rest < free_bytes)
-            free_bytes = rest;
-    }
+    const size_t rest = memory_cgroup_rest("/sys/fs/cgroup");
+    free_bytes = rest < free_bytes ? rest : free_bytes;
     /* Pages of a mapped file count as free to take, but taking them would have them read again at each step.
      */
     free_bytes = free_bytes > be->mapped_bytes ? free_bytes - be->mapped_bytes : 0;

@@ -55,6 +55,8 @@ struct model {
 /* Bytes that a job on BE could still take: the machine's available memory, cut by the cgroup's limit and by
  * the backend's own. */
 size_t memory_available(const struct backend *be);
+/* Bytes up to the limit of the cgroup (version 2) whose files lie in FOLDER; SIZE_MAX: it has none. */
+size_t memory_cgroup_rest(const char *folder);
 /* Job memory of at least BYTES in m->mem, emptied into m->region. ERR_NOMEM when it cannot be had. */
 int model_job_memory(struct model *m, size_t bytes, struct error *err);
 /* Before a job of BYTES: gives back what one large job left behind, once several small ones followed it. */

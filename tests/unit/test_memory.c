@@ -2,8 +2,10 @@
  * several threads, and what is freed is the system's again. */
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
+#include "../../src/pipelines/model.h"
 #include "backend.h"
 #include "test.h"
 
@@ -133,6 +135,39 @@ TEST(what_is_freed_is_given_back)
         be->mem_free(be, mem[i], BYTES);
     CHECK(resident_kib() - before <= 8 << 10, "%ld KiB are left", resident_kib() - before);
     backend_close(&be);
+}
+
+static void write_number(const char *folder, const char *name, const char *text)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *f = fopen(path, "w");
+    CHECK(f && fputs(text, f) >= 0 && fclose(f) == 0, "%s", path);
+}
+
+/* A model's files that were read fill a container up to its limit: the kernel takes them back when a job
+ * wants the memory. */
+TEST(files_in_memory_make_way_for_jobs)
+{
+    char folder[] = "/tmp/latentd-cgroup-XXXXXX", command[64];
+    CHECK(mkdtemp(folder) != NULL);
+    CHECK(memory_cgroup_rest(folder) == SIZE_MAX, "no limit");
+    write_number(folder, "memory.max", "4294967296\n");
+    write_number(folder, "memory.current", "4294000000\n");
+    CHECK(memory_cgroup_rest(folder) == 967296, "nothing said of files");
+    write_number(folder, "memory.stat",
+                 "anon 60000000\nfile 4200000000\ninactive_anon 5\nactive_anon 7\ninactive_file 4000000000\n"
+                 "active_file 100000000\nunevictable 0\n");
+    CHECK(memory_cgroup_rest(folder) == 967296 + 4100000000, "%zu", memory_cgroup_rest(folder));
+    write_number(folder, "memory.current", "4000000000\n");
+    CHECK(memory_cgroup_rest(folder) == 4294967296, "more files than is used, read a moment later");
+    write_number(folder, "memory.stat", "inactive_file 0\nactive_file 0\n");
+    write_number(folder, "memory.max", "3999999999\n");
+    CHECK(memory_cgroup_rest(folder) == 0, "over the limit");
+    write_number(folder, "memory.max", "max\n");
+    CHECK(memory_cgroup_rest(folder) == SIZE_MAX, "a cgroup without a limit");
+    snprintf(command, sizeof command, "rm -rf %s", folder);
+    CHECK(system(command) == 0);
 }
 
 TEST_MAIN()
