@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 #include <stdio.h>
+#include <time.h>
 
 #include "config.h"
 #include "ops.h"
@@ -59,6 +60,7 @@ struct backend {
     size_t mapped_bytes; /* of these, in files that are mapped; also kept by weight_map */
     const char *store;   /* as in the options */
     size_t store_most, store_least;
+    struct timespec store_since; /* what was used after that is in use */
     char layout[64];             /* names what packed weights look like; "": they cannot be kept in files */
     struct packed_store *stores; /* of the components that were loaded, src/weights/packed.c's own */
     unsigned sums;               /* the name of the last sums that were kept, tensor.sums; 0: none yet */

@@ -117,6 +117,7 @@ int backend_open(struct backend **out, const struct backend_options *opt, struct
     be->store = opt->store;
     be->store_most = opt->store_most;
     be->store_least = opt->store_least;
+    (void)clock_gettime(CLOCK_REALTIME_COARSE, &be->store_since); /* the clock of the files' times */
     *out = be;
     return 0;
 }

@@ -187,7 +187,8 @@ int packed_save(struct backend *be, const atomic_bool *stop, struct error *err)
     for (struct packed_store *s = be->stores; s && !atomic_load(stop); s = s->next) {
         if (s->found || s->done || s->file.count == 0)
             continue;
-        int rc = packed_file_write(&s->file, s->path, s->identity.data, be->store_most, stop, err);
+        int rc = packed_file_write(&s->file, s->path, s->identity.data, be->store_most, be->store_since, stop,
+                                   err);
         if (rc < 0)
             return rc;
         s->done = rc == 1;

@@ -115,41 +115,51 @@ static bool ends_with(const char *s, const char *end)
     return len > tail && strcmp(s + len - tail, end) == 0;
 }
 
-/* All files of the folder together, and the one that was longest unused, or an empty name. */
-static uint64_t look_at_folder(const char *folder, char *oldest, size_t oldest_size)
+static bool is_before(struct timespec a, struct timespec b)
+{
+    return a.tv_sec < b.tv_sec || (a.tv_sec == b.tv_sec && a.tv_nsec < b.tv_nsec);
+}
+
+struct folder {
+    uint64_t all, used;                 /* bytes of all files, and of those that are in use */
+    char oldest[PACKED_PATH_MAX + 256]; /* of the others the one that was longest unused, or "" */
+};
+
+/* In use: since SINCE. */
+static void look_at_folder(const char *folder, struct timespec since, struct folder *f)
 {
     DIR *dir = opendir(folder);
     struct dirent *e;
     struct timespec least = {0, 0};
-    uint64_t sum = 0;
 
-    *oldest = '\0';
+    *f = (struct folder){0};
     while (dir && (e = readdir(dir))) {
         char path[PACKED_PATH_MAX + 256];
         struct stat st;
         snprintf(path, sizeof(path), "%s/%s", folder, e->d_name);
         if (!ends_with(e->d_name, ending) || lstat(path, &st) || !S_ISREG(st.st_mode))
             continue;
-        sum += (uint64_t)st.st_blocks * 512;
-        if (!*oldest || st.st_mtim.tv_sec < least.tv_sec ||
-            (st.st_mtim.tv_sec == least.tv_sec && st.st_mtim.tv_nsec < least.tv_nsec)) {
+        f->all += (uint64_t)st.st_blocks * 512;
+        if (!is_before(st.st_mtim, since)) {
+            f->used += (uint64_t)st.st_blocks * 512;
+        } else if (!*f->oldest || is_before(st.st_mtim, least)) {
             least = st.st_mtim;
-            snprintf(oldest, oldest_size, "%s", path);
+            snprintf(f->oldest, sizeof(f->oldest), "%s", path);
         }
     }
     if (dir)
         closedir(dir);
-    return sum;
 }
 
-/* Removes the longest unused until SIZE more bytes fit in MOST. */
-static void make_room(const char *folder, uint64_t size, size_t most)
+/* Removes the longest unused until SIZE more bytes fit in MOST. False: they do not, beside those in use. */
+static bool make_room(const char *folder, uint64_t size, size_t most, struct timespec since)
 {
-    char oldest[PACKED_PATH_MAX + 256];
+    struct folder f;
 
-    while (look_at_folder(folder, oldest, sizeof(oldest)) + size > most && *oldest)
-        if (unlink(oldest))
-            return;
+    for (look_at_folder(folder, since, &f); f.all + size > most; look_at_folder(folder, since, &f))
+        if (f.used + size > most || !*f.oldest || unlink(f.oldest))
+            return false;
+    return true;
 }
 
 /* Writes into a file without a name, which vanishes with this process, and names it when it is whole. */
@@ -169,7 +179,7 @@ static int write_named(int fd, const struct packed_file *f, const char *path, co
 }
 
 int packed_file_write(const struct packed_file *f, const char *path, const char *identity, size_t most,
-                      const atomic_bool *stop, struct error *err)
+                      struct timespec since, const atomic_bool *stop, struct error *err)
 {
     char folder[PACKED_PATH_MAX];
     uint64_t size = lay_out(f, strlen(identity));
@@ -180,7 +190,8 @@ int packed_file_write(const struct packed_file *f, const char *path, const char 
     *strrchr(folder, '/') = '\0';
     if (!cache_make_folder(folder))
         return error_set(err, ERR_IO, "no folder %s: %s", folder, strerror(errno));
-    make_room(folder, size, most);
+    if (!make_room(folder, size, most, since))
+        return 0;
     int fd = open(folder, O_TMPFILE | O_WRONLY | O_CLOEXEC, 0600);
     if (fd < 0)
         return error_set(err, ERR_IO, "no file in %s: %s", folder, strerror(errno));

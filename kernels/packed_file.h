@@ -7,6 +7,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
 #include "error.h"
 
@@ -33,9 +34,10 @@ void packed_file_free(struct packed_file *f);
 
 /* Writes F to PATH, under a name only when it is on the disk: a file of that name is whole, and one that is
  * not vanishes with the process. Makes the folder, and room in it: of files *.weights together at most MOST
- * bytes stay, those longest unused go. Returns 1; 0: it does not fit in MOST, or STOP was set; or ERR_IO. */
+ * bytes stay, those longest unused go, but none that was written or mapped SINCE (CLOCK_REALTIME). Returns 1;
+ * 0: it does not fit, or STOP was set; or ERR_IO. */
 int packed_file_write(const struct packed_file *f, const char *path, const char *identity, size_t most,
-                      const atomic_bool *stop, struct error *err);
+                      struct timespec since, const atomic_bool *stop, struct error *err);
 
 /* Maps the file at PATH when it is there, belongs to this user alone, and says IDENTITY; *MAP is NULL when
  * there is none. ERR_FORMAT: it is there and not to be used. Counts as a use. */
