@@ -1,14 +1,17 @@
 #!/usr/bin/env python3
 """deploy/k8s: the kustomize base and the rendered chart against Kubernetes' own schemas, in their strict form, and the chart with
-its default values against the base: the same objects. KEDA's ScaledObject is no part of Kubernetes; its fields are listed here.
+its default values against the base: the same objects but for the sums in names. KEDA's ScaledObject is no part of Kubernetes; its fields are listed here.
 
 kubernetes-validate (the schemas) and gotpl (Go templates with Helm's functions) come from PyPI into $LATENTD_TEST_CACHE. Helm itself
 is not run: Debian has no package of it.
 """
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 
 from tests import CACHE, ROOT, Skip, check, read, run_tests
 
@@ -45,10 +48,13 @@ def objects(text):
 def base():
     import yaml
     kustomization = yaml.safe_load(read(BASE, "kustomization.yaml"))
-    check(set(kustomization) == {"apiVersion", "kind", "namespace", "resources"}, "what this test does not carry out:", kustomization)
+    check(set(kustomization) == {"apiVersion", "kind", "namespace", "resources", "configMapGenerator"},
+          "what this test does not carry out:", kustomization)
     there = sorted(name for name in os.listdir(os.path.join(ROOT, BASE)) if name != "kustomization.yaml")
     check(sorted(kustomization["resources"]) == there, kustomization["resources"], there)
-    return [o for name in kustomization["resources"] for o in objects(read(BASE, name))]
+    return [o for name in kustomization["resources"] for o in objects(read(BASE, name))] + [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": g["name"], "labels": g["options"]["labels"]},
+         "data": dict(line.split("=", 1) for line in g["literals"])} for g in kustomization["configMapGenerator"]]
 
 
 def render(release="latentd", namespace="latentd", **changes):
@@ -110,24 +116,74 @@ def by_name(found):
     return {(o["kind"], o["metadata"]["name"]): o for o in found}
 
 
+def without_sums(found):
+    """FOUND without the sums that make the pods and the job follow the settings: in names, and as an annotation."""
+    text = re.sub(r'"(latentd-pull)-[0-9a-f]{8}"|"(latentd)-[0-9a-z]{10}"', lambda m: f'"{m[1] or m[2]}"', json.dumps(found))
+    found = json.loads(text)
+    for o in found:
+        o.get("spec", {}).get("template", {}).get("metadata", {}).get("annotations", {}).pop("checksum/config", None)
+    return found
+
+
+def kustomize(folder):
+    try:
+        made = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise Skip("no kubectl") from None
+    check(made.returncode == 0, made.stderr)
+    return objects(made.stdout)
+
+
+def one(found, kind):
+    return next(o for o in found if o["kind"] == kind)
+
+
 def the_base_is_valid():
     valid(base())
 
 
 def the_base_is_what_kubectl_makes_of_it():
     """Where there is a kubectl: its kustomize agrees that there are these objects, in one namespace."""
-    try:
-        made = subprocess.run(["kubectl", "kustomize", os.path.join(ROOT, BASE)], capture_output=True, text=True)
-    except FileNotFoundError:
-        raise Skip("no kubectl") from None
-    check(made.returncode == 0, made.stderr)
-    found = objects(made.stdout)
-    check(by_name(found).keys() == by_name(base()).keys())
+    found = kustomize(os.path.join(ROOT, BASE))
+    check(by_name(without_sums(found)).keys() == by_name(base()).keys())
     check({o["metadata"]["namespace"] for o in found} == {"latentd"})
 
 
 def the_chart_renders_the_base():
-    check(by_name(render()) == by_name(base()), "they differ")
+    check(by_name(without_sums(render())) == by_name(base()), "they differ")
+
+
+def a_change_reaches_the_job_and_the_pods():
+    """Another model, image or secret is a job of another name, as a Job cannot be changed, and the daemon's pods are rolled out."""
+    found = render()
+    job, pod = one(found, "Job"), one(found, "Deployment")["spec"]["template"]
+    for changes in ({"modelId": "stabilityai/sdxl-turbo"}, {"secret": "other"}, {"settings": {"HF_ENDPOINT": "https://hub"}},
+                    {"image__cpu": "registry/latentd:cpu", "image__cuda": "registry/latentd:cuda"}, {"models__claim": "mine"}):
+        found = render(**changes)
+        check(one(found, "Job")["metadata"]["name"] != job["metadata"]["name"], "the job does not run again:", changes)
+        check(one(found, "Deployment")["spec"]["template"] != pod, "the pods are not rolled out:", changes)
+    for changes in ({"replicas": 3}, {"autoscaling__max": 9}, {"resources__limits": {"memory": "8Gi"}}):
+        check(one(render(**changes), "Job") == job, "the job runs again:", changes)
+    check(job["spec"]["ttlSecondsAfterFinished"] > 0, "finished jobs stay")
+    name = one(render(release="r" * 53), "Job")["metadata"]["name"]
+    check(len(name) <= 63, "too long for the label of its pods:", name)
+
+
+def another_model_with_kustomize():
+    """The kustomization that docs/deployment.md shows, beside the base: job and pods read a ConfigMap of another name."""
+    shown = re.search(r"```yaml\n(.*?resources: \[\.\./base\].*?)```", read("docs/deployment.md"), re.S)[1]
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(os.path.join(ROOT, BASE), os.path.join(folder, "base"))
+        os.mkdir(os.path.join(folder, "mine"))
+        with open(os.path.join(folder, "mine", "kustomization.yaml"), "w") as file:
+            file.write(shown)
+        found = kustomize(os.path.join(folder, "mine"))
+    settings, old = one(found, "ConfigMap"), one(kustomize(os.path.join(ROOT, BASE)), "ConfigMap")
+    check(settings["data"] == {**old["data"], "MODEL_ID": "stabilityai/sdxl-turbo"}, settings)
+    check(settings["metadata"]["name"] != old["metadata"]["name"], "the pods are not rolled out")
+    for kind in ("Job", "Deployment"):
+        read_by = one(found, kind)["spec"]["template"]["spec"]["containers"][0]["envFrom"][0]["configMapRef"]["name"]
+        check(read_by == settings["metadata"]["name"], kind, read_by)
 
 
 def the_chart_renders_valid_objects():
@@ -184,4 +240,5 @@ if __name__ == "__main__":
             raise Skip(problem)
         sys.exit(run_tests([needs_packages]))
     sys.exit(run_tests([the_base_is_valid, the_base_is_what_kubectl_makes_of_it, the_chart_renders_the_base,
-                        the_chart_renders_valid_objects, the_pod_fits_the_daemon, the_compose_file_fits]))
+                        a_change_reaches_the_job_and_the_pods, another_model_with_kustomize, the_chart_renders_valid_objects,
+                        the_pod_fits_the_daemon, the_compose_file_fits]))
