@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """deploy/k8s: the kustomize base and the rendered chart against Kubernetes' own schemas, in their strict form, and the chart with
-its default values against the base: the same objects but for the sums in names. KEDA's ScaledObject is no part of Kubernetes; its fields are listed here.
+its default values against the base: the same objects but for the sums in names. KEDA's ScaledObject and the Prometheus Operator's
+PodMonitor are no part of Kubernetes; their fields are listed here.
 
 kubernetes-validate (the schemas) and gotpl (Go templates with Helm's functions) come from PyPI into $LATENTD_TEST_CACHE. Helm itself
 is not run: Debian has no package of it.
@@ -86,8 +87,8 @@ def render(release="latentd", namespace="latentd", **changes):
 def valid(found):
     import kubernetes_validate
     for o in found:
-        if o["apiVersion"].startswith("keda.sh/"):
-            keda(o)
+        if o["kind"] in ("ScaledObject", "PodMonitor"):
+            (keda if o["kind"] == "ScaledObject" else operator)(o)
             continue
         for version in VERSIONS:
             try:
@@ -96,10 +97,12 @@ def valid(found):
                 check(False, f"{o['kind']} {o['metadata']['name']}, Kubernetes {version}: {str(why).splitlines()[0]}")
 
 
+def has(place, required, optional=()):
+    check(set(required) <= set(place) <= set(required) | set(optional), "not known, or missed:", place)
+
+
 def keda(o):
     """The fields of keda.sh/v1alpha1 that are used, with their types."""
-    def has(place, required, optional=()):
-        check(set(required) <= set(place) <= set(required) | set(optional), "KEDA does not know, or misses:", place)
     has(o, ("apiVersion", "kind", "metadata", "spec"))
     has(o["spec"], ("scaleTargetRef", "triggers"), ("minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod"))
     check(all(isinstance(v, int) for k, v in o["spec"].items() if k not in ("scaleTargetRef", "triggers")))
@@ -110,6 +113,15 @@ def keda(o):
         has(trigger["metadata"], ("serverAddress", "query", "threshold"), ("activationThreshold", "namespace"))
         check(all(isinstance(v, str) for v in trigger["metadata"].values()), "values of metadata are strings")
         check("latentd_queue_depth" in trigger["metadata"]["query"])
+
+
+def operator(o):
+    """Those of the Prometheus Operator's monitoring.coreos.com/v1."""
+    has(o, ("apiVersion", "kind", "metadata", "spec"))
+    check(o["apiVersion"] == "monitoring.coreos.com/v1")
+    has(o["spec"], ("selector", "podMetricsEndpoints"), ("jobLabel", "podTargetLabels", "namespaceSelector"))
+    for endpoint in o["spec"]["podMetricsEndpoints"]:
+        has(endpoint, ("port",), ("path", "interval", "scrapeTimeout", "scheme"))
 
 
 def by_name(found):
@@ -134,8 +146,22 @@ def kustomize(folder):
     return objects(made.stdout)
 
 
+def beside_the_base(folder, text):
+    """What a kustomization TEXT beside copies of deploy/k8s' folders makes."""
+    shutil.copytree(os.path.join(ROOT, "deploy/k8s"), folder, dirs_exist_ok=True)
+    os.mkdir(os.path.join(folder, "mine"))
+    with open(os.path.join(folder, "mine", "kustomization.yaml"), "w") as file:
+        file.write(text)
+    return kustomize(os.path.join(folder, "mine"))
+
+
 def one(found, kind):
     return next(o for o in found if o["kind"] == kind)
+
+
+def server(found):
+    """The Prometheus that KEDA asks."""
+    return one(found, "ScaledObject")["spec"]["triggers"][0]["metadata"]["serverAddress"]
 
 
 def the_base_is_valid():
@@ -169,15 +195,37 @@ def a_change_reaches_the_job_and_the_pods():
     check(len(name) <= 63, "too long for the label of its pods:", name)
 
 
+def a_prometheus_scrapes_what_keda_asks_for():
+    """The one that KEDA asks by default follows the annotations; with a PodMonitor it is the operator's, which finds the pods by it."""
+    found = render()
+    pod = one(found, "Deployment")["spec"]["template"]
+    port = pod["spec"]["containers"][0]["ports"][0]
+    check(pod["metadata"]["annotations"]["prometheus.io/scrape"] == "true")
+    check(pod["metadata"]["annotations"]["prometheus.io/port"] == str(port["containerPort"]))
+    check(server(found) == "http://prometheus-server.monitoring", server(found))
+    found = render(podMonitor__enabled=True)
+    valid(found)
+    monitor = one(found, "PodMonitor")
+    check(server(found) == "http://prometheus-operated.monitoring:9090", server(found))
+    check(monitor["spec"]["selector"]["matchLabels"].items() <= pod["metadata"]["labels"].items())
+    check(monitor["spec"]["podMetricsEndpoints"] == [{"port": port["name"], "path": "/metrics"}] and '"/metrics"' in read("src/http/routes.c"))
+    check(pod["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "latentd", "the alerts ask for this job")
+    labelled = render(podMonitor__enabled=True, podMonitor__labels={"release": "stack"}, autoscaling__prometheus="http://other")
+    check(one(labelled, "PodMonitor")["metadata"]["labels"] == {**monitor["metadata"]["labels"], "release": "stack"})
+    check(server(labelled) == "http://other", server(labelled))
+    with tempfile.TemporaryDirectory() as folder:
+        made = beside_the_base(folder, "namespace: latentd\nresources: [../base]\ncomponents: [../podmonitor]\n")
+    check({o["metadata"].pop("namespace") for o in made} == {"latentd"})
+    made, found = by_name(without_sums(made)), by_name(without_sums(found))
+    for kind in ("PodMonitor", "ScaledObject"):
+        check(made[(kind, "latentd")] == found[(kind, "latentd")], "the component is not the chart:", made[(kind, "latentd")])
+
+
 def another_model_with_kustomize():
     """The kustomization that docs/deployment.md shows, beside the base: job and pods read a ConfigMap of another name."""
     shown = re.search(r"```yaml\n(.*?resources: \[\.\./base\].*?)```", read("docs/deployment.md"), re.S)[1]
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(os.path.join(ROOT, BASE), os.path.join(folder, "base"))
-        os.mkdir(os.path.join(folder, "mine"))
-        with open(os.path.join(folder, "mine", "kustomization.yaml"), "w") as file:
-            file.write(shown)
-        found = kustomize(os.path.join(folder, "mine"))
+        found = beside_the_base(folder, shown)
     settings, old = one(found, "ConfigMap"), one(kustomize(os.path.join(ROOT, BASE)), "ConfigMap")
     check(settings["data"] == {**old["data"], "MODEL_ID": "stabilityai/sdxl-turbo"}, settings)
     check(settings["metadata"]["name"] != old["metadata"]["name"], "the pods are not rolled out")
@@ -240,5 +288,6 @@ if __name__ == "__main__":
             raise Skip(problem)
         sys.exit(run_tests([needs_packages]))
     sys.exit(run_tests([the_base_is_valid, the_base_is_what_kubectl_makes_of_it, the_chart_renders_the_base,
-                        a_change_reaches_the_job_and_the_pods, another_model_with_kustomize, the_chart_renders_valid_objects,
+                        a_change_reaches_the_job_and_the_pods, another_model_with_kustomize,
+                        a_prometheus_scrapes_what_keda_asks_for, the_chart_renders_valid_objects,
                         the_pod_fits_the_daemon, the_compose_file_fits]))
