@@ -22,7 +22,7 @@ COPY Makefile ./
 COPY include include
 COPY src src
 COPY kernels kernels
-COPY models models
+COPY models/latentd models/latentd
 COPY deploy/docker deploy/docker
 ARG COMMIT=unknown
 RUN --mount=type=cache,target=/root/.cache/ccache \
@@ -66,7 +66,7 @@ COPY Makefile ./
 COPY include include
 COPY src src
 COPY kernels kernels
-COPY models models
+COPY models/latentd models/latentd
 COPY deploy/docker deploy/docker
 ARG COMMIT=unknown
 RUN --mount=type=cache,target=/root/.cache/ccache \

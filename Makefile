@@ -273,13 +273,15 @@ fuzz: $(FUZZ)
 imports:
 	scripts/check_imports.sh
 
-# The programs, and the shipped models where the programs look for them.
+# The programs, and the shipped models where the programs look for them: no other that was pulled into ./models, and to be read by
+# every user, whatever umask the checkout was made under. make -o all install: what is built as it is, nothing compiled as root.
 PREFIX ?= /usr/local
 .PHONY: install
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/latentd
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/latentd/models
 	install -s -m 755 $(BUILD)/latentd $(PULL) $(DESTDIR)$(PREFIX)/bin
-	cp -R models $(DESTDIR)$(PREFIX)/share/latentd/
+	cp -R models/latentd $(DESTDIR)$(PREFIX)/share/latentd/models/
+	chmod -R u=rwX,go=rX $(DESTDIR)$(PREFIX)/share/latentd/models/latentd
 
 lint:
 	clang-format --dry-run -Werror $$(git ls-files '*.c' '*.h')

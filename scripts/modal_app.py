@@ -33,7 +33,7 @@ def make_image():
     image = image.apt_install(*PACKAGES)
     image = image.add_local_dir(SOURCE / "deploy" / "docker", "/src/deploy/docker", copy=True)
     image = image.run_commands("/src/deploy/docker/ffmpeg.sh /usr/local --nvenc && ldconfig")
-    for name in ("include", "src", "kernels", "models"):
+    for name in ("include", "src", "kernels", "models/latentd"):
         image = image.add_local_dir(SOURCE / name, f"/src/{name}", copy=True)
     image = image.add_local_file(SOURCE / "Makefile", "/src/Makefile", copy=True)
     return image.run_commands('make -s -C /src -j"$(nproc)" CUDA=1 WERROR=0 PREFIX=/usr install').env({"MODEL_DIR": MODELS})

@@ -260,8 +260,19 @@ def the_context_holds_what_is_copied():
                 check(any(name == a or name.startswith(a + "/") for a in allowed), name, "is left out by .dockerignore")
 
 
+def pulled_models_stay_at_home():
+    """Of ./models, where `latentd pull` puts others, only what ships is sent to an engine, copied, and sent to Modal."""
+    names = [line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")]
+    for word, rest in dockerfile.parse(TEXT):
+        if word == "COPY" and "--from" not in rest:
+            names += dockerfile.words(rest)[:-1]
+    names += re.findall(r'"([^"]+)"', re.search(r"for name in \((.*)\):\n +image = image.add_local_dir", read("scripts/modal_app.py"))[1])
+    found = {name for name in names if name.startswith("models")}
+    check(found == {"models/latentd"}, found)
+
+
 def main():
-    tests = [the_targets_agree, the_context_holds_what_is_copied]
+    tests = [the_targets_agree, the_context_holds_what_is_copied, pulled_models_stay_at_home]
     # mounts that end with this process, whatever happens
     unshare = ["unshare", "--mount", "--propagation", "private"]
     may = os.geteuid() == 0 and subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode == 0
