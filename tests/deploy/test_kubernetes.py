@@ -277,6 +277,12 @@ def the_compose_file_fits():
         check(("devices" in s["deploy"].get("resources", {}).get("reservations", {})) == (target == "cuda"))
         for setting in set(s["environment"]) - {"HF_TOKEN"}:
             check(f"`{setting}`" in read("docs/settings.md"), setting)
+        # the image keeps nothing that is packed, as its file system is thrown away; this volume is not
+        check("LATENTD_PACKED_MIB=0" in read("Dockerfile") and "cache:/var/lib/latentd" in s["volumes"])
+        check(s["environment"].get("LATENTD_PACKED_MIB", "").endswith("-16384}"), "the volume stays empty on the CPU")
+    # ./models is the user's, not the image's user's, and a download needs no GPU
+    for options, service in re.findall(r"^# docker compose run (.*) (\w+) pull ", read("docker-compose.yaml"), re.M) or [("", "no line")]:
+        check('--user "$(id -u)"' in options and service == "cpu", "cannot pull:", options, service)
     for path in services["prometheus"]["volumes"]:
         check(os.path.isdir(os.path.join(ROOT, path.split(":")[0])), path)
 
