@@ -20,14 +20,17 @@ done
 port=${PORT:-8000}
 kind=${PIPELINE:-text-to-image}
 case $kind in
-text-to-image) out=${OUT:-mountain-lion.png} ;;
-image-to-video)
-    out=${OUT:-mountain-lion.mp4}
-    export PIPELINE MODEL_ID="${MODEL_ID:-latentd/emoji-video}"
-    ;;
+text-to-image) out=${OUT:-mountain-lion.png} model=latentd/emoji ;;
+image-to-video) out=${OUT:-mountain-lion.mp4} model=latentd/emoji-video ;;
 *) echo "PIPELINE is $kind; a first picture or video is made with text-to-image or image-to-video" >&2; exit 2 ;;
 esac
+export PIPELINE=$kind MODEL_ID="${MODEL_ID:-$model}"
 base=http://127.0.0.1:$port
+# Whatever answers there would be taken for the daemon.
+if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    echo "port $port is in use: end what listens there, or name another one with PORT=" >&2
+    exit 1
+fi
 
 echo "[1/4] packages"
 install_packages $BUILD_PACKAGES curl
@@ -50,10 +53,10 @@ env -u AUTH_TOKEN HOST=127.0.0.1 PORT="$port" build/latentd &
 daemon=$!
 for _ in $(seq 1 600); do
     if ! kill -0 "$daemon" 2>/dev/null; then
-        echo "the daemon ended before it was ready; its last line above says why" >&2
+        echo "the daemon ended before it was ready; its last lines above say why" >&2
         exit 1
     fi
-    [ "$(curl -s -o /dev/null -w '%{http_code}' --max-time 2 "$base/health" || true)" = 200 ] && break
+    [ "$(curl -s -o /dev/null -w '%{http_code}' --max-time 2 "$base/health/ready" || true)" = 200 ] && break
     sleep 0.1
 done
 
