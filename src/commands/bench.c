@@ -15,9 +15,9 @@ static const char usage[] =
     "N]\n"
     "                     [--warmup N] [--width W] [--height H] [--guidance_scale G] [--isa TIER]\n"
     "                     [--precision int8|bf16|fp32] [--json]\n"
-    "  --pipeline P      text-to-image (default), image-to-image, which starts from a picture of W x H at\n"
+    "  --pipeline P      text-to-image, image-to-image, which starts from a picture of W x H at\n"
     "                    strength 0.8, image-to-video, which starts from one too, or upscale,\n"
-    "                    which enlarges one (128 x 128)\n"
+    "                    which enlarges one (128 x 128); default: PIPELINE, else text-to-image\n"
     "  --model_id ID     default: MODEL_ID, else latentd/emoji\n"
     "  --runs N          runs that are measured (1)\n"
     "  --batch_size N    pictures or videos in a run, one after the other, as the daemon makes them (1)\n"
@@ -264,6 +264,8 @@ static int bench(struct session *s, const struct bench_options *o)
 static bool take_options(struct bench_options *o, int argc, char **argv)
 {
     struct error err = {0};
+    const char *set = getenv("PIPELINE");
+    o->pipeline = set && *set ? set : CONFIG_PIPELINE_DEFAULT; /* as config_read has it */
     for (int i = 1; i < argc; i++)
         if (!take_option(o, argc, argv, &i))
             return false;
@@ -280,8 +282,7 @@ int command_bench(int argc, char **argv)
                                               [PIPELINE_IMAGE_TO_IMAGE] = SESSION_IMAGE_TO_IMAGE,
                                               [PIPELINE_IMAGE_TO_VIDEO] = SESSION_IMAGE_TO_VIDEO,
                                               [PIPELINE_UPSCALE] = SESSION_UPSCALE};
-    struct bench_options o = {
-        .pipeline = CONFIG_PIPELINE_DEFAULT, .runs = 1, .batch = 1, .warmup = -1, .guidance = NAN};
+    struct bench_options o = {.runs = 1, .batch = 1, .warmup = -1, .guidance = NAN};
     struct session s;
     for (int i = 1; i < argc; i++)
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {

@@ -89,6 +89,30 @@ TEST(lines_of_the_original)
     free(text);
 }
 
+/* The pipeline is that of --pipeline, else of PIPELINE, whatever --model_id says. */
+TEST(pipeline_of_the_environment)
+{
+    static const char *const cases[][3] = {
+        {"PIPELINE=image-to-image", "", "pipeline=image-to-image, model_id=" TINY_ID ","},
+        {"PIPELINE=image-to-image MODEL_ID=latentd/absent", "--model_id " TINY_ID,
+         "pipeline=image-to-image, model_id=" TINY_ID ","},
+        {"PIPELINE=image-to-image", "--pipeline text-to-image",
+         "pipeline=text-to-image, model_id=" TINY_ID ","},
+        {"MODEL_DIR=tests/golden/data/upscale PIPELINE=upscale MODEL_ID=latentd/upscaler",
+         "--width 32 --height 24", "pipeline=upscale, model_id=latentd/upscaler,"}};
+    int status;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char arguments[200];
+        snprintf(arguments, sizeof arguments, "--num_inference_steps 3 %s", cases[i][1]);
+        char *text = bench(cases[i][0], arguments, &status);
+        CHECK(status == 0 && strstr(text, cases[i][2]), "%s: status %d, %s", cases[i][0], status, text);
+        free(text);
+    }
+    char *text = bench("PIPELINE=text-to-music", "", &status);
+    CHECK(status == 2 && strstr(text, "PIPELINE is \"text-to-music\""), "%d, %s", status, text);
+    free(text);
+}
+
 TEST(sfast_warms_up_three_times)
 {
     int status;
