@@ -159,6 +159,10 @@ def gif_files():
     yield "offset-20x24.gif", gif((20, 24), (5, 6), small), None
     yield "offset-transparent-local-20x24.gif", gif((20, 24), (5, 6), small, 7, True), None
     yield "beyond-its-canvas-14x15.gif", gif((5, 4), (3, 6), small), None
+    stray = gif((11, 9), (0, 0), small, 7)  # bytes that begin no block, before each block and behind the last extension
+    for block in (b"!\xf9", b"!\xfe", b"\0,\0\0"):
+        stray = stray.replace(block, b"\0\x7fGIF" + block, 1)
+    yield "stray-bytes-11x9.gif", stray, None
 
 
 # ---- BMP

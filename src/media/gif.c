@@ -47,6 +47,16 @@ static int read_extension(struct reader *r)
     return ok;
 }
 
+/* The kind of the next block. Bytes that begin none are passed over, as Pillow does. */
+static int next_block(struct reader *r, GifRecordType *type)
+{
+    while (r->rest.len && !memchr("!,;", *r->rest.at, 3)) {
+        r->rest.at++;
+        r->rest.len--;
+    }
+    return DGifGetRecordType(r->gif, type);
+}
+
 static int damaged(const struct reader *r, int code, struct error *err)
 {
     const char *why = GifErrorString(code);
@@ -65,7 +75,7 @@ static int open_first_frame(struct reader *r, struct bytes file, struct error *e
     r->gif = DGifOpen(r, on_read, &code);
     if (!r->gif)
         return damaged(r, code, err);
-    while (DGifGetRecordType(r->gif, &type) == GIFLIB_OK && type == EXTENSION_RECORD_TYPE) {
+    while (next_block(r, &type) == GIFLIB_OK && type == EXTENSION_RECORD_TYPE) {
         if (read_extension(r) != GIFLIB_OK)
             return damaged(r, r->gif->Error, err);
     }
