@@ -311,6 +311,21 @@ static int serve(void)
     return status;
 }
 
+static void end_by_signal(int sig)
+{
+    _exit(128 + sig);
+}
+
+/* The kernel drops signals without a handler that are sent to process 1, which a container's command is:
+ * Ctrl-C and `docker stop` would do nothing. Elsewhere a shell is to see that a signal ended the command. */
+static void heed_signals(void)
+{
+    if (getpid() != 1)
+        return;
+    signal(SIGINT, end_by_signal);
+    signal(SIGTERM, end_by_signal);
+}
+
 int main(int argc, char **argv)
 {
     static const struct {
@@ -324,6 +339,7 @@ int main(int argc, char **argv)
 
     if (argc < 2)
         return serve();
+    heed_signals();
     for (size_t i = 0; i < sizeof(commands) / sizeof(*commands); i++)
         if (strcmp(argv[1], commands[i].name) == 0)
             return commands[i].run(argc - 1, argv + 1);

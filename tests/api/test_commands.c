@@ -1,10 +1,13 @@
 /* The commands: latentd generate gives the picture that the daemon gives, errors say what is wrong and leave
  * what was there, and the small ones answer. (bench and pull have tests of their own.) */
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "buffer.h"
@@ -160,6 +163,68 @@ TEST(generate_says_what_is_wrong)
     says("generate a -o $F/a.png --image $F/text.png --strength 1.5", 1, "");
     says("generate '\xff' -o $F/a.png --steps 1", 1, "UTF-8");
     CHECK(!exists("a.png") && !exists("a.png.part"));
+    end();
+}
+
+/* "latentd ARGS" as process 1 of a namespace; -1 where that is not permitted. */
+static pid_t start_as_first(const char *args)
+{
+    char command[600];
+    const char *bin = getenv("LATENTD_BIN");
+    snprintf(command, sizeof command,
+             "F=%s; exec env MODEL_DIR=" TINY_DIR " MODEL_ID=" TINY_ID
+             " PIPELINE=text-to-image %s %s >/dev/null 2>&1",
+             folder, bin ? bin : "build/latentd", args);
+    pid_t pid = (pid_t)syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+    if (pid < 0)
+        pid = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0);
+    if (pid == 0) {
+        execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+        _exit(127);
+    }
+    return pid;
+}
+
+/* Sends SIG until the process ends, since it drops the first while it starts. Returns its exit status; -1: it
+ * did not end. */
+static int end_first(pid_t pid, int sig)
+{
+    int status = -1;
+    double end = now_seconds() + 10;
+    while (now_seconds() < end) {
+        kill(pid, sig);
+        sleep_seconds(0.05);
+        if (waitpid(pid, &status, WNOHANG) == pid)
+            return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, &status, 0);
+    return -1;
+}
+
+TEST(signals_end_a_command_that_is_process_1)
+{
+    static const struct {
+        const char *args;
+        int sig, status;
+    } cases[] = {{"bench --runs 10000 --num_inference_steps 900", SIGTERM, 143},
+                 {"bench --runs 10000 --num_inference_steps 900", SIGINT, 130},
+                 {"generate a --image $F/pipe -o $F/a.png", SIGTERM, 143}};
+    char command[100];
+    begin();
+    snprintf(command, sizeof command, "mkfifo %s/pipe", folder); /* from which no picture ever comes */
+    CHECK(system(command) == 0);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        pid_t pid = start_as_first(cases[i].args);
+        if (pid < 0) {
+            end();
+            SKIP("no PID namespace may be made here");
+        }
+        sleep_seconds(i == 0 ? 0.5 : 0); /* in the middle of a run, and while it starts */
+        int status = end_first(pid, cases[i].sig);
+        CHECK(status == cases[i].status, "latentd %s: status %d", cases[i].args, status);
+    }
+    CHECK(!exists("a.png"));
     end();
 }
 
