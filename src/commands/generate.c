@@ -15,7 +15,8 @@ static const char usage[] =
     "usage: latentd generate PROMPT -o FILE.png [options]\n"
     "       latentd generate --image FILE -o VIDEO.mp4 [options]  (or -o FRAME-%02d.png, -o FOLDER)\n"
     "  --seed N            same seed, same picture (default: random)\n"
-    "  --steps N           denoising steps (default: 50)\n"
+    "  --steps N           denoising steps (default: 50; video: 25; upscale: 75; instruct-pix2pix: 100;\n"
+    "                      SDXL-Lightning: always what its name says)\n"
     "  --guidance G        classifier-free guidance (default: 7.5; upscale: 9)\n"
     "  --negative TEXT     what the picture should not show\n"
     "  --width W --height H  in pixels (default: as POST /text-to-image)\n"
@@ -129,15 +130,30 @@ static int write_and_close(FILE *f, const struct buffer *png, bool sync)
     return why;
 }
 
+/* Whether ST is the file that stdout is: "/dev/stdout" wherever that leads. */
+static bool is_stdout(const struct stat *st)
+{
+    struct stat out;
+    return fstat(STDOUT_FILENO, &out) == 0 && out.st_dev == st->st_dev && out.st_ino == st->st_ino;
+}
+
+FILE *status_stream(const char *out)
+{
+    struct stat st;
+    return stat(out, &st) == 0 && is_stdout(&st) ? stderr : stdout;
+}
+
 int write_file(const char *path, const struct buffer *png, struct error *err)
 {
     char tmp[4096];
     struct stat st;
-    bool direct = stat(path, &st) == 0 && !S_ISREG(st.st_mode);
+    bool there = stat(path, &st) == 0, to_stdout = there && is_stdout(&st);
+    bool direct = to_stdout || (there && !S_ISREG(st.st_mode));
     int n = snprintf(tmp, sizeof tmp, "%s%s", path, direct ? "" : ".part");
     if (n < 0 || n >= (int)sizeof tmp)
         return error_set(err, ERR_INVALID, "the output path is too long");
-    FILE *f = fopen(tmp, "wb");
+    /* stdout is not opened again: a file that it leads to keeps what it holds, and a socket could not be */
+    FILE *f = to_stdout ? fdopen(dup(STDOUT_FILENO), "wb") : fopen(tmp, "wb");
     int why = f ? write_and_close(f, png, !direct) : errno;
     if (!why && !direct && rename(tmp, path) != 0)
         why = errno;
@@ -148,29 +164,35 @@ int write_file(const char *path, const struct buffer *png, struct error *err)
     return error_set(err, ERR_IO, "%s cannot be written: %s", path, strerror(why));
 }
 
+/* All of F, which may be a pipe; its size is known at its end. */
+static int read_all(FILE *f, const char *path, struct buffer *out, struct error *err)
+{
+    enum { FILE_MAX = 256 << 20, PIECE = 64 << 10 };
+    char piece[PIECE];
+    size_t n;
+    errno = 0;
+    while ((n = fread(piece, 1, PIECE, f)) > 0) {
+        if (out->len + n > FILE_MAX)
+            return error_set(err, ERR_IO, "%s cannot be read: it is larger than 256 MiB", path);
+        if (buffer_add(out, piece, n))
+            return error_set(err, ERR_NOMEM, "no memory for %s", path);
+    }
+    return ferror(f) ? error_set(err, ERR_IO, "%s cannot be read: %s", path, strerror(errno ? errno : EIO))
+                     : 0;
+}
+
 int read_image(const char *path, struct image *im, struct error *err)
 {
-    enum { FILE_MAX = 256 << 20 };
-    struct stat st;
+    struct buffer bytes = {0};
     FILE *f = fopen(path, "rb");
-    if (!f || fstat(fileno(f), &st) != 0 || st.st_size < 0 || st.st_size > FILE_MAX) {
-        error_set(err, ERR_IO, "%s cannot be read: %s", path,
-                  f && st.st_size > FILE_MAX ? "it is larger than 256 MiB" : strerror(errno));
-        if (f)
-            fclose(f);
-        return err->code;
-    }
-    size_t size = (size_t)st.st_size;
-    void *bytes = malloc(size + 1);
-    if (!bytes)
-        error_set(err, ERR_NOMEM, "no memory for %s", path);
-    else if (fread(bytes, 1, size, f) != size)
-        error_set(err, ERR_IO, "%s cannot be read: %s", path, strerror(errno ? errno : EIO));
-    else if (image_decode(bytes, size, im, err))
+    if (!f)
+        return error_set(err, ERR_IO, "%s cannot be read: %s", path, strerror(errno));
+    int rc = read_all(f, path, &bytes, err);
+    if (!rc && (rc = image_decode(bytes.data, bytes.len, im, err)))
         error_prefix(err, "%s", path);
-    free(bytes);
+    buffer_free(&bytes);
     fclose(f);
-    return err->code;
+    return rc;
 }
 
 static int from_text(struct session *s, const struct options *o, int64_t seed, struct image *out)
@@ -254,8 +276,9 @@ static int generate(struct session *s, const struct options *o)
     if (!rc)
         rc = write_file(o->out, &png, &s->err);
     if (!rc)
-        printf("%s: %d x %d, seed %lld%s, %.2f s (and %.2f s to load)\n", o->out, im.width, im.height,
-               (long long)seed, im.nsfw ? ", nsfw" : "", clock_seconds() - start, s->load_seconds);
+        fprintf(status_stream(o->out), "%s: %d x %d, seed %lld%s, %.2f s (and %.2f s to load)\n", o->out,
+                im.width, im.height, (long long)seed, im.nsfw ? ", nsfw" : "", clock_seconds() - start,
+                s->load_seconds);
     else
         fprintf(stderr, "latentd: %s\n", s->err.msg);
     image_free(&im);

@@ -139,7 +139,8 @@ int generate_video(struct session *s, const struct video_options *o)
         fprintf(stderr, "latentd: %s\n", s->err.msg);
         return 1;
     }
-    printf("%s: %d frames of %d x %d, seed %lld%s, %.2f s (and %.2f s to load)\n", o->out, w.frames, w.width,
-           w.height, (long long)o->seed, w.nsfw ? ", nsfw" : "", clock_seconds() - start, s->load_seconds);
+    fprintf(status_stream(o->out), "%s: %d frames of %d x %d, seed %lld%s, %.2f s (and %.2f s to load)\n",
+            o->out, w.frames, w.width, w.height, (long long)o->seed, w.nsfw ? ", nsfw" : "",
+            clock_seconds() - start, s->load_seconds);
     return 0;
 }

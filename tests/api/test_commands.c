@@ -21,16 +21,16 @@ struct outcome {
     char text[8192]; /* stdout and stderr together */
 };
 
-/* Runs "latentd ARGS" with the tiny model; $F in ARGS is a folder of this test. */
+/* Runs "latentd ARGS" with the tiny model; in ARGS $F is a folder of this test, $L the program. */
 static struct outcome run(const char *args)
 {
     static struct outcome o;
     char command[2000];
     const char *bin = getenv("LATENTD_BIN");
     snprintf(command, sizeof command,
-             "F=%s MODEL_DIR=" TINY_DIR " MODEL_ID=" TINY_ID
+             "F=%s L=%s MODEL_DIR=" TINY_DIR " MODEL_ID=" TINY_ID
              " PIPELINE=text-to-image; export F MODEL_DIR MODEL_ID "
-             "PIPELINE; %s %s 2>&1",
+             "PIPELINE; $L %s 2>&1",
              folder, bin ? bin : "build/latentd", args);
     FILE *p = popen(command, "r");
     memset(&o, 0, sizeof o);
@@ -141,11 +141,52 @@ TEST(generate_without_room_for_its_output)
     end();
 }
 
+static bool same_bytes(const char *one, const char *other)
+{
+    struct buffer a = read_all(one), b = read_all(other);
+    bool same = a.len > 0 && a.len == b.len && memcmp(a.data, b.data, a.len) == 0;
+    buffer_free(&a);
+    buffer_free(&b);
+    return same;
+}
+
+/* The picture alone goes to stdout: to a pipe, and behind what a file holds. */
+TEST(generate_writes_to_stdout)
+{
+    struct buffer said;
+    begin();
+    says("generate a -o $F/a.png --seed 5 --steps 1; (printf x; cat $F/a.png) >$F/xa.png", 0, "");
+    says("generate a -o /dev/stdout --seed 5 --steps 1 2>$F/said | cat >$F/b.png", 0, "");
+    CHECK(same_bytes("a.png", "b.png"));
+    said = read_all("said");
+    CHECK(said.len && strstr(said.data, "/dev/stdout: 32 x 32, seed 5"), "%s", said.len ? said.data : "");
+    buffer_free(&said);
+    write_text("xb.png", "x");
+    says("generate a -o /dev/fd/1 --seed 5 --steps 1 2>$F/said >>$F/xb.png; true", 0, "");
+    CHECK(same_bytes("xa.png", "xb.png"));
+    end();
+}
+
+TEST(generate_reads_its_picture_from_a_pipe)
+{
+    begin();
+    says("generate a -o $F/in.png --seed 5 --steps 1", 0, "");
+    says("generate a --image $F/in.png -o $F/a.png --seed 6 --steps 2", 0, "32 x 32");
+    says("--version; cat $F/in.png | $L generate a --image /dev/stdin -o $F/b.png --seed 6 --steps 2", 0,
+         "32 x 32");
+    CHECK(same_bytes("a.png", "b.png"));
+    says("generate a --image /dev/zero -o $F/c.png", 1,
+         "/dev/zero cannot be read: it is larger than 256 MiB");
+    says("generate a --image $F -o $F/c.png", 1, "cannot be read: Is a directory");
+    end();
+}
+
 TEST(generate_says_what_is_wrong)
 {
     begin();
     says("generate", 2, "usage: latentd generate");
     says("generate a", 2, "usage: latentd generate");
+    says("generate --help", 0, "(default: 50; video: 25; upscale: 75; instruct-pix2pix: 100;");
     says("generate a -o", 2, "-o");
     says("generate a -o $F/a.png --colour red", 2, "--colour is unknown");
     says("generate a -o $F/a.png --steps many", 2, "--steps");
