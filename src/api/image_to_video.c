@@ -194,6 +194,8 @@ static bool admit(struct work *w, struct model *m, struct reply *reply)
     struct error err = {0};
 
     trial.image = &w->image;
+    if (w->form == FRAMES_MP4 && mp4_admit_fps(trial.fps, &err))
+        return pictures_refused(&w->p, &err, reply);
     return image_to_video_admit(m, &trial, &err) == 0 || pictures_refused(&w->p, &err, reply);
 }
 

@@ -107,7 +107,7 @@ static int open_writer(struct writer *w, const char *out, int64_t fps, struct er
                          "%s is neither a folder nor an .mp4 nor a name with a number in it, such as "
                          "frame-%%02d.png",
                          out);
-    return 0;
+    return w->video ? mp4_admit_fps(fps, err) : 0;
 }
 
 int generate_video(struct session *s, const struct video_options *o)

@@ -18,7 +18,7 @@
 #include "video.h"
 #include "yuv.h"
 
-enum { SIDE_MAX = 8192, FPS_MAX = 1000, SD_WIDTH = 1280, SD_HEIGHT = 576, IO_BYTES = 32 << 10 };
+enum { SIDE_MAX = 8192, SD_WIDTH = 1280, SD_HEIGHT = 576, IO_BYTES = 32 << 10 };
 
 struct option {
     const char *name, *value;
@@ -273,8 +273,8 @@ int mp4_open(struct mp4 **out, int width, int height, int fps, struct error *err
     *out = NULL;
     if (!mp4_encoder())
         return error_set(err, ERR_UNSUPPORTED, "no H.264 encoder here");
-    if (fps < 1 || fps > FPS_MAX)
-        return error_set(err, ERR_INVALID, "%d frames a second: accepted are 1 to %d", fps, FPS_MAX);
+    if (fps < 1 || fps > MP4_FPS_MAX)
+        return error_set(err, ERR_INVALID, "%d frames a second: accepted are 1 to %d", fps, MP4_FPS_MAX);
     if (width < 2 || height < 2 || width > SIDE_MAX || height > SIDE_MAX)
         return error_set(err, ERR_INVALID,
                          "frames of %d x %d cannot be a video: accepted are sides from 2 to %d", width,

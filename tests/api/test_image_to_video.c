@@ -400,6 +400,10 @@ TEST(order_of_checks)
     expect(FORM, "fps=0", "", 0, 400, "{\"detail\":{\"msg\":\"The image cannot be read: ");
     expect(FORM, "fps=0", png.data, png.len, 400, "Error during model execution: `fps` has to be at least 1");
     expect(FORM, "fps=-99999999999999999999999", png.data, png.len, 400, "`fps` has to be at least 1");
+    if (mp4_encoder())
+        expect(FORM "Accept: video/mp4\r\n", "fps=1001", png.data, png.len, 400,
+               "{\"detail\":{\"msg\":\"Error during model execution: `fps` has to be at most 1000 in an MP4 "
+               "but is 1001");
     expect(FORM, "height=-8", png.data, png.len, 400, "Error during model execution: `height` and `width`");
     expect(FORM, "noise_aug_strength=nan", png.data, png.len, 400, "Error during model execution: ");
     expect(FORM, "seed=99999999999999999999", png.data, png.len, 500,
@@ -592,6 +596,10 @@ TEST(generate_shows_progress_and_writes_the_video)
     status = generate("-o bad.mp4 --fps 0", text);
     CHECK(status == 1 && strstr(text, "`fps` has to be at least 1") && !starts_as_mp4("bad.mp4"), "%d %s",
           status, text);
+    status = generate("-o bad.mp4 --fps 1001", text);
+    CHECK(status == 1 && strstr(text, "`fps` has to be at most 1000 in an MP4 but is 1001") &&
+              !strstr(text, "] 1/"),
+          "%d %s", status, text);
     status = generate("-o still.png", text);
     CHECK(status == 1 && strstr(text, "neither a folder nor an .mp4 nor"), "%d %s", status, text);
 }
