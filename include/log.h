@@ -1,5 +1,5 @@
 /* One line an event on stderr: timestamp= level= message="…" key=value …, as the ai-runner logs. Thread-safe.
- */
+ * Never waits: lines that stderr has no room for are left out, and their number is written once it has. */
 #ifndef LATENTD_LOG_H
 #define LATENTD_LOG_H
 

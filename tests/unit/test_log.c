@@ -1,0 +1,94 @@
+/* The log: a reader that stops reading stops nobody, and is told what it missed. */
+#include <fcntl.h>
+#include <poll.h>
+#include <pty.h>
+#include <unistd.h>
+
+#include "log.h"
+#include "test.h"
+
+enum { LINES = 3000 };
+
+/* Reads what there is of FD until nothing has come for a moment; the caller frees it. */
+static char *read_all(int fd)
+{
+    struct pollfd p = {fd, POLLIN, 0};
+    size_t len = 0, cap = 4 << 20;
+    char *text = calloc(1, cap);
+
+    while (poll(&p, 1, 200) == 1 && len < cap - 1) {
+        ssize_t n = read(fd, text + len, cap - 1 - len);
+        if (n <= 0)
+            break;
+        len += (size_t)n;
+    }
+    return text;
+}
+
+/* LINES lines into WRITER, which nobody reads meanwhile, then another one when READER has read those. Returns
+ * all of it. */
+static char *log_into(int reader, int writer)
+{
+    int saved = dup(STDERR_FILENO);
+    char *text, *rest;
+
+    alarm(20); /* one that waits would wait for ever */
+    dup2(writer, STDERR_FILENO);
+    for (int i = 0; i < LINES; i++)
+        log_info("line %d of a program that has much to say", i);
+    text = read_all(reader);
+    log_info("the last line");
+    dup2(saved, STDERR_FILENO);
+    alarm(0);
+    close(saved);
+    rest = read_all(reader);
+    text = realloc(text, strlen(text) + strlen(rest) + 1);
+    strcat(text, rest);
+    free(rest);
+    return text;
+}
+
+/* How many lines TEXT says are missing, -1 when it does not say so. */
+static long missing(const char *text)
+{
+    static const char words[] = " lines of the log are missing here: stderr took no more\"";
+    const char *at = strstr(text, words);
+
+    while (at && at > text && at[-1] >= '0' && at[-1] <= '9')
+        at--;
+    return at ? atol(at) : -1;
+}
+
+TEST(a_pipe_that_nobody_reads_stops_nobody)
+{
+    int fd[2], lines = 0;
+
+    if (!CHECK(pipe(fd) == 0))
+        return;
+    char *text = log_into(fd[0], fd[1]);
+    for (const char *at = text; *at && strchr(at, '\n'); at = strchr(at, '\n') + 1)
+        lines += CHECK(strncmp(at, "timestamp=", 10) == 0, "%.100s", at);
+    CHECK(lines > 100 && lines - 2 + missing(text) == LINES, "%d lines, %ld missing", lines, missing(text));
+    CHECK(strlen(text) > 15 && strcmp(text + strlen(text) - 15, "the last line\"\n") == 0, "%zu",
+          strlen(text));
+    free(text);
+    close(fd[0]);
+    close(fd[1]);
+}
+
+/* Its last line may be there by half. */
+TEST(a_terminal_that_nobody_reads_stops_nobody)
+{
+    int reader, writer;
+
+    if (!CHECK(openpty(&reader, &writer, NULL, NULL, NULL) == 0))
+        return;
+    char *text = log_into(reader, writer);
+    CHECK(missing(text) > 100 && strstr(text, "the last line\""), "%ld missing", missing(text));
+    CHECK(!(fcntl(writer, F_GETFL) & O_NONBLOCK), "the terminal is shared: its flags stay");
+    free(text);
+    close(reader);
+    close(writer);
+}
+
+TEST_MAIN()
