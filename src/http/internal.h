@@ -81,7 +81,8 @@ struct request {
     double begun;
     struct buffer body;
     size_t received, counted, sent; /* bytes that came; those counted in server->bodies; those of the reply */
-    bool too_large, bodies_full, close;
+    bool too_large, bodies_full, no_memory; /* why nothing is kept of the body */
+    bool close;
     struct job *job;
     atomic_bool done;      /* the job has ended */
     atomic_bool suspended; /* …is the connection, until the job has ended or written something */

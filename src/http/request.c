@@ -124,12 +124,13 @@ static enum MHD_Result take_body(struct request *r, const char *data, size_t *si
     *size = 0; /* all of it is taken, also what is thrown away: a client that still writes would not read the
                   reply */
     r->received += n;
-    if (!r->route || !r->route->begin || r->too_large || r->bodies_full)
+    if (!r->route || !r->route->begin || r->too_large || r->bodies_full || r->no_memory)
         return MHD_YES;
     r->too_large = r->received > body_max(r);
     r->bodies_full = atomic_fetch_add(&r->server->bodies, n) + n > BODIES_MAX;
     r->counted += n;
-    if (r->too_large || r->bodies_full || buffer_add(&r->body, data, n))
+    r->no_memory = !r->too_large && !r->bodies_full && buffer_add(&r->body, data, n);
+    if (r->too_large || r->bodies_full || r->no_memory)
         release_body(r);
     else
         connection_deadline(r->connection, r->begun + BODY_SECONDS + (double)r->received / BODY_RATE);
@@ -262,7 +263,7 @@ static enum MHD_Result dispatch(struct request *r)
         reply_error(&r->reply, 500,
                     "insufficient capacity: too many request bodies at once, try again later");
         http_reject(&r->server->stats, REJECTED_UPLOADS);
-    } else if (r->body.failed) {
+    } else if (r->no_memory) {
         r->reply.body.failed = true;
     } else if (r->route->serve) {
         release_body(r);

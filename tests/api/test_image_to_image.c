@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "client.h"
@@ -445,6 +446,52 @@ TEST(too_large_for_memory)
 }
 
 /* ---- What uploads may cost ---- */
+
+/* Bytes that the process has for its data. */
+static rlim_t data_bytes(pid_t pid)
+{
+    char path[64], line[200];
+    unsigned long kib = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    FILE *f = fopen(path, "r");
+    while (f && kib == 0 && fgets(line, sizeof(line), f))
+        sscanf(line, "VmData: %lu", &kib);
+    if (f)
+        fclose(f);
+    return (rlim_t)kib << 10;
+}
+
+/* What is left of a body of which a piece found no memory is not taken for the whole. */
+TEST(a_body_that_memory_has_no_room_for)
+{
+    enum { LARGE = 24 << 20, LEFT = 6 << 20 };
+    struct buffer form = {0};
+    struct daemon d;
+
+    if (sanitized())
+        SKIP("a sanitizer ends the process");
+    struct buffer png = png_of(16, 16);
+    char *fill = calloc(1, LARGE);
+    buffer_add(&png, fill, LARGE);
+    free(fill);
+    make_form(&form, (const char *[]){"prompt=a", "num_inference_steps=2", NULL}, &png);
+    if (!CHECK(daemon_ready(&d, (const char *[]){"PIPELINE=image-to-image", NULL})))
+        return;
+    rlim_t all = data_bytes(d.pid) + LEFT;
+    CHECK(prlimit(d.pid, RLIMIT_DATA, &(struct rlimit){all, RLIM_INFINITY}, NULL) == 0);
+    struct answer a = send_form(&d, FORM, &form);
+    CHECK(a.status == 500 && strcmp(a.body, "{\"detail\":{\"msg\":\"Out of memory.\"}}") == 0, "%d %.200s",
+          a.status, a.body);
+    answer_free(&a);
+    CHECK(prlimit(d.pid, RLIMIT_DATA, &(struct rlimit){RLIM_INFINITY, RLIM_INFINITY}, NULL) == 0);
+    a = send_form(&d, FORM, &form);
+    CHECK(a.status == 200, "%d %.200s", a.status, a.body);
+    answer_free(&a);
+    CHECK(daemon_end(&d, SIGTERM, 8) == 0);
+    buffer_free(&form);
+    buffer_free(&png);
+}
 
 TEST(limits_of_the_body)
 {
