@@ -105,7 +105,8 @@ void worker_error(struct worker *w, struct error *err);
 struct model *worker_model(struct worker *w);
 void worker_stats(struct worker *w, struct worker_stats *out);
 bool worker_idle(struct worker *w);
-/* The running job has not entered a phase or a step for longer than options.stuck: the device hangs. */
+/* The running job has neither entered a phase or a step nor asked whether to go on for longer than
+ * options.stuck: the device hangs. */
 bool worker_stuck(struct worker *w);
 /* The GPU that the worker runs on: 1, or 0 when there is none (yet). */
 int worker_device(struct worker *w, struct device_info *out);

@@ -30,7 +30,7 @@ struct worker {
     struct backend *backend;
     struct model *model;
     struct worker_stats stats;
-    double moved; /* when the running job was taken, or entered a phase or a step */
+    double moved; /* when the running job was taken, entered a phase or a step, or asked whether to go on */
     /* of the running job, touched by the worker thread alone */
     enum phase phase;
     double phase_since;
@@ -71,10 +71,15 @@ static void phase_entered(void *ctx, enum phase phase, int step, int steps)
         log_debug("phase=%s", phase_names[phase]);
 }
 
+/* Asked on the worker's thread alone: between the parts of a step, and all the time while the reply waits for
+ * its client. What hangs does not ask. */
 static bool job_cancelled(void *ctx)
 {
     struct worker *w = ctx;
 
+    pthread_mutex_lock(&w->lock);
+    w->moved = clock_now();
+    pthread_mutex_unlock(&w->lock);
     return atomic_load(&w->running->cancelled) != CANCEL_NONE;
 }
 

@@ -11,6 +11,7 @@ struct fake {
     struct job job;
     int code, images; /* how it ends */
     atomic_bool hold; /* …once this is false, or the job is cancelled */
+    bool hung;        /* meanwhile it does not ask whether it is */
     atomic_bool finished;
 };
 
@@ -19,8 +20,10 @@ static void run(struct job *job, struct model *model, const struct watcher *watc
     struct fake *f = (struct fake *)job;
 
     (void)model;
-    while (atomic_load(&f->hold) && !watch->cancelled(watch->ctx))
+    while (atomic_load(&f->hold) && (f->hung || !watch->cancelled(watch->ctx)))
         nanosleep(&(struct timespec){0, 1000000}, NULL);
+    if (job->pipe)
+        pipe_write(job->pipe, "reply", 5, watch, &result->err);
     if (watch->cancelled(watch->ctx))
         error_set(&result->err, ERR_CANCELLED, "cancelled");
     else if (f->code)
@@ -59,13 +62,13 @@ static bool soon(atomic_bool *flag)
     return atomic_load(flag);
 }
 
-static struct worker *start(void)
+static struct worker *start(double stuck)
 {
     struct worker_options opt = {
         .backend = {.kind = "ref", .threads = 1},
         .model = {.pipeline = PIPELINE_TEXT_TO_IMAGE, .dir = "tests/api/data", .id = "latentd/tiny"},
         .queue = 1,
-        .stuck = 0.05};
+        .stuck = stuck};
     struct error err = {0};
     struct worker *w;
 
@@ -102,7 +105,7 @@ TEST(ends_are_counted_by_their_kind)
         enum failure kind;
     } ends[] = {{ERR_INVALID, FAILURE_INVALID}, {ERR_LORA, FAILURE_INVALID},    {ERR_NOMEM, FAILURE_MEMORY},
                 {ERR_IO, FAILURE_IO},           {ERR_FORMAT, FAILURE_INTERNAL}, {ERR_DEVICE, FAILURE_DEVICE}};
-    struct worker *w = start();
+    struct worker *w = start(0.05);
 
     one(w, 0, 3);
     struct worker_stats st = stats(w);
@@ -126,7 +129,7 @@ TEST(ends_are_counted_by_their_kind)
 TEST(the_end_is_counted)
 {
     struct fake f[3];
-    struct worker *w = start();
+    struct worker *w = start(0.05);
 
     for (int i = 0; i < 3; i++)
         make(&f[i], 0, 1, true);
@@ -147,9 +150,10 @@ TEST(the_end_is_counted)
 TEST(a_job_without_steps_hangs)
 {
     struct fake f;
-    struct worker *w = start();
+    struct worker *w = start(0.05);
 
     make(&f, 0, 1, true);
+    f.hung = true;
     nanosleep(&(struct timespec){0, 100000000}, NULL);
     CHECK(!worker_stuck(w));
     CHECK(worker_submit(w, &f.job) == REFUSED_NOT);
@@ -157,6 +161,30 @@ TEST(a_job_without_steps_hangs)
     CHECK(worker_stuck(w));
     atomic_store(&f.hold, false);
     CHECK(soon(&f.finished) && !worker_stuck(w));
+    job_put(&f.job);
+    worker_drain(w);
+    worker_stop(&w);
+}
+
+/* Its client has a time of its own. */
+TEST(a_job_whose_reply_waits_for_its_client_does_not_hang)
+{
+    struct fake f;
+    struct error err = {0};
+    struct worker *w = start(1);
+    char reply[8];
+
+    make(&f, 0, 1, false);
+    CHECK(pipe_open(&f.job.pipe, 2, &err) == 0, "%s", err.msg);
+    CHECK(worker_submit(w, &f.job) == REFUSED_NOT);
+    nanosleep(&(struct timespec){2, 0}, NULL);
+    CHECK(!worker_stuck(w) && !atomic_load(&f.finished));
+    for (int n = 0; n < 5 && CHECK(!atomic_load(&f.finished) || pipe_ready(f.job.pipe));) {
+        ssize_t got = pipe_read(f.job.pipe, reply, sizeof(reply));
+        n += got > 0 ? (int)got : 0;
+    }
+    CHECK(soon(&f.finished));
+    pipe_close(&f.job.pipe);
     job_put(&f.job);
     worker_drain(w);
     worker_stop(&w);
