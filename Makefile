@@ -263,7 +263,7 @@ $(BUILD)/fuzz/fuzz_form: $(addprefix src/api/,form.c form_header.c json_scan.c j
 $(BUILD)/fuzz/fuzz_request: $(addprefix src/api/,params.c form_params.c form.c form_header.c values.c text.c reply.c json_scan.c json_value.c)
 $(BUILD)/fuzz/fuzz_safetensors: $(addprefix src/weights/,safetensors.c)
 $(BUILD)/fuzz/fuzz_image: $(filter-out src/media/mp4%,$(wildcard src/media/*.c))
-$(BUILD)/fuzz/%: tests/fuzz/%.c src/base/buffer.c src/base/error.c Makefile
+$(BUILD)/fuzz/%: tests/fuzz/%.c src/base/buffer.c src/base/error.c src/base/utf8.c Makefile
 	@mkdir -p $(@D)
 	$(FUZZ_CC) -g -O1 -std=gnu11 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -pthread -D_GNU_SOURCE -Iinclude \
 		$(shell pkg-config --cflags $(PKGS) 2>/dev/null) $(filter %.c,$^) -o $@ $(LDLIBS)

@@ -8,7 +8,8 @@
 enum log_level { LOG_LEVEL_DEBUG, LOG_LEVEL_INFO, LOG_LEVEL_WARNING, LOG_LEVEL_ERROR };
 
 void log_set_level(enum log_level lowest);
-/* Writes one line. FMT makes the message; quotes and control characters in it are escaped. */
+/* Writes one line. FMT makes the message; quotes and control characters in it are escaped,
+ * and what is not UTF-8 is left out. */
 void log_write(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_debug(...)   log_write(LOG_LEVEL_DEBUG, __VA_ARGS__)

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 bad=0
 
 # room → headers of include/ that it may use, besides those of base
-base="config.h error.h buffer.h log.h json.h region.h thread_pool.h phase.h half.h hash.h cache.h notify.h"
+base="config.h error.h buffer.h log.h json.h region.h thread_pool.h phase.h half.h hash.h cache.h notify.h utf8.h"
 seam="tensor.h ops.h"
 declare -A may=(
     [src/base]="$base"

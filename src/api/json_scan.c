@@ -19,28 +19,6 @@ struct scanner {
     struct json_fault *fault;
 };
 
-bool utf8_valid(const char *text, size_t len)
-{
-    const unsigned char *p = (const unsigned char *)text, *end = p + len;
-
-    while (p < end) {
-        unsigned char c = *p++;
-        int more = c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : c < 0xf5 ? 3 : -1;
-        if (more < 0 || end - p < more)
-            return false;
-        if (more && (p[0] & 0xc0) != 0x80)
-            return false;
-        if ((c == 0xe0 && p[0] < 0xa0) || (c == 0xed && p[0] > 0x9f) || (c == 0xf0 && p[0] < 0x90) ||
-            (c == 0xf4 && p[0] > 0x8f))
-            return false;
-        for (int i = 1; i < more; i++)
-            if ((p[i] & 0xc0) != 0x80)
-                return false;
-        p += more;
-    }
-    return true;
-}
-
 static size_t characters(const char *from, const char *to)
 {
     size_t n = 0;

@@ -12,6 +12,7 @@
 #include <stddef.h>
 
 #include "buffer.h"
+#include "utf8.h"
 
 enum { JSON_DEPTH_MAX = 512, JSON_INT_DIGITS_MAX = 4300, JSON_MEMBERS_MAX = 32 };
 
@@ -65,8 +66,5 @@ void json_echo(struct buffer *out, struct json_span value, size_t limit);
 
 /* A float as Python's repr() writes it: the shortest digits that read back as the same number. */
 void json_format_float(char out[40], double value);
-
-/* True when LEN bytes at TEXT are UTF-8 (no surrogates, no overlong forms). */
-bool utf8_valid(const char *text, size_t len);
 
 #endif

@@ -9,7 +9,7 @@
 #include "json_scan.h"
 #include "values.h"
 
-enum { SHOWN_MAX = 500, ID_BYTES_MAX = 512 };
+enum { ID_BYTES_MAX = 512 };
 
 /* The members read so far, each name once: of two equal names the last strength counts, at the place of the
  * first, as in a Python dict. */
@@ -99,16 +99,6 @@ static int read_member(void *ctx, struct json_span key, struct json_span value)
     return 0;
 }
 
-/* How much of TEXT is shown: whole characters. */
-static int shown(const char *text, size_t len)
-{
-    size_t n = len < SHOWN_MAX ? len : SHOWN_MAX;
-
-    while (n > 0 && n < len && ((unsigned char)text[n] & 0xc0) == 0x80)
-        n--;
-    return (int)n;
-}
-
 static bool check(const struct reading *r, struct reply *reply)
 {
     const struct loras *l = r->out;
@@ -126,8 +116,7 @@ static bool check(const struct reading *r, struct reply *reply)
     }
     for (int i = 0; i < l->count; i++)
         if (r->hostile[i]) {
-            reply_error(reply, 400, "LoRa repository '%.*s' not found.",
-                        shown(l->item[i].id, strlen(l->item[i].id)), l->item[i].id);
+            reply_error(reply, 400, "LoRa repository '%.500s' not found.", l->item[i].id);
             return false;
         }
     return true;
@@ -142,8 +131,7 @@ bool loras_read(const struct param_string *loras, const char *failed, struct lor
     if (loras->len == 0)
         return true;
     if (json_scan(loras->data, loras->len, NULL, 0, NULL, &doc, &fault)) {
-        reply_error(reply, 400, "Unable to parse '%.*s' as JSON..", shown(loras->data, loras->len),
-                    loras->data);
+        reply_error(reply, 400, "Unable to parse '%.500s' as JSON..", loras->data);
         return false;
     }
     if (doc.type != JSON_OBJECT) {

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "utf8.h"
 
 void reply_error(struct reply *reply, int status, const char *fmt, ...)
 {
@@ -13,13 +14,10 @@ void reply_error(struct reply *reply, int status, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(msg, sizeof(msg), fmt, ap);
     va_end(ap);
-    size_t len = strlen(msg);
-    while (len > 0 && len + 1 == sizeof(msg) && ((unsigned char)msg[len - 1] & 0x80))
-        len--; /* cut in the middle of a character */
     reply->status = status;
     reply->content_type = CONTENT_JSON;
     buffer_puts(&reply->body, "{\"detail\":{\"msg\":");
-    buffer_json_string(&reply->body, msg, len);
+    buffer_json_string(&reply->body, msg, utf8_repair(msg));
     buffer_puts(&reply->body, "}}");
 }
 

@@ -11,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "utf8.h"
+
 static _Atomic int log_lowest = LOG_LEVEL_INFO;
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static size_t log_lost; /* lines that stderr had no room for, until it is told of them */
@@ -73,6 +75,7 @@ void log_write(enum log_level level, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(msg, sizeof msg, fmt, ap);
     va_end(ap);
+    utf8_repair(msg);
     log_escape(quoted, sizeof quoted, msg);
     size_t len = log_format(line, level, quoted);
     pthread_mutex_lock(&log_lock);

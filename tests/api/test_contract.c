@@ -8,6 +8,7 @@
 
 #include "client.h"
 #include "test.h"
+#include "utf8.h"
 
 static struct daemon tiny;
 
@@ -294,6 +295,40 @@ TEST(checks_of_the_prompt_and_model)
                 "{\"detail\":{\"msg\":\"num_images_per_prompt is 1000000000, but at most 65536 images of 32 "
                 "x 32 fit into "
                 "one reply.\"}}");
+}
+
+/* What of a request an error repeats is cut between characters: here each limit would fall into one. */
+TEST(errors_are_utf8)
+{
+    static const struct {
+        const char *begin, *end;
+        int status;
+        const char *want;
+    } bodies[] = {
+        {"\"prompt\":\"", "\"", 200, "\"images\""},
+        {"\"model_id\":\"", "\"", 400, "but called with a\xc3\xa9"},
+        {"\"response_format\":\"", "\"", 400, "response_format is \\\"a\xc3\xa9"},
+        {"\"loras\":\"", "\"", 400, "Unable to parse 'a\xc3\xa9"},
+        {"\"loras\":\"{\\\"", "\\\":1}\"", 400, "LoRa repository 'a\xc3\xa9"},
+        {"\"loras\":\"{\\\"/", "\\\":1}\"", 400, "LoRa repository '/a\xc3\xa9"},
+    };
+    char body[2000];
+
+    start_tiny();
+    for (size_t i = 0; i < sizeof(bodies) / sizeof(*bodies); i++) {
+        sprintf(body, "{\"prompt\":\"a\",\"num_inference_steps\":1,%sa", bodies[i].begin);
+        for (int k = 0; k < (i < 4 ? 400 : 250); k++)
+            strcat(body, "\xc3\xa9");
+        sprintf(body + strlen(body), "%s}", bodies[i].end);
+        struct answer a = client_make(&tiny, body);
+        CHECK(a.status == bodies[i].status && strstr(a.body, bodies[i].want), "%zu: %d %s", i, a.status,
+              a.body);
+        CHECK(utf8_valid(a.body, a.len), "%zu: %s", i, a.body);
+        answer_free(&a);
+    }
+    char *log = daemon_log(&tiny);
+    CHECK(utf8_valid(log, strlen(log)), "the log is not");
+    free(log);
 }
 
 /* Memory that cannot be had is an error of that one request: twenty in a row, and the next picture is as

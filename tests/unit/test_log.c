@@ -1,4 +1,4 @@
-/* The log: a reader that stops reading stops nobody, and is told what it missed. */
+/* The log: a reader that stops reading stops nobody, and is told what it missed; all of it is UTF-8. */
 #include <fcntl.h>
 #include <poll.h>
 #include <pty.h>
@@ -6,6 +6,7 @@
 
 #include "log.h"
 #include "test.h"
+#include "utf8.h"
 
 enum { LINES = 3000 };
 
@@ -89,6 +90,52 @@ TEST(a_terminal_that_nobody_reads_stops_nobody)
     free(text);
     close(reader);
     close(writer);
+}
+
+/* ---- What is not UTF-8 ---- */
+
+static void repairs(const char *text, const char *want)
+{
+    char copy[64];
+
+    strcpy(copy, text);
+    size_t len = utf8_repair(copy);
+    CHECK(strcmp(copy, want) == 0 && len == strlen(want), "%s became %s", text, copy);
+}
+
+TEST(halves_of_characters_are_taken_out)
+{
+    repairs("", "");
+    repairs("a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80", "a\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80");
+    repairs("a\xc3", "a");
+    repairs("\xe2\x82.\xf0\x9f\x98\"", ".\"");
+    repairs("\x80z\xbf", "z");
+    repairs("\xed\xa0\x80-\xc0\xaf-\xf4\x90\x80\x80-\xff",
+            "---"); /* a surrogate, an overlong form, too large */
+}
+
+/* Longer than a line, and cut by a precision. */
+TEST(a_cut_line_is_utf8)
+{
+    int fd[2], saved = dup(STDERR_FILENO);
+    char text[4001] = "";
+
+    if (!CHECK(pipe(fd) == 0))
+        return;
+    for (int i = 0; i < 2000; i++)
+        strcpy(text + 2 * i, "\xc3\xa9");
+    dup2(fd[1], STDERR_FILENO);
+    log_info("%s", text);
+    log_info("x%s", text);
+    log_info("%.3s.", text);
+    dup2(saved, STDERR_FILENO);
+    close(saved);
+    char *line = read_all(fd[0]);
+    CHECK(utf8_valid(line, strlen(line)) && strlen(line) > 3900 && strstr(line, "=\"\xc3\xa9.\"\n"), "%s",
+          line);
+    free(line);
+    close(fd[0]);
+    close(fd[1]);
 }
 
 TEST_MAIN()
