@@ -3,6 +3,8 @@
 #ifndef LATENTD_STREAMS_H
 #define LATENTD_STREAMS_H
 
+#include <stdint.h>
+
 #include "buffer.h"
 #include "error.h"
 
@@ -14,10 +16,13 @@ struct streams;
 int streams_open(struct streams **s, size_t bytes, double seconds, struct error *err);
 void streams_close(struct streams **s); /* after the last blob is put back */
 
+/* A number for a reply that names what it puts: nothing else has it. */
+uint64_t streams_reply(struct streams *s);
 /* Keeps BODY, which is moved (left empty), under a new id of 128 random bits from the system, written to ID.
- * TYPE is a constant: "image/png" or "video/mp4". ERR_NOMEM: larger than the whole store, or no memory. */
-int streams_put(struct streams *s, const char *type, struct buffer *body, char id[STREAM_ID_MAX],
-                struct error *err);
+ * TYPE is a constant: "image/png" or "video/mp4". What the same REPLY has put before is not thrown out for
+ * it. ERR_NOMEM: with that it is larger than the whole store, or no memory. */
+int streams_put(struct streams *s, uint64_t reply, const char *type, struct buffer *body,
+                char id[STREAM_ID_MAX], struct error *err);
 
 /* What lies under ID, with a reference that keeps it alive while it is sent, or NULL: unknown, expired or
  * thrown out. */

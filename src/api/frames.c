@@ -71,7 +71,7 @@ static int put_url(struct frames *f, const struct image *frame, struct error *er
     int rc = png_encode(frame, &png, err);
 
     if (rc == 0)
-        rc = stream_url(f->service, "image/png", &png, url, err);
+        rc = stream_url(f->service, f->reply, "image/png", &png, url, err);
     if (rc == 0)
         buffer_puts(&f->text, url);
     buffer_free(&png);
@@ -115,7 +115,7 @@ static void put_video(struct frames *f)
     char url[STREAM_URL_MAX];
 
     if (!f->no_video.code && (mp4_finish(f->mp4, &mp4, &f->no_video) ||
-                              stream_url(f->service, "video/mp4", &mp4, url, &f->no_video)))
+                              stream_url(f->service, f->reply, "video/mp4", &mp4, url, &f->no_video)))
         give_up_video(f);
     buffer_free(&mp4);
     buffer_puts(&f->text, "]],\"video\":{");

@@ -19,6 +19,7 @@ enum { FRAMES_PIECE = 24 << 10 };
 struct frames {
     /* Set by the owner; the rest is zero at the start. */
     struct service *service;
+    uint64_t reply; /* see stream_url() */
     const struct watcher *watch;
     enum frames_form form;
     struct pipe *pipe;   /* FRAMES_DATA */

@@ -108,6 +108,7 @@ static void video_run(struct job *job, struct model *model, const struct watcher
         return;
     }
     f->service = w->service;
+    f->reply = stream_url_reply(w->service);
     f->watch = watch;
     f->form = w->form;
     f->pipe = job->pipe;

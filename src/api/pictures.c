@@ -155,7 +155,7 @@ static void add_image(struct pictures *p, int i, const struct image *image, stru
 
     if (png_encode(image, p->png ? &result->body : &png, &result->err) || p->png)
         goto out;
-    if (p->url && stream_url(p->service, "image/png", &png, url, &result->err))
+    if (p->url && stream_url(p->service, p->reply, "image/png", &png, url, &result->err))
         goto out;
     wide_format(seed, p->seed + i);
     buffer_puts(&result->body, i ? ",{\"url\":\"" : "{\"url\":\"");
@@ -193,6 +193,8 @@ static void pictures_run(struct job *job, struct model *model, const struct watc
 
     if (!p->png)
         buffer_puts(&result->body, "{\"images\":[");
+    if (p->url)
+        p->reply = stream_url_reply(p->service);
     p->kind->prepare(p, model, &result->err);
     for (int i = 0; i < p->images && result->err.code == 0; i++)
         make_one(p, i, model, watch, result);

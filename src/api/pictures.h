@@ -31,6 +31,7 @@ struct pictures {
     bool png; /* the reply is the one picture itself */
     bool url; /* …or names each by its URL */
     struct service *service;
+    uint64_t reply; /* see stream_url() */
     bool own_words; /* the job's error says all by itself */
     int cut;        /* tokens of the prompts that the text encoder had no room for */
     struct loras loras;

@@ -11,8 +11,13 @@ bool stream_url_ready(const struct service *s)
     return s->streams;
 }
 
-int stream_url(struct service *s, const char *type, struct buffer *body, char url[STREAM_URL_MAX],
-               struct error *err)
+uint64_t stream_url_reply(const struct service *s)
+{
+    return s->streams ? streams_reply(s->streams) : 0;
+}
+
+int stream_url(struct service *s, uint64_t reply, const char *type, struct buffer *body,
+               char url[STREAM_URL_MAX], struct error *err)
 {
     char id[STREAM_ID_MAX];
     int rc;
@@ -20,7 +25,7 @@ int stream_url(struct service *s, const char *type, struct buffer *body, char ur
     url[0] = '\0';
     if (!s->streams)
         return error_set(err, ERR_UNSUPPORTED, "this server keeps nothing (LATENTD_STREAM_MIB is 0)");
-    rc = streams_put(s->streams, type, body, id, err);
+    rc = streams_put(s->streams, reply, type, body, id, err);
     if (rc == 0)
         snprintf(url, STREAM_URL_MAX, "/stream/%s.%s", id, strrchr(type, '/') + 1);
     return rc;

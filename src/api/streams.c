@@ -16,6 +16,7 @@ enum { ID_BYTES = 16 };
 struct kept {
     struct stream_blob blob; /* first: what callers hold is the whole */
     char id[STREAM_ID_MAX];
+    uint64_t reply; /* that names it */
     double expires; /* clock_now() */
     int users;      /* the store and those who send it */
     struct kept *next;
@@ -25,6 +26,7 @@ struct streams {
     pthread_mutex_t lock;
     struct kept *first, **end;
     size_t max, bytes, count;
+    uint64_t replies;
     double seconds;
 };
 
@@ -50,13 +52,13 @@ static void put_back(struct kept *k)
     free(k);
 }
 
-static void drop_first(struct streams *s)
+static void drop(struct streams *s, struct kept **at)
 {
-    struct kept *k = s->first;
+    struct kept *k = *at;
 
-    s->first = k->next;
-    if (!s->first)
-        s->end = &s->first;
+    *at = k->next;
+    if (!*at)
+        s->end = at;
     s->bytes -= k->blob.len;
     s->count--;
     put_back(k);
@@ -67,7 +69,7 @@ static void drop_expired(struct streams *s)
     double now = clock_now();
 
     while (s->first && s->first->expires <= now)
-        drop_first(s);
+        drop(s, &s->first);
 }
 
 void streams_close(struct streams **out)
@@ -78,7 +80,7 @@ void streams_close(struct streams **out)
     if (!s)
         return;
     while (s->first)
-        drop_first(s);
+        drop(s, &s->first);
     pthread_mutex_destroy(&s->lock);
     free(s);
 }
@@ -94,38 +96,70 @@ static int new_id(char id[STREAM_ID_MAX], struct error *err)
     return 0;
 }
 
-int streams_put(struct streams *s, const char *type, struct buffer *body, char id[STREAM_ID_MAX],
-                struct error *err)
+uint64_t streams_reply(struct streams *s)
+{
+    pthread_mutex_lock(&s->lock);
+    uint64_t reply = ++s->replies;
+    pthread_mutex_unlock(&s->lock);
+    return reply;
+}
+
+/* Room for LEN more bytes, in the place of the oldest that REPLY has not put. The lock is held. */
+static int make_room(struct streams *s, uint64_t reply, size_t len, struct error *err)
+{
+    size_t together = len;
+    struct kept **at = &s->first;
+
+    drop_expired(s);
+    for (const struct kept *k = s->first; k; k = k->next)
+        together += k->reply == reply ? k->blob.len : 0;
+    if (together > s->max)
+        return error_set(err, ERR_NOMEM, "%zu KiB are more than LATENTD_STREAM_MIB lets this server keep",
+                         together >> 10);
+    while (s->bytes + len > s->max)
+        if ((*at)->reply == reply)
+            at = &(*at)->next;
+        else
+            drop(s, at);
+    return 0;
+}
+
+/* The newest of all: BODY. The lock is held. */
+static void append(struct streams *s, struct kept *k, const char *type, struct buffer *body)
+{
+    char *fitting = realloc(body->data, body->len); /* a buffer grows in large steps */
+
+    k->blob = (struct stream_blob){type, fitting ? fitting : body->data, body->len};
+    *body = (struct buffer){0};
+    k->users = 1;
+    k->expires = clock_now() + s->seconds;
+    *s->end = k;
+    s->end = &k->next;
+    s->bytes += k->blob.len;
+    s->count++;
+}
+
+int streams_put(struct streams *s, uint64_t reply, const char *type, struct buffer *body,
+                char id[STREAM_ID_MAX], struct error *err)
 {
     struct kept *k;
     int rc = new_id(id, err);
 
     if (rc)
         return rc;
-    if (body->failed || body->len == 0)
-        return error_set(err, ERR_NOMEM, "no memory for what is to be kept");
-    if (body->len > s->max)
-        return error_set(err, ERR_NOMEM, "%zu KiB are more than LATENTD_STREAM_MIB lets this server keep",
-                         body->len >> 10);
-    k = calloc(1, sizeof(*k));
+    k = body->failed || body->len == 0 ? NULL : calloc(1, sizeof(*k));
     if (!k)
         return error_set(err, ERR_NOMEM, "no memory for what is to be kept");
-    char *fitting = realloc(body->data, body->len); /* a buffer grows in large steps */
-    k->blob = (struct stream_blob){type, fitting ? fitting : body->data, body->len};
-    *body = (struct buffer){0};
     memcpy(k->id, id, STREAM_ID_MAX);
-    k->users = 1;
+    k->reply = reply;
     pthread_mutex_lock(&s->lock);
-    drop_expired(s);
-    while (s->bytes + k->blob.len > s->max)
-        drop_first(s);
-    k->expires = clock_now() + s->seconds;
-    *s->end = k;
-    s->end = &k->next;
-    s->bytes += k->blob.len;
-    s->count++;
+    rc = make_room(s, reply, body->len, err);
+    if (rc)
+        free(k);
+    else
+        append(s, k, type, body);
     pthread_mutex_unlock(&s->lock);
-    return 0;
+    return rc;
 }
 
 const struct stream_blob *streams_get(struct streams *s, const char *id)

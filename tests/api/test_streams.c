@@ -577,10 +577,11 @@ TEST(they_expire)
 }
 
 /* Four pictures of some 190 KB, of which a store of a mebibyte holds five. */
-#define LARGE                                                                                                \
+#define LARGE_AS(count)                                                                                      \
     "{\"prompt\":\"cat\",\"num_inference_steps\":1,\"guidance_scale\":1,\"width\":256,\"height\":256,"       \
-    "\"num_images_per_prompt\":4,\"response_format\":\"url\"}"
-#define SENT "latentd_http_requests_total{route=\"/stream/\",method=\"GET\",code=\"200\"}"
+    "\"num_images_per_prompt\":" count ",\"response_format\":\"url\"}"
+#define LARGE LARGE_AS("4")
+#define SENT  "latentd_http_requests_total{route=\"/stream/\",method=\"GET\",code=\"200\"}"
 
 /* A request whose reply cannot all lie in the sockets' buffers: small segments keep the sending one small,
  * too, which over loopback would else hold a megabyte. */
@@ -643,6 +644,28 @@ TEST(the_oldest_goes_and_what_is_being_sent_stays_whole)
     int status = daemon_end(&d, SIGTERM, 20);
     CHECK(status == 0, "%d", status);
     close(fd);
+}
+
+/* No reply names what has gone before it is read. */
+TEST(a_reply_that_the_store_cannot_hold)
+{
+    struct daemon d;
+    if (!CHECK(daemon_ready(&d, (const char *[]){"LATENTD_STREAM_MIB=1", NULL})))
+        return;
+    struct answer a = client_make(&d, LARGE_AS("6"));
+    CHECK(a.status == 500 && strstr(a.body, "Out of memory error. Try reducing output image resolution."),
+          "%d %.200s", a.status, a.body);
+    answer_free(&a);
+    CHECK(daemon_logged(&d, "are more than LATENTD_STREAM_MIB lets this server keep", 5));
+    a = client_make(&d, LARGE_AS("5"));
+    for (int i = 0; i < 5; i++) {
+        char *url = url_of(&a, i);
+        CHECK(status_of(&d, url) == 200, "picture %d", i);
+        free(url);
+    }
+    answer_free(&a);
+    int status = daemon_end(&d, SIGTERM, 20);
+    CHECK(status == 0, "%d", status);
 }
 
 TEST(end)

@@ -18,8 +18,8 @@ static struct streams *open_store(size_t bytes, double seconds)
     return s;
 }
 
-/* Puts LEN bytes that are all FILL. */
-static int put(struct streams *s, size_t len, char fill, char id[STREAM_ID_MAX])
+/* Puts LEN bytes that are all FILL, as REPLY. */
+static int put_as(struct streams *s, uint64_t reply, size_t len, char fill, char id[STREAM_ID_MAX])
 {
     struct buffer body = {0};
     struct error err = {0};
@@ -28,10 +28,15 @@ static int put(struct streams *s, size_t len, char fill, char id[STREAM_ID_MAX])
     memset(data, fill, len);
     buffer_add(&body, data, len);
     free(data);
-    int rc = streams_put(s, "image/png", &body, id, &err);
+    int rc = streams_put(s, reply, "image/png", &body, id, &err);
     CHECK(rc == 0 ? body.data == NULL && body.len == 0 : body.len == len && *err.msg, "%s", err.msg);
     buffer_free(&body);
     return rc;
+}
+
+static int put(struct streams *s, size_t len, char fill, char id[STREAM_ID_MAX])
+{
+    return put_as(s, streams_reply(s), len, fill, id);
 }
 
 static bool holds(struct streams *s, const char *id, size_t len, char fill)
@@ -79,9 +84,27 @@ TEST(what_the_store_cannot_hold_is_refused)
     struct error err = {0};
     CHECK(put(s, PNG_BYTES, 'a', first) == 0);
     CHECK(put(s, 2 * PNG_BYTES + 1, 'b', id) == ERR_NOMEM);
-    CHECK(streams_put(s, "image/png", &none, id, &err) == ERR_NOMEM);
+    CHECK(streams_put(s, streams_reply(s), "image/png", &none, id, &err) == ERR_NOMEM);
     CHECK(holds(s, first, PNG_BYTES, 'a'));
     check_count(s, 1, PNG_BYTES);
+    streams_close(&s);
+}
+
+/* A reply does not throw out what it has named itself. */
+TEST(what_one_reply_names_stays_together)
+{
+    struct streams *s = open_store(3 * PNG_BYTES, 60);
+    char id[4][STREAM_ID_MAX], other[STREAM_ID_MAX];
+    uint64_t reply = streams_reply(s);
+    CHECK(put_as(s, reply, PNG_BYTES, 'a', id[0]) == 0 && put(s, PNG_BYTES, 'z', other) == 0);
+    CHECK(put_as(s, reply, PNG_BYTES, 'b', id[1]) == 0 && put_as(s, reply, PNG_BYTES, 'c', id[2]) == 0);
+    CHECK(!holds(s, other, PNG_BYTES, 'z'), "the older one of another reply had to go");
+    CHECK(put_as(s, reply, 1, 'd', id[3]) == ERR_NOMEM);
+    for (int i = 0; i < 3; i++)
+        CHECK(holds(s, id[i], PNG_BYTES, (char)('a' + i)), "%d", i);
+    check_count(s, 3, 3 * PNG_BYTES);
+    CHECK(put(s, PNG_BYTES, 'y', other) == 0, "the next reply may throw them out");
+    CHECK(!holds(s, id[0], PNG_BYTES, 'a') && holds(s, id[1], PNG_BYTES, 'b'));
     streams_close(&s);
 }
 
@@ -143,7 +166,7 @@ static void *put_and_read(void *arg)
         struct error err = {0};
         for (size_t k = 0; k < len; k++)
             buffer_add(&body, &(char){(char)('a' + self)}, 1);
-        broken[self] += streams_put(shared, "image/png", &body, id, &err) != 0;
+        broken[self] += streams_put(shared, streams_reply(shared), "image/png", &body, id, &err) != 0;
         int from = (self + i) % THREADS;
         pthread_mutex_lock(&newest_lock);
         strcpy(newest[self], id);
