@@ -94,6 +94,8 @@ const char *audit_headers(struct MHD_Connection *mhd, const char *method, const 
         return "there is more than one Content-Length";
     if (a.encodings && a.lengths)
         return "there are both Transfer-Encoding and Content-Length";
+    /* With a blank behind it, too, which RFC 9110 allows: libmicrohttpd has not seen a chunked body then, and
+     * would read on until the connection closes. */
     if (a.encodings > 1 || (a.encodings && (!a.encoding || strcasecmp(a.encoding, "chunked") != 0)))
         return "Transfer-Encoding is not \"chunked\"";
     if (a.encodings && strcmp(version, "HTTP/1.1") != 0)

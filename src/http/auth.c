@@ -8,6 +8,8 @@
 static bool equal(const char *given, const char *secret)
 {
     size_t n = strlen(given), len = strlen(secret);
+    while (n > len && (given[n - 1] == ' ' || given[n - 1] == '\t'))
+        n--; /* blanks behind a header's value are none of it (RFC 9110, section 5.5) */
     volatile unsigned char difference = n != len;
 
     for (size_t i = 0; i < len; i++)

@@ -458,12 +458,16 @@ TEST(auth)
         {NULL, false},
         {"Authorization: Bearer s3cret\r\n", true},
         {"authorization: bEARER s3cret\r\n", true},
+        {"Authorization: Bearer s3cret \t \r\n", true},
         {"Authorization: Bearer  s3cret\r\n", false},
+        {"Authorization: Bearer s3cre \r\n", false},
+        {"Authorization: Bearer s3cret x\r\n", false},
         {"Authorization: Bearer s3cre\r\n", false},
         {"Authorization: Bearer s3crett\r\n", false},
         {"Authorization: Bearer S3cret\r\n", false},
         {"Authorization: Basic s3cret\r\n", false},
         {"Authorization: Bearer\r\n", false},
+        {"Authorization: Bearer \r\n", false},
         {"Authorization: s3cret\r\n", false},
     };
     struct daemon d;

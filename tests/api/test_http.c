@@ -44,6 +44,8 @@ static const char *const malformed[] = {
     "Content-Length: 13\r\nContent-Length: 13\r\n\r\n" BODY NEXT,
     "POST /text-to-image HTTP/1.1\r\nHost: x\r\n" JSON "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" NEXT,
     "POST /text-to-image HTTP/1.1\r\nHost: x\r\n" JSON "Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n" NEXT,
+    "POST /text-to-image HTTP/1.1\r\nHost: x\r\n" JSON "Transfer-Encoding: chunked \r\n\r\n0\r\n\r\n" NEXT,
+    "POST /text-to-image HTTP/1.1\r\nHost: x\r\n" JSON "Content-Length: 13 \r\n\r\n" BODY NEXT,
     "POST /text-to-image HTTP/1.1\r\nHost: x\r\n" JSON
     "Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n" NEXT,
     "POST /text-to-image HTTP/1.1\r\nHost: x\r\n" JSON
