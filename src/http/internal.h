@@ -17,7 +17,8 @@ enum {
     CONNECTION_MEMORY = 32 << 10 /* request line and headers of one request */
 };
 
-/* Seconds that a connection may spend in each station, whatever trickles in meanwhile. */
+/* Seconds that a connection may spend in each station, whatever trickles in meanwhile. HEADER_SECONDS are for
+ * its first request; later ones come within KEEPALIVE_SECONDS of the reply before. */
 enum { HEADER_SECONDS = 10, BODY_SECONDS = 20, REPLY_SECONDS = 60, KEEPALIVE_SECONDS = 75 };
 /* And in a reply that is sent while it is made, where a client that waits holds the device: for one piece,
  * and for all of them beyond what REPLY_RATE earns. */
