@@ -38,6 +38,22 @@ static int open_one(const struct addrinfo *ai)
     return fd;
 }
 
+/* The first of LIST that can be opened, IPv4 before IPv6: of a name that has both, such as localhost, clients
+ * know the one, and not all of them the other. None is tried behind one whose port is in use: there would be
+ * two servers of one name. */
+static int open_any(const struct addrinfo *list)
+{
+    static const int families[] = {AF_INET, AF_INET6};
+    int fd = -1;
+
+    errno = 0;
+    for (size_t i = 0; i < sizeof(families) / sizeof(*families); i++)
+        for (const struct addrinfo *ai = list; ai && fd < 0 && errno != EADDRINUSE; ai = ai->ai_next)
+            if (ai->ai_family == families[i])
+                fd = open_one(ai);
+    return fd;
+}
+
 int listen_open(const char *host, int port, int *fd, int *port_out, struct error *err)
 {
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE},
@@ -50,9 +66,7 @@ int listen_open(const char *host, int port, int *fd, int *port_out, struct error
     if (rc)
         return error_set(err, ERR_INVALID, "HOST is \"%s\", which is no address of this machine: %s", host,
                          gai_strerror(rc));
-    *fd = -1;
-    for (struct addrinfo *ai = list; ai && *fd < 0; ai = ai->ai_next)
-        *fd = open_one(ai);
+    *fd = open_any(list);
     freeaddrinfo(list);
     if (*fd < 0 && errno == EADDRINUSE)
         return error_set(err, ERR_IO, "port %d of %s is in use by another program; set PORT to a free one",
