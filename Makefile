@@ -97,7 +97,8 @@ endif
 EMULATED := $(BUILD)/emulated
 EMULATED_OBJ := $(filter-out $(BUILD)/kernels/backend.o $(BUILD)/kernels/cuda/%,$(LIB_OBJ)) $(EMULATED)/kernels/backend.o \
                 $(patsubst %,$(EMULATED)/%.o,$(basename $(CUDA_SRC) $(filter-out %/test_emulator.cc,$(wildcard tests/emulator/*.cc))))
-EMULATED_TESTS := $(EMULATED)/test_emulator $(EMULATED)/test_library $(EMULATED)/test_trial $(EMULATED)/checkkernels $(EMULATED)/latentd \
+EMULATED_TESTS := $(EMULATED)/test_emulator $(EMULATED)/test_library $(EMULATED)/test_step $(EMULATED)/test_trial \
+                $(EMULATED)/checkkernels $(EMULATED)/latentd \
                 $(addprefix $(EMULATED)/fake/,libnvidia-ml.so.1 libcublasLt.so.13 libcudnn.so.9) \
                 $(patsubst %.c,$(EMULATED)/%,$(sort $(wildcard tests/golden/test_*.c)))
 MAIN_OBJ := $(BUILD)/src/main.o
@@ -146,7 +147,7 @@ $(EMULATED)/test_emulator: $(EMULATED)/tests/emulator/test_emulator.o $(EMULATED
 $(EMULATED)/latentd: $(MAIN_OBJ) $(EMULATED_OBJ)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
 
-$(EMULATED)/test_library $(EMULATED)/test_trial: $(EMULATED)/test_%: $(EMULATED)/tests/emulator/test_%.o $(EMULATED_OBJ)
+$(EMULATED)/test_library $(EMULATED)/test_step $(EMULATED)/test_trial: $(EMULATED)/test_%: $(EMULATED)/tests/emulator/test_%.o $(EMULATED_OBJ)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LDLIBS) -lstdc++
 
 # Libraries that the programs over the emulator open at run time; they enqueue through the emulated CUDA runtime.

@@ -158,7 +158,7 @@ emulated() {
         later "${label}$tier: test_upscale" env GOLDEN_TIER="$tier" GOLDEN_PICTURE=one_step \
             "$golden/test_upscale" pictures_of noised
     done
-    for program in test_emulator test_library test_trial; do
+    for program in test_emulator test_library test_step test_trial; do
         later "${label}cuda: $program" "$build/$program"
     done
 }

@@ -73,18 +73,20 @@ static int launched(struct backend *be, cudaError_t rc, bool trial, const char *
     return error_set(err, ERR_UNSUPPORTED, "%s: %s", what, cudaGetErrorString(rc));
 }
 
-/* Lets KERNEL have its shared memory. The attribute stays, and setting it again costs next to nothing. */
+/* Lets KERNEL have its shared memory. The attribute is a limit, and stays: it is set to all that a block can
+ * have, never to what this launch wants, or a smaller one would lower it under the graphs that were built
+ * before. Setting it again costs next to nothing. */
 static int allow_shared(struct backend *be, const void *kernel, unsigned shared, bool trial,
                         struct error *err)
 {
+    size_t most = cuda_of(be)->shared_max; /* no kernel has shared memory beside what is asked for here */
     if (shared <= SHARED_PLAIN)
         return 0;
-    if (shared > cuda_of(be)->shared_max)
+    if (shared > most)
         return error_set(err, trial ? ERR_UNSUPPORTED : ERR_INTERNAL,
-                         "a kernel asks for %u bytes of shared memory, a block has %zu", shared,
-                         cuda_of(be)->shared_max);
+                         "a kernel asks for %u bytes of shared memory, a block has %zu", shared, most);
     int rc =
-        launched(be, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared),
+        launched(be, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)most),
                  trial, "shared memory", err);
     /* All of it for shared memory and none for a cache: otherwise only one block may fit where two are meant.
      */

@@ -7,7 +7,7 @@
  *   EMULATOR_FAIL_SIZES=A-B  the first cudaMalloc of A to B bytes finds no memory, whatever was free
  *   EMULATOR_TMA=refused     the driver encodes no tensor map; lost: boxes never come; wrong: they come from one row on
  *   EMULATOR_WGMMA=lost      products of wgmma never come
- *   EMULATOR_SHARED=BYTES    no kernel is allowed more shared memory, whatever the device says of itself
+ *   EMULATOR_SHARED=BYTES    launches with more shared memory are refused, whatever the device says of itself
  *   EMULATOR_FAIL_LAUNCH=N   from the Nth launch on everything says that the device failed */
 #include <stdint.h>
 #include <stdio.h>
@@ -63,8 +63,9 @@ cudaError_t run_now(const pending &p)
     auto k = kernels.find(p.kernel);
     if (k == kernels.end())
         return cudaErrorInvalidValue;
-    if ((int)p.shared > k->second.shared_max || p.grid.x == 0 || p.grid.y == 0 || p.grid.z == 0 ||
-        p.grid.y > 65535 || p.grid.z > 65535 || p.block.y != 1 || p.block.z != 1)
+    const char *most = getenv("EMULATOR_SHARED");
+    if ((int)p.shared > k->second.shared_max || (most && (int)p.shared > atoi(most)) || p.grid.x == 0 ||
+        p.grid.y == 0 || p.grid.z == 0 || p.grid.y > 65535 || p.grid.z > 65535 || p.block.y != 1 || p.block.z != 1)
         return cudaErrorInvalidValue; /* as the hardware refuses it */
     emulator_launch l = {p.kernel, k->second.call, {p.grid.x, p.grid.y, p.grid.z}, p.block.x, p.shared, p.args.data()};
     emulator_run(&l);
@@ -320,8 +321,7 @@ cudaError_t cudaFuncSetAttribute(const void *f, enum cudaFuncAttribute attr, int
 {
     if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize)
         return cudaSuccess; /* a hint */
-    const char *most = getenv("EMULATOR_SHARED");
-    if (value > (most ? atoi(most) : EMULATOR_SHARED_MAX))
+    if (value > EMULATOR_SHARED_MAX)
         return cudaErrorInvalidValue;
     kernels[f].shared_max = value;
     return cudaSuccess;
