@@ -180,7 +180,6 @@ static void write_file(struct chooser *c)
     c->write = false;
 }
 
-/* FOLDER with its parents. */
 /* Sets PATH; false when no folder is to be used or can be had. */
 static bool find_path(struct chooser *c, const char *gpu)
 {
@@ -486,7 +485,8 @@ struct chooser *chooser_open(struct backend *be, const char *only)
     library_versions(be, &lt, &dnn);
     snprintf(c->head, sizeof c->head, "latentd choices 1\t%s\t%d\t%s\t%d\t%d\t%d\n", st->name, driver,
              LATENTD_VERSION, KERNELS, lt, dnn);
-    if (c->tune && find_path(c, st->name)) {
+    /* With ONLY nothing is timed, and what is printed are the shapes that it served, not those of before. */
+    if (c->tune && !*c->only && find_path(c, st->name)) {
         c->write = true;
         read_file(c);
     }

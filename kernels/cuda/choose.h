@@ -45,7 +45,8 @@ struct choice {
 
 struct chooser;
 
-/* Reads the file, if there is one. Never fails: without memory or file everything is timed anew. */
+/* Reads the file, if there is one. Never fails: without memory or file everything is timed anew. With ONLY
+ * that candidate serves wherever it exists, and no file is read or written. */
 struct chooser *chooser_open(struct backend *be, const char *only);
 void chooser_close(struct chooser **c);
 /* The device has failed for good. */

@@ -316,6 +316,42 @@ static void later(void)
     free(wrong);
 }
 
+static bool prints(struct backend *be, const char *word)
+{
+    char *text = NULL;
+    size_t size = 0;
+    FILE *out = open_memstream(&text, &size);
+    if (out) {
+        be->print_choices(be, out);
+        fclose(out);
+    }
+    bool found = text && strstr(text, word) != NULL;
+    free(text);
+    return found;
+}
+
+/* What is asked for by name: only what it served then counts, whatever won before. */
+static void by_name(void)
+{
+    float *right = numbers(0, 1);
+    struct fake f = {.numbers = {right, right}, .slow = true};
+    struct backend *be = start("fp16", "");
+    check(fake_choose(be, &f, "before") == 1 && prints(be, "before"), "the new one wins");
+    backend_close(&be);
+    be = start("fp16", "");
+    check(prints(be, "before"), "which the next start knows");
+    backend_close(&be);
+    be = start("fp16/new", "");
+    check(!prints(be, " new"), "one that is asked for by name has served nothing yet");
+    check(fake_choose(be, &f, "now") == 1 && prints(be, " new") && !prints(be, "before"), "now it has");
+    backend_close(&be);
+    be = start("fp16", "");
+    check(prints(be, "before") && !prints(be, "now"), "and the file of choices is as it was");
+    backend_close(&be);
+    forget();
+    free(right);
+}
+
 /* ---- Products by TMA ---- */
 
 enum { ROWS = 150, IN = 72, OUT = 136 };
@@ -494,6 +530,7 @@ int main(void)
     inputs();
     two_processes();
     later();
+    by_name();
     products();
     waits();
     chains();
