@@ -6,7 +6,8 @@
 #
 # Parts, in this order: machine build kernels goldens bytes times torch sanitizers. Each has a limit of its own, and none
 # stops the others; --seconds limits them all together. OUT gets log.txt, report.md and a few files of figures; report.md is
-# printed last. LATENTD_PREBUILT names a folder of programs that scripts/gpu_prebuild.sh made, instead of building.
+# printed last. LATENTD_PREBUILT names what scripts/gpu_prebuild.sh made (the archive, or a folder with its contents), instead
+# of building.
 set -euo pipefail
 caller=$PWD
 cd "$(dirname "$0")/.."
@@ -32,6 +33,17 @@ prog() {
 # figure NAME VALUE: for the table.
 figure() { printf '%s\t%s\n' "$1" "$2" >>"$OUT/figures.tsv"; }
 
+# What gpu_prebuild.sh made, as a folder; nothing where there is none.
+prebuilt() {
+    local from=${LATENTD_PREBUILT:-prebuilt.tar.xz} to=$WORK/prebuilt
+    if [ -d "$from" ]; then
+        echo "$from"
+    elif [ -f "$from" ]; then
+        [ -d "$to" ] || { python3 -m tarfile -e "$from" "$to.part" >&2 && mv "$to.part" "$to"; } || return 1
+        echo "$to"
+    fi
+}
+
 # The ops that checkkernels checks, from its own list.
 op_names() { sed -n 's/^ *&check_\([a-z0-9_]*\),.*/\1/p' tests/kernels/main.c; }
 
@@ -39,8 +51,7 @@ op_names() { sed -n 's/^ *&check_\([a-z0-9_]*\),.*/\1/p' tests/kernels/main.c; }
 
 part_machine() {
     local commit
-    commit=$(git rev-parse HEAD 2>/dev/null || cat COMMIT 2>/dev/null ||
-        cat "${LATENTD_PREBUILT:-prebuilt}/COMMIT" 2>/dev/null || echo unknown)
+    commit=$(git rev-parse HEAD 2>/dev/null || cat COMMIT 2>/dev/null || cat "$(prebuilt)/COMMIT" 2>/dev/null || echo unknown)
     note "commit $commit"
     date -u
     uname -a
@@ -59,15 +70,15 @@ part_machine() {
 
 # Which programs: those given, those built here, those carried along. The later parts find the answer in files.
 part_build() {
-    local folder=${LATENTD_PREBUILT:-} served
-    if [ -z "$folder" ] && pkg-config --exists libmicrohttpd libcjson libpng libjpeg libwebp 2>/dev/null; then
+    local folder='' served
+    if [ -z "${LATENTD_PREBUILT:-}" ] && pkg-config --exists libmicrohttpd libcjson libpng libjpeg libwebp 2>/dev/null; then
         make -j"$(nproc)" CUDA=1 tests
         folder=build
         note "built here"
-    elif [ -d "${folder:=prebuilt}" ]; then
-        note "programs of $folder, of commit $(cat "$folder/COMMIT" 2>/dev/null || echo unknown)"
+    elif folder=$(prebuilt) && [ -n "$folder" ]; then
+        note "programs made before, of commit $(cat "$folder/COMMIT" 2>/dev/null || echo unknown)"
     else
-        note "no libraries to build with, and no folder $folder of programs made before"
+        note "no libraries to build with, and no programs made before in ${LATENTD_PREBUILT:-prebuilt.tar.xz}"
         return 1
     fi
     (cd "$folder" && pwd) >"$WORK/bin"
@@ -432,7 +443,7 @@ esac
 # ---- The whole ----
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' $self
+    sed -n '2,10s/^# \{0,1\}//p' $self
     exit "$1"
 }
 
