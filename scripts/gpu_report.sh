@@ -24,6 +24,7 @@ now() { date +%s; }
 INCOMPLETE=3
 
 # prog NAME ARGUMENT…: one of our programs. Only it gets the carried libraries; python's and nvidia's tools have their own.
+# LIBS: see library_path.
 prog() {
     local name=$1
     shift
@@ -32,6 +33,18 @@ prog() {
 
 # figure NAME VALUE: for the table.
 figure() { printf '%s\t%s\n' "$1" "$2" >>"$OUT/figures.tsv"; }
+
+# Notes that trials of kernels left in LATENTD_CACHE, because they went wrong or were cut off, go into the table and away, with
+# what was timed since: who comes next would leave Hopper's kernels out without a word.
+trials_left() {
+    local file said
+    for file in "$LATENTD_CACHE"/*.trial; do
+        [ -e "$file" ] || continue
+        said="a trial of Hopper's kernels went wrong or was cut off: $(basename "$file")"
+        grep -qxF "$said" "$WORK/note.$PART" 2>/dev/null || note "$said"
+        rm -f "$file" "${file%.trial}"
+    done
+}
 
 # What gpu_prebuild.sh made, as a folder; nothing where there is none.
 prebuilt() {
@@ -42,6 +55,22 @@ prebuilt() {
         [ -d "$to" ] || { python3 -m tarfile -e "$from" "$to.part" >&2 && mv "$to.part" "$to"; } || return 1
         echo "$to"
     fi
+}
+
+# library_path FOLDER…: those that exist, then what the machine says itself (some have the driver's libraries there), then
+# cuDNN and cuBLASLt of PyTorch's packages, which may be the only ones.
+library_path() {
+    local folder path=
+    for folder in "$@"; do
+        [ ! -d "$folder" ] || path=$path:$(cd "$folder" && pwd)
+    done
+    path=$path:${LD_LIBRARY_PATH:-}:$(python3 - <<'PY'
+import glob, importlib.util
+nvidia = importlib.util.find_spec("nvidia")
+print(":".join(sorted(x for p in (nvidia.submodule_search_locations if nvidia else []) for x in glob.glob(p + "/*/lib"))))
+PY
+    ) || true
+    sed 's/::*/:/g; s/^://; s/:$//' <<<"$path" # an empty one would be the folder we are in
 }
 
 # The ops that checkkernels checks, from its own list.
@@ -82,10 +111,8 @@ part_build() {
         return 1
     fi
     (cd "$folder" && pwd) >"$WORK/bin"
-    if [ -d "$folder/lib" ]; then
-        (cd "$folder/lib" && pwd) >"$WORK/libs"
-    fi
-    BIN=$(cat "$WORK/bin") LIBS=$(cat "$WORK/libs" 2>/dev/null || true)
+    library_path "$folder/lib" >"$WORK/libs"
+    BIN=$(cat "$WORK/bin") LIBS=$(cat "$WORK/libs")
     if ! prog latentd --version; then
         note "its latentd does not start"
         return 1
@@ -109,12 +136,15 @@ part_kernels() {
     grep -qE '^[1-9][0-9]* passed, 0 failed' "$WORK/checked" && [ $status = 0 ] && each_candidate
 }
 
-# The run above takes the fastest for each shape; here each of the others serves, wherever it can. The first are Hopper's.
+# Kernels of our own that compete at an op, by name. The first are Hopper's.
+candidates="tma128x256/1:linear tma128x128/1:linear tma128x256:conv2d tma128x128:conv2d tma128x128:conv_temporal
+    wgmma128x256/1:linear wgmma128x128/1:linear wgmma128x256:conv2d wgmma128x128:conv2d 256x128:conv2d 128x128:conv2d
+    128x64:conv2d 64x64:conv2d"
+
+# The run above takes the fastest for each shape; here each of the others serves, wherever it can.
 each_candidate() {
     local pair name op bad=0 checked=$WORK/candidate
-    for pair in tma128x256/1:linear tma128x128/1:linear tma128x256:conv2d tma128x128:conv2d tma128x128:conv_temporal \
-        wgmma128x256/1:linear wgmma128x128/1:linear wgmma128x256:conv2d wgmma128x128:conv2d 256x128:conv2d \
-        128x128:conv2d 128x64:conv2d 64x64:conv2d flash:attention cudnn:attention cudnn:conv2d cublaslt:linear; do
+    for pair in $candidates flash:attention cudnn:attention cudnn:conv2d cublaslt:linear; do
         name=${pair%:*} op=${pair#*:}
         prog checkkernels --isa cuda --rounds 1 --op "$op" --candidate "$name" >"$checked" 2>&1 || true
         grep -v '^ok' "$checked" || true
@@ -140,6 +170,7 @@ golden() {
     local tier=$1 program=$2 log=$WORK/golden.log status=0
     GOLDEN_TIER=$tier timeout -k 2 "$(left 120)" env ${LIBS:+LD_LIBRARY_PATH="$LIBS"} "$program" >"$log" 2>&1 || status=$?
     cat "$log"
+    trials_left
     [ $status = 0 ] && ! grep -q 'not on this machine' "$log" && grep -F "  $tier " "$log" | grep -qE 'relative L2| dB'
 }
 
@@ -272,21 +303,28 @@ part_torch() {
     return $status
 }
 
-# sanitize TOOL OP: one process under one tool; adds a line "TOOL OP WORD" to $WORK/sanitized.
+# sanitize TOOL OP or TOOL CANDIDATE:OP: one process under one tool; adds a line "TOOL WHICH WORD" to $WORK/sanitized. Nothing
+# is timed: that would run every kernel many times, processes would keep each other from trials, and of shapes that are known
+# only the winner would run. A candidate that is named runs at every shape that it can.
 sanitize() {
-    local tool=$1 op=$2 status=0 word log
-    log=$WORK/sanitize.$tool.$op
+    local tool=$1 op=$2 status=0 word log named=()
+    log=$WORK/sanitize.$tool.${op//\//-}
+    [[ $op != *:* ]] || named=(--candidate "${op%:*}")
     if [ "$(left "$OP_LIMIT")" -lt 3 ]; then
         echo "$tool $op unstarted" >>"$WORK/sanitized"
         return
     fi
-    timeout -k 2 "$(left "$OP_LIMIT")" env ${LIBS:+LD_LIBRARY_PATH="$LIBS"} "$SANITIZER" --tool "$tool" --error-exitcode 9 \
-        --print-limit 20 "$BIN/checkkernels" --isa cuda --rounds 1 --op "$op" >"$log" 2>&1 || status=$?
+    timeout -k 2 "$(left "$OP_LIMIT")" env LATENTD_TUNE=0 ${LIBS:+LD_LIBRARY_PATH="$LIBS"} "$SANITIZER" --tool "$tool" \
+        --error-exitcode 9 --print-limit 20 "$BIN/checkkernels" --isa cuda --rounds 1 --op "${op#*:}" \
+        ${named[@]+"${named[@]}"} >"$log" 2>&1 || status=$?
     # The tool's own summary and at least one checked case, or it proves nothing.
     if [ $status = 124 ] || [ $status = 137 ]; then
         word="unfinished"
     elif [ $status = 0 ] && grep -q '^0 passed, 0 failed' "$log"; then
         word="left-to-ref"
+    elif [[ $op == *:* ]] && grep -q 'served nothing' "$log" &&
+        grep -qE 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$log"; then
+        word="not-here"
     elif [ $status = 0 ] && grep -qE 'ERROR SUMMARY: 0 errors|RACECHECK SUMMARY: 0 hazards' "$log" &&
         grep -qE '^[1-9][0-9]* passed, 0 failed' "$log"; then
         word="clean"
@@ -306,19 +344,20 @@ part_sanitizers() {
     }
     OP_LIMIT=$(quick && echo 30 || echo 90)
     export SANITIZER OP_LIMIT
-    # The slowest last. A few side by side: most of a run is start-up and work of the CPU.
+    # The slowest last, kernels that no GPU has run first. A few side by side: most of a run is start-up and work of the CPU.
     for tool in memcheck initcheck synccheck racecheck; do
-        op_names | xargs -P "$(($(nproc) > 4 ? 4 : $(nproc)))" -I{} bash $self --sanitize $tool {}
+        { xargs -n 1 <<<"$candidates" && op_names; } | xargs -P "$(($(nproc) > 4 ? 4 : $(nproc)))" -I{} bash $self --sanitize $tool {}
     done
     for tool in memcheck initcheck synccheck racecheck; do
         line=$tool:
-        for word in clean errors left-to-ref unfinished unstarted; do
+        for word in clean errors left-to-ref not-here unfinished unstarted; do
             op=$(awk -v tool=$tool -v word=$word '$1 == tool && $3 == word { print $2 }' "$WORK/sanitized" | xargs)
             [ -n "$op" ] || continue
             case $word in
-            clean) clean=1 line="$line $(wc -w <<<"$op") ops clean" ;;
+            clean) clean=1 line="$line $(wc -w <<<"$op") runs clean" ;;
             errors) bad=1 line="$line, errors in $op" ;;
             left-to-ref) line="$line, left to ref $op" ;;
+            not-here) line="$line, not on this GPU $op" ;;
             *) short=1 line="$line, $word $op" ;;
             esac
         done
@@ -476,7 +515,10 @@ trap 'rm -rf "$WORK"' EXIT
 MODELS=/dev/shm
 [ "$(df --output=avail -B1G /dev/shm 2>/dev/null | tail -n 1 | tr -d ' ')" -ge 8 ] 2>/dev/null || MODELS=${TMPDIR:-/tmp}
 MODELS=$MODELS/latentd-models
-export OUT QUICK WORK MODELS
+# Which kernels won: of this report alone, so that it neither reads nor leaves anything.
+LATENTD_CACHE=$WORK/cache
+mkdir "$LATENTD_CACHE"
+export OUT QUICK WORK MODELS LATENTD_CACHE
 rm -f "$OUT"/{log.txt,parts.tsv,figures.tsv,torch.json,kernels-bench.txt,report.md} "$OUT"/bench-*.json
 [ $QUICK = 0 ] || : "${total:=570}"
 started=$(date +%s)
@@ -512,6 +554,7 @@ run_part() {
         BIN=$(cat "$WORK/bin" 2>/dev/null || true) LIBS=$(cat "$WORK/libs" 2>/dev/null || true) PART_END=$((start + limit - 6)) \
             timeout -k 10 "$limit" bash $self --part "$part" >>"$OUT/log.txt" 2>&1 </dev/null || status=$?
         result=$(outcome $status)
+        PART=$part trials_left
         notes=$(grep -v '^$' "$WORK/note.$part" 2>/dev/null | tr '\t|' ' /' | paste -sd '\t' | sed 's/\t/; /g') || notes=
         if [ "$status" != 0 ] && [ -z "$notes" ]; then
             notes=$(tail -n 1 "$OUT/log.txt" | tr '\t|' ' /' | cut -c 1-200)
