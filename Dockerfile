@@ -30,12 +30,12 @@ RUN --mount=type=cache,target=/root/.cache/ccache \
     make -s -j"$(nproc)" CUDA=1 COMMIT=$COMMIT WERROR=0 PREFIX=/usr DESTDIR=/out install && \
     deploy/docker/stage.sh /out /opt/ffmpeg
 
-# cuBLASLt and cuDNN compete with latentd's own kernels; nothing else of CUDA is opened at run time.
+# cuBLASLt and cuDNN compete with latentd's own kernels, and cuDNN opens NVRTC for engines that it compiles at run time.
 FROM nvidia/cuda:${CUDA}-base-${UBUNTU} AS cuda
 COPY --from=build-cuda /out/usr/share/latentd/packages /usr/share/latentd/
 RUN apt-get update && \
     apt-get install -y --no-install-recommends ca-certificates \
-    libcublas-12-8 libcudnn9-cuda-12 $(cat /usr/share/latentd/packages) && \
+    cuda-nvrtc-12-8 libcublas-12-8 libcudnn9-cuda-12 $(cat /usr/share/latentd/packages) && \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/* && \
     useradd --uid 10001 --user-group --no-log-init --home-dir /var/lib/latentd --create-home latentd && \
     mkdir /models && chown latentd:latentd /models
