@@ -49,6 +49,7 @@ struct job {
     size_t u_place, m_place;          /* floats from one of the 36 places to the next */
     int slices, slice;                /* of the channels; channels of one, the last may have fewer */
     int part_groups, parts;           /* of a block: groups that an item takes for its panel */
+    int input_parts;                  /* of a group: items that make its V */
 };
 
 /* What a thread works in. */
@@ -89,14 +90,12 @@ static void tile_inputs(const struct job *job, struct winograd_tile t, const flo
     }
 }
 
-static void input_item(void *ctx, int group, int worker)
+static void make_v(const struct job *job, struct winograd_range tiles)
 {
-    (void)worker;
-    const struct job *job = ctx;
-    for (int i = 0; i < winograd_group_tiles(&job->tiles, group); i++) {
+    for (int i = tiles.first; i < tiles.end; i++) {
         const float *src[POINTS];
-        tile_inputs(job, winograd_tile_at(&job->tiles, group, i), src);
-        float *v = job->v + (size_t)group * job->v_group;
+        tile_inputs(job, winograd_tile_at(&job->tiles, tiles.group, i), src);
+        float *v = job->v + (size_t)tiles.group * job->v_group;
         for (int s = 0; s < job->slices; s++, v += job->v_slice) {
             const int c = slice_channels(job, s);
             job->rows->winograd_input(v + (size_t)i * (size_t)c, job->v_place, src, c);
@@ -104,6 +103,13 @@ static void input_item(void *ctx, int group, int worker)
                 src[k] = src[k] ? src[k] + c : NULL;
         }
     }
+}
+
+static void input_item(void *ctx, int item, int worker)
+{
+    (void)worker;
+    const struct job *job = ctx;
+    make_v(job, winograd_input_range(&job->tiles, job->input_parts, item));
 }
 
 /* ---- U, M and y ---- */
@@ -232,7 +238,8 @@ static void run_shared(struct job *job)
         const int groups = winograd_groups(&job->tiles), most = (int)(room / group_floats(job));
         job->part_groups = winograd_part(groups, job->w->panels, job->slices > 1 ? most : groups, job->pool);
         job->parts = div_up(groups, job->part_groups);
-        pool_run(job->pool, groups, input_item, job);
+        job->input_parts = winograd_input_parts(&job->tiles, job->pool);
+        pool_run(job->pool, groups * job->input_parts, input_item, job);
         pool_run(job->pool, job->w->panels * job->parts, product_item, job);
     }
 }
@@ -262,7 +269,7 @@ static void block_item(void *ctx, int item, int worker)
     job.v = m.v;
     winograd_go_to_block(&job.tiles, item);
     for (int g = 0; g < winograd_groups(&job.tiles); g++)
-        input_item(&job, g, worker);
+        make_v(&job, winograd_input_range(&job.tiles, 1, g));
     for (int p = 0; p < job.w->panels; p++)
         for (int g = 0; g < winograd_groups(&job.tiles); g++) {
             multiply(&job, job.u + (size_t)p * u_panel(&job), p, 0, g, m.m);

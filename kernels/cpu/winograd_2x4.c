@@ -46,6 +46,7 @@ struct job {
     int slices, slice;      /* of the channels; channels of one, the last may have fewer */
     bool streams;           /* y is stored past the caches */
     int part_groups, parts; /* of a block: groups that an item takes for its panel */
+    int input_parts;        /* of a group: items that make its V */
 };
 
 /* What a thread works in. */
@@ -77,9 +78,8 @@ static struct memory memory_of(const struct job *job, int worker)
 /* ---- V ---- */
 
 /* Tiles of the last group that there are none of are left as they are: their products are not read. */
-static void input_item(void *ctx, int group, int worker)
+static void make_v(const struct job *job, struct winograd_range tiles, int worker)
 {
-    const struct job *job = ctx;
     const tensor x = job->a->x;
     const size_t column = (size_t)x.ld * dtype_size(x.dtype);
     const char *zeros = memset(memory_of(job, worker).zeros, 0, (size_t)job->w->channels * 2);
@@ -88,8 +88,8 @@ static void input_item(void *ctx, int group, int worker)
                            .channels = job->w->channels,
                            .ahead = 2 * W24_COLS * column >> shift,
                            .doubled = job->a->upsample};
-    for (int i = 0; i < winograd_group_tiles(&job->tiles, group); i++) {
-        const struct winograd_tile t = winograd_tile_at(&job->tiles, group, i);
+    for (int i = tiles.first; i < tiles.end; i++) {
+        const struct winograd_tile t = winograd_tile_at(&job->tiles, tiles.group, i);
         for (int r = 0; r < W24_IN_ROWS; r++)
             for (int c = 0; c < W24_IN_COLS; c++) {
                 const int iy = t.y - 1 + r, ix = t.x - 1 + c;
@@ -98,9 +98,15 @@ static void input_item(void *ctx, int group, int worker)
                     inside ? (const char *)x.data + tensor_position(x, t.n, iy >> shift, ix >> shift) * column
                            : zeros;
             }
-        in.dst = job->v + (size_t)group * job->v_group + (size_t)i * W24_LINE;
+        in.dst = job->v + (size_t)tiles.group * job->v_group + (size_t)i * W24_LINE;
         job->kernel->input(&in);
     }
+}
+
+static void input_item(void *ctx, int item, int worker)
+{
+    const struct job *job = ctx;
+    make_v(job, winograd_input_range(&job->tiles, job->input_parts, item), worker);
 }
 
 /* ---- Products and y ---- */
@@ -235,7 +241,8 @@ static void run_shared(struct job *job)
         const int groups = winograd_groups(&job->tiles);
         job->part_groups = winograd_part(groups, job->w->panels, groups, job->pool);
         job->parts = div_up(groups, job->part_groups);
-        pool_run(job->pool, groups, input_item, job);
+        job->input_parts = winograd_input_parts(&job->tiles, job->pool);
+        pool_run(job->pool, groups * job->input_parts, input_item, job);
         pool_run(job->pool, job->w->panels * job->parts, product_item, job);
     }
 }
@@ -265,7 +272,7 @@ static void block_item(void *ctx, int item, int worker)
     winograd_go_to_block(&job.tiles, item);
     const int groups = winograd_groups(&job.tiles);
     for (int g = 0; g < groups; g++)
-        input_item(&job, g, worker);
+        make_v(&job, winograd_input_range(&job.tiles, 1, g), worker);
     for (int p = 0; p < job.w->panels; p++)
         run_groups(&job, &m, p, job.u + (size_t)p * job.u_panel, 0, job.w->channels, 0, groups,
                    (struct coming){0});

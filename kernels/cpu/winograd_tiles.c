@@ -57,6 +57,17 @@ int winograd_part(int groups, int panels, int most, const struct pool *pool)
     return min_int(most, div_up(groups, min_int(groups, parts)));
 }
 
+int winograd_input_parts(const struct winograd_tiles *t, const struct pool *pool)
+{
+    return min_int(t->group, div_up(ITEMS_A_THREAD * pool_threads(pool), winograd_groups(t)));
+}
+
+struct winograd_range winograd_input_range(const struct winograd_tiles *t, int parts, int i)
+{
+    const int group = i / parts, part = i % parts, tiles = winograd_group_tiles(t, group);
+    return (struct winograd_range){group, tiles * part / parts, tiles * (part + 1) / parts};
+}
+
 void winograd_end_group(const struct winograd_tiles *t, const struct gemm_args *a, const struct row_ops *rows,
                         int nr, int group, int p, const float *outputs, unsigned ended)
 {

@@ -22,6 +22,11 @@ struct winograd_tile {
     int y, x; /* its first output */
 };
 
+/* Tiles FIRST to END of a group of the block. */
+struct winograd_range {
+    int group, first, end;
+};
+
 struct winograd_tiles winograd_cut(tensor y, int rows, int cols, int group);
 /* Groups of a block: so many that U is made seldom, and their V, GROUP_BYTES each, stays in the last level
  * and in cpu_state.winograd. */
@@ -33,6 +38,11 @@ int winograd_blocks(const struct winograd_tiles *t);
 void winograd_go_to_block(struct winograd_tiles *t, int i);
 /* Groups of a block that an item takes for one of PANELS, MOST or fewer, so that all threads have work. */
 int winograd_part(int groups, int panels, int most, const struct pool *pool);
+
+/* Items that V of each group of a block is made in, so that all threads have work; which tiles are item I's.
+ */
+int winograd_input_parts(const struct winograd_tiles *t, const struct pool *pool);
+struct winograd_range winograd_input_range(const struct winograd_tiles *t, int parts, int i);
 
 static inline int winograd_groups(const struct winograd_tiles *t)
 {
