@@ -2,10 +2,12 @@
 #include "test.h"
 
 #include <cjson/cJSON.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <unistd.h>
 
+#include "../../src/base/thread_place.h"
 #include "buffer.h"
 #include "config.h"
 #include "json.h"
@@ -220,6 +222,104 @@ TEST(late_workers_do_what_there_is_by_then)
     }
     for (int i = 0; i < 3; i++)
         CHECK(memcmp(all[i].sum, want[i], sizeof want[i]) == 0, "sums of context %d", i);
+    pool_close(&pool);
+}
+
+/* A thread that holds an item and does nothing for it until something is written to its pipe. */
+struct idler {
+    struct thread_place place;
+    int pipe[2];
+    _Atomic bool ready;
+    bool stays, moved, back;
+    cpu_set_t mask;
+};
+
+static void *idle_main(void *arg)
+{
+    struct idler *t = arg;
+    cpu_set_t now;
+    char byte;
+    thread_arrives(&t->place);
+    thread_takes(&t->place);
+    atomic_store(&t->ready, true);
+    if (read(t->pipe[0], &byte, 1) != 1 || sched_getaffinity(0, sizeof now, &now) != 0)
+        abort();
+    t->moved = CPU_COUNT(&now) == 1;
+    thread_has_done(&t->place, &t->mask, t->stays);
+    if (sched_getaffinity(0, sizeof now, &now) != 0)
+        abort();
+    t->back = CPU_EQUAL(&now, &t->mask);
+    return NULL;
+}
+
+TEST(a_thread_that_does_not_come_on_is_brought_here_and_goes_back)
+{
+    for (int stays = 0; stays < 2; stays++) {
+        struct idler t = {.stays = stays};
+        struct thread_look look = {0};
+        pthread_t thread;
+        bool stalled = false;
+        CHECK(pipe(t.pipe) == 0 && sched_getaffinity(0, sizeof t.mask, &t.mask) == 0 &&
+              pthread_create(&thread, NULL, idle_main, &t) == 0);
+        while (!t.ready)
+            usleep(100);
+        CHECK(!thread_is_stalled(&t.place, &look, 1), "one look says nothing");
+        for (int i = 0; i < 10000 && !stalled; i++) {
+            usleep(100);
+            stalled = thread_is_stalled(&t.place, &look, 1);
+        }
+        CHECK(stalled);
+        CHECK(!thread_is_stalled(&t.place, &look, 2), "nor one at another run");
+        CHECK(thread_pull(&t.place) && !thread_pull(&t.place), "once");
+        CHECK(write(t.pipe[1], "x", 1) == 1);
+        pthread_join(thread, NULL);
+        CHECK(CPU_COUNT(&t.mask) == 1 || t.moved);
+        CHECK(t.back);
+        CHECK(!thread_is_stalled(&t.place, &look, 2) && !thread_pull(&t.place), "it holds nothing");
+        close(t.pipe[0]);
+        close(t.pipe[1]);
+    }
+}
+
+struct sleepers {
+    int sleeps; /* the worker that sleeps in its items; -1: all but the caller */
+    cpu_set_t mask;
+    bool is_free[3];
+    _Atomic int done;
+};
+
+static void sleep_or_look(void *ctx, int item, int worker)
+{
+    struct sleepers *s = ctx;
+    cpu_set_t now;
+    (void)item;
+    s->is_free[worker] = sched_getaffinity(0, sizeof now, &now) == 0 && CPU_EQUAL(&now, &s->mask);
+    if (worker == s->sleeps || (s->sleeps < 0 && worker > 0))
+        usleep(2000);
+    s->done++;
+}
+
+/* One that sleeps looks like one that has lost its core: it is moved, and may go everywhere again afterwards.
+ * On a busy machine one may really have lost its core when it looks, so each has many looks. */
+TEST(threads_that_were_moved_are_free_again)
+{
+    struct error err = {0};
+    struct pool *pool = NULL;
+    struct sleepers s = {0};
+    CHECK(sched_getaffinity(0, sizeof s.mask, &s.mask) == 0);
+    CHECK(pool_open(&pool, 3, &err) == 0, "%s", err.msg);
+    for (int round = 0; round < 60; round++) {
+        s.sleeps = round % 3 - 1;
+        s.done = 0;
+        pool_run(pool, 5, sleep_or_look, &s);
+        CHECK(s.done == 5);
+    }
+    memset(s.is_free, 0, sizeof s.is_free);
+    for (int round = 0; round < 300 && !(s.is_free[0] && s.is_free[1] && s.is_free[2]); round++) {
+        s.sleeps = round % 3;
+        pool_run(pool, 6, sleep_or_look, &s);
+    }
+    CHECK(s.is_free[0] && s.is_free[1] && s.is_free[2]);
     pool_close(&pool);
 }
 
