@@ -50,16 +50,28 @@ static int take_token(struct hub *h, const char *text, const char *from, struct 
     return 0;
 }
 
+/* Where `hf auth login` keeps the token: HF_TOKEN_PATH, else in HF_HOME, else in the user's cache. A "~" at
+ * the beginning of the first two is HOME. False: nowhere. */
+static bool token_path(char path[PATH_MAX])
+{
+    const char *file = env("HF_TOKEN_PATH"), *hf = env("HF_HOME"), *cache = env("XDG_CACHE_HOME");
+    const char *home = env("HOME"), *at = file ? file : hf ? hf : cache;
+    const char *below = file ? "" : hf ? "/token" : "/huggingface/token";
+    bool tilde = at && at[0] == '~' && (at[1] == '/' || !at[1]);
+
+    if (!home && (tilde || !at))
+        return false;
+    int n = tilde ? snprintf(path, PATH_MAX, "%s%s%s", home, at + 1, below)
+            : at  ? snprintf(path, PATH_MAX, "%s%s", at, below)
+                  : snprintf(path, PATH_MAX, "%s/.cache%s", home, below);
+    return n > 0 && n < PATH_MAX;
+}
+
 /* The token that `hf auth login` keeps. */
 static int stored_token(struct hub *h, struct error *err)
 {
     char path[PATH_MAX], text[sizeof h->token];
-    const char *file = env("HF_TOKEN_PATH"), *hf = env("HF_HOME"), *home = env("HOME");
-    int n = file   ? snprintf(path, sizeof path, "%s", file)
-            : hf   ? snprintf(path, sizeof path, "%s/token", hf)
-            : home ? snprintf(path, sizeof path, "%s/.cache/huggingface/token", home)
-                   : -1;
-    FILE *f = n > 0 && n < (int)sizeof path ? fopen(path, "re") : NULL;
+    FILE *f = token_path(path) ? fopen(path, "re") : NULL;
     if (!f)
         return 0;
     text[fread(text, 1, sizeof text - 1, f)] = '\0';

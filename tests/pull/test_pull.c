@@ -78,6 +78,9 @@ static void become(char *const *args)
         dup2(err, STDERR_FILENO);
     dup2(out, STDOUT_FILENO);
     unsetenv("HF_TOKEN");
+    unsetenv("HF_TOKEN_PATH");
+    unsetenv("HF_HOME");
+    unsetenv("XDG_CACHE_HOME");
     unsetenv("HF_HUB_OFFLINE");
     unsetenv("TRANSFORMERS_OFFLINE");
     unsetenv("http_proxy");
@@ -412,6 +415,37 @@ TEST(the_token_goes_to_the_hub_alone)
     CHECK(hub.tokens_at_hub == 2 && hub.tokens_at_storage == 0, "%d at the hub, %d at its storage",
           hub.tokens_at_hub, hub.tokens_at_storage);
     CHECK(!strstr(said, "secret"));
+}
+
+/* As huggingface_hub looks for what `hf auth login` stored. */
+TEST(the_stored_token_is_found)
+{
+    static const char *const places[][4] = {
+        {".cache/huggingface/token"},
+        {"xdg/huggingface/token", "XDG_CACHE_HOME=%s/xdg"},
+        {"hf/token", "XDG_CACHE_HOME=%s/xdg", "HF_HOME=%s/hf"},
+        {"hf/token", "HF_HOME=~/hf"},
+        {"secret", "HF_HOME=", "HF_TOKEN_PATH=~/secret"},
+    };
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        char text[4][200], command[600];
+        const char *env[5] = {text[0], NULL};
+        scene_lora(1000);
+        snprintf(text[0], sizeof text[0], "HOME=%s", root);
+        for (int k = 1; k < 4 && places[i][k]; k++) {
+            const char *at = strstr(places[i][k], "%s");
+            snprintf(text[k], sizeof text[k], "%.*s%s%s", (int)strcspn(places[i][k], "%"), places[i][k],
+                     at ? root : "", at ? at + 2 : "");
+            env[k] = text[k];
+            env[k + 1] = NULL;
+        }
+        snprintf(command, sizeof command, "f=%s/%s; mkdir -p ${f%%/*} && echo secret >$f", root,
+                 places[i][0]);
+        CHECK(system(command) == 0);
+        more_env = env;
+        CHECK(pull("org/name") == 0 && hub.tokens_at_hub == 2, "%s: %d", places[i][0], hub.tokens_at_hub);
+    }
+    more_env = NULL;
 }
 
 TEST(resumes_behind_a_redirect)
