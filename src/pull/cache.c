@@ -224,15 +224,22 @@ static int add_link(const char *folder, const struct file *f, struct error *err)
     return rc;
 }
 
-static int add_links(const char *folder, const struct repository *r, struct error *err)
+static bool shown(const struct cache *c, const struct file *f)
+{
+    return f->wanted || cache_has(c, f);
+}
+
+/* Links what is wanted, and what an earlier pull brought of files that have not changed since: a pull of one
+ * file of a repository that moved on would hide the rest otherwise. The index comes last. */
+static int add_links(const struct cache *c, const char *folder, const struct repository *r, struct error *err)
 {
     int rc = 0;
 
     for (size_t i = 0; i < r->count && !rc; i++)
-        if (r->files[i].wanted && strcmp(r->files[i].name, "model_index.json") != 0)
+        if (shown(c, &r->files[i]) && strcmp(r->files[i].name, "model_index.json") != 0)
             rc = add_link(folder, &r->files[i], err);
     const struct file *index = repository_find(r, "model_index.json");
-    return rc || !index || !index->wanted ? rc : add_link(folder, index, err);
+    return rc || !index || !shown(c, index) ? rc : add_link(folder, index, err);
 }
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *at)
@@ -252,13 +259,13 @@ static int show_snapshot(const struct cache *c, const struct repository *r, cons
     struct stat st;
 
     if (stat(path, &st) == 0)
-        return add_links(path, r, err);
+        return add_links(c, path, r, err);
     int rc = join(made, err, "%s/.snapshot", c->folder);
     if (rc)
         return rc;
     nftw(made, remove_one, 8, FTW_DEPTH | FTW_PHYS); /* what a killed pull left */
     rc = make_folders(made, err);
-    rc = rc ? rc : add_links(made, r, err);
+    rc = rc ? rc : add_links(c, made, r, err);
     if (!rc && rename(made, path) != 0)
         rc = io_error(err, path);
     return rc;

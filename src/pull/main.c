@@ -191,6 +191,39 @@ static void list_files(const struct model *m)
            m->cache.folder);
 }
 
+static bool in_folder(const char *folder, const char *name)
+{
+    char path[PATH_MAX];
+
+    return snprintf(path, sizeof path, "%s/%s", folder, name) < (int)sizeof path && access(path, F_OK) == 0;
+}
+
+/* What the daemon found in the snapshot BEFORE, and does not find in the one that it reads now. */
+static void warn_changed(const struct model *m, const char *before)
+{
+    for (size_t i = 0; i < m->r.count; i++) {
+        const char *name = m->r.files[i].name;
+        if (in_folder(before, name) && !in_folder(m->path, name))
+            fprintf(stderr,
+                    "latentd pull: note: %s of %s changed upstream and was not pulled again: the daemon no "
+                    "longer finds it\n",
+                    name, m->r.id);
+    }
+}
+
+static int publish(struct model *m, struct error *err)
+{
+    char before[PATH_MAX], now[PATH_MAX];
+    struct error none = {0};
+    bool had = model_find(m->cache.root, m->r.id, before, sizeof before, &none) == 0;
+    int rc = cache_publish(&m->cache, &m->r, m->path, err);
+
+    if (!rc && had && strcmp(before, m->path) != 0 &&
+        model_find(m->cache.root, m->r.id, now, sizeof now, &none) == 0 && strcmp(now, m->path) == 0)
+        warn_changed(m, before);
+    return rc;
+}
+
 static int fetch(const struct hub *h, struct model *m, bool quiet, struct error *err)
 {
     struct progress p;
@@ -215,7 +248,7 @@ static int fetch(const struct hub *h, struct model *m, bool quiet, struct error 
         progress_say(&p, "%s: everything is there", m->r.id);
     rc = transfer_files(h, &m->cache, &m->r, &p, err);
     progress_close(&p);
-    return rc ? rc : cache_publish(&m->cache, &m->r, m->path, err);
+    return rc ? rc : publish(m, err);
 }
 
 /* The daemon reads what refs/main names. */

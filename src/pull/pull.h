@@ -106,7 +106,8 @@ int cache_part_open(const struct cache *c, const struct file *f, int *fd, int64_
 int cache_part_finish(const struct cache *c, const struct file *f, int fd, struct error *err);
 /* Bytes that are still to come, and whether the disk has room for them. */
 int cache_check_space(const struct cache *c, const struct repository *r, int64_t *missing, struct error *err);
-/* Shows the wanted files in snapshots/<commit>, all of whose blobs are there, then sets refs/<revision>.
+/* Shows the wanted files in snapshots/<commit>, all of whose blobs are there, and the listed ones whose blobs
+ * an earlier pull left; then sets refs/<revision>.
  * Writes the snapshot's folder into PATH[PATH_MAX]. */
 int cache_publish(const struct cache *c, const struct repository *r, char *path, struct error *err);
 /* "7.8 GB" into TEXT. */

@@ -63,10 +63,15 @@ static void send_head(int fd, int status, const char *headers, int64_t length)
     send_all(fd, text, (size_t)n);
 }
 
+static const char *commit(void)
+{
+    return hub.commit ? hub.commit : HUB_COMMIT;
+}
+
 static void send_list(int fd, bool head)
 {
     char *text = calloc(1, 65536);
-    size_t n = (size_t)sprintf(text, "{\"sha\":\"" HUB_COMMIT "\",\"siblings\":[");
+    size_t n = (size_t)sprintf(text, "{\"sha\":\"%s\",\"siblings\":[", commit());
 
     for (int i = 0; i < hub.count; i++) {
         const struct hub_file *f = &hub.files[i];
@@ -142,7 +147,7 @@ static void send_file(int fd, const struct hub_file *f, const char *request, boo
     char headers[600];
     const char *range = strstr(request, "\r\nRange: bytes=");
     int64_t from = range && !hub.no_ranges ? strtoll(range + 15, NULL, 10) : 0;
-    int n = snprintf(headers, sizeof headers, "ETag: \"%s\"\r\nX-Repo-Commit: " HUB_COMMIT "\r\n", f->digest);
+    int n = snprintf(headers, sizeof headers, "ETag: \"%s\"\r\nX-Repo-Commit: %s\r\n", f->digest, commit());
 
     if (from >= f->size && from > 0) {
         send_head(fd, 416, NULL, 0);
@@ -204,7 +209,7 @@ static void answer(int fd, const char *request)
         return;
     }
     add(&hub.tokens_at_hub, token);
-    snprintf(resolve, sizeof resolve, "/resolve/" HUB_COMMIT "/");
+    snprintf(resolve, sizeof resolve, "/resolve/%s/", commit());
     if (strncmp(path, prefix, strlen(prefix)) != 0) {
         send_head(fd, 404, NULL, 0);
     } else if (strncmp(path + strlen(prefix), "/api/models/", 12) == 0) {

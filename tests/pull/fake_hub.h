@@ -20,6 +20,7 @@ struct hub_file {
 struct hub_scene {
     struct hub_file files[HUB_FILES];
     int count;
+    const char *commit;          /* what every revision is now; NULL: HUB_COMMIT */
     const char *prefix;          /* of all paths, "" or "/hub" */
     const char *raw_name;        /* one more name in the list, as JSON */
     bool no_blobs;               /* the list has names only, as of older mirrors */

@@ -716,6 +716,32 @@ TEST(revisions)
     CHECK(pull("org/name --revision " HUB_COMMIT) == 0 && !there(CACHE "/refs/" HUB_COMMIT));
 }
 
+#define MOVED "89abcdef0123456789abcdef0123456789abcdef"
+
+/* One file is pulled again after the repository moved on. What is as it was stays in sight of the daemon;
+ * what changed and was not pulled is named. */
+TEST(a_part_of_a_repository_that_moved)
+{
+    scene_pipeline();
+    CHECK(pull("org/name --alone") == 0, "%s", said);
+    hub.commit = MOVED;
+    hub_add("vae/config.json", "changed too", 11, false);
+    for (int i = 0; i < hub.count - 1; i++)
+        if (strcmp(hub.files[i].name, "vae/config.json") == 0)
+            hub.files[i] = hub.files[--hub.count];
+    int before = hub.bodies;
+    CHECK(pull("org/name/v1.safetensors --alone") == 0, "%s", said);
+    CHECK(hub.bodies == before + 1, "%d more bodies", hub.bodies - before);
+    CHECK(there(CACHE "/snapshots/" MOVED "/v1.safetensors") &&
+          there(CACHE "/snapshots/" MOVED "/model_index.json") &&
+          there(CACHE "/snapshots/" MOVED "/unet/diffusion_pytorch_model.fp16.safetensors"));
+    CHECK(!there(CACHE "/snapshots/" MOVED "/vae/config.json") &&
+          !there(CACHE "/snapshots/" MOVED "/model.ckpt"));
+    CHECK(says("note: vae/config.json of org/name changed upstream"));
+    CHECK(pull("org/name --alone") == 0 && there(CACHE "/snapshots/" MOVED "/vae/config.json"));
+    CHECK(!strstr(said, "note:"), "%s", said);
+}
+
 TEST(offline)
 {
     static const char *const env[] = {"HF_HUB_OFFLINE=1", NULL};
