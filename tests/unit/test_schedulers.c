@@ -377,6 +377,9 @@ TEST(bad_configs_are_refused_by_name)
                    "solver_order");
     expect_refusal("{\"_class_name\": \"DPMSolverMultistepScheduler\", \"variance_type\": \"learned\"}",
                    ERR_UNSUPPORTED, "variance_type");
+    expect_refusal(
+        "{\"_class_name\": \"DPMSolverSinglestepScheduler\", \"variance_type\": \"learned_range\"}",
+        ERR_UNSUPPORTED, "variance_type");
     expect_refusal("{\"_class_name\": \"DPMSolverSDEScheduler\", \"noise_sampler_seed\": 3}", ERR_UNSUPPORTED,
                    "noise_sampler_seed");
     expect_refusal("{\"_class_name\": \"KDPM2DiscreteScheduler\", \"prediction_type\": \"sample\"}",
@@ -407,6 +410,21 @@ TEST(bad_configs_are_refused_by_name)
                    ERR_FORMAT, "only one");
     expect_refusal("{\"_class_name\": \"EulerDiscreteScheduler\", \"timestep_spacing\": \"even\"}",
                    ERR_UNSUPPORTED, "trailing");
+}
+
+/* What DPMSolver….from_config(ddpm.config) saves: DDPM's variance_type stays in the file. */
+TEST(fixed_variances_of_another_class_are_ignored)
+{
+    static const char *const classes[] = {"DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"};
+    for (int i = 0; i < 2; i++) {
+        struct scheduler_config *c;
+        struct error err;
+        char text[200];
+        snprintf(text, sizeof text, "{\"_class_name\": \"%s\", \"variance_type\": \"fixed_small\"}",
+                 classes[i]);
+        CHECK(load_text(&c, text, &err) == 0, "%s", err.msg);
+        scheduler_config_close(&c);
+    }
 }
 
 TEST(missing_config_names_the_file)
