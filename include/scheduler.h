@@ -11,8 +11,9 @@ struct scheduler;
 /* Reads DIR/scheduler_config.json. An unknown _class_name is ERR_UNSUPPORTED and lists the known ones; so is
  * a field whose value is not built (names it). */
 int scheduler_config_load(struct scheduler_config **c, const char *dir, struct error *err);
-/* The same file under another class, as diffusers' CLASS.from_config(config, timestep_spacing=SPACING) reads
- * it: fields that it does not give take the new class's defaults. SPACING NULL: as the file says. */
+/* The same file under the class that model_index.json names, or a rule, as diffusers'
+ * CLASS.from_config(config, timestep_spacing=SPACING) reads it: fields that it does not give take that
+ * class's defaults. CLASS_NAME "" or NULL, SPACING NULL: as the file says. */
 int scheduler_config_load_as(struct scheduler_config **c, const char *dir, const char *class_name,
                              const char *spacing, struct error *err);
 void scheduler_config_close(struct scheduler_config **c);

@@ -39,6 +39,7 @@ struct source {
     const char *variant; /* "fp16" or NULL */
     bool single_file;    /* one checkpoint in the original naming, see model_files.h */
     bool own_checker;    /* the index names a safety checker */
+    char scheduler[128], low_res_scheduler[128]; /* the classes that the index names, or "" */
 };
 
 /* "DIR/NAME" into PATH[PATH_MAX]. */
@@ -107,6 +108,14 @@ static bool names_component(const cJSON *index, const char *name)
     return cJSON_IsString(cJSON_GetArrayItem(cJSON_GetObjectItemCaseSensitive(index, name), 1));
 }
 
+/* Its class into NAME[SIZE]; "" when there is none. */
+static void read_class(const cJSON *index, const char *component, char *name, size_t size)
+{
+    const cJSON *pair = cJSON_GetObjectItemCaseSensitive(index, component);
+    const char *value = cJSON_GetStringValue(cJSON_GetArrayItem(pair, 1));
+    snprintf(name, size, "%s", value ? value : "");
+}
+
 static int check_components(const cJSON *index, const char *path, enum family family, struct error *err)
 {
     static const char *const of_pictures[] = {"scheduler", "tokenizer",   "text_encoder",  "unet",
@@ -145,16 +154,19 @@ static int read_index(struct model *m, struct source *s, struct error *err)
     m->zeros_for_empty_prompt = json_bool(&r, "force_zeros_for_empty_prompt", true);
     m->aesthetics_score = json_bool(&r, "requires_aesthetics_score", false);
     m->max_noise_level = json_int(&r, "max_noise_level", 350, 0, 1000000);
+    read_class(tree, "scheduler", s->scheduler, sizeof s->scheduler);
+    read_class(tree, "low_res_scheduler", s->low_res_scheduler, sizeof s->low_res_scheduler);
     s->own_checker = m->family != FAMILY_VIDEO && names_component(tree, "safety_checker");
     cJSON_Delete(tree);
     return err->code;
 }
 
-/* The scheduler that the repository names, except where the ai-runner forces another (contract 3.5). */
+/* The scheduler of the class that the index names, whatever its config says, as in diffusers; except where
+ * the ai-runner forces another (contract 3.5). A single file's index names none. */
 static int load_scheduler(struct model *m, const struct source *s, struct error *err)
 {
     char path[PATH_MAX];
-    const char *class_name = NULL, *spacing = NULL;
+    const char *class_name = s->scheduler, *spacing = NULL;
     if (rules_lightning_steps(m->id)) {
         class_name = "EulerDiscreteScheduler";
         spacing = "trailing";
@@ -168,7 +180,7 @@ static int load_scheduler(struct model *m, const struct source *s, struct error 
         scheduler_config_stable_diffusion(m->scheduler);
     if (m->family != FAMILY_UPSCALE || (rc = component(path, s, "low_res_scheduler", err)))
         return rc;
-    return scheduler_config_load(&m->low_res_scheduler, path, err);
+    return scheduler_config_load_as(&m->low_res_scheduler, path, s->low_res_scheduler, NULL, err);
 }
 
 static int load_text(struct model *m, const struct source *s, struct error *err)

@@ -120,17 +120,25 @@ static void refuse(const struct json_reader *r, const char *key)
         error_set(r->err, ERR_UNSUPPORTED, "%s: \"%s\" is not built; accepted is false", r->file, key);
 }
 
-static const struct scheduler_class *find_class(const struct json_reader *r)
+/* NAME: the class that the caller asks for; "" or NULL: the file's. */
+static const struct scheduler_class *find_class(const struct json_reader *r, const char *name)
 {
-    const char *names[CLASS_COUNT + 1] = {NULL};
-    for (int i = 0; i < CLASS_COUNT; i++)
-        names[i] = classes[i]->name;
-    if (!json_string(r, "_class_name", NULL)) {
+    bool given = name && *name;
+    const char *names[CLASS_COUNT + 1] = {NULL}, *asked = given ? name : json_string(r, "_class_name", NULL);
+    char list[800];
+    if (!asked) {
         error_set(r->err, ERR_FORMAT, "%s: \"_class_name\" is missing", r->file);
         return NULL;
     }
-    int i = pick(r, "_class_name", names, -1);
-    return i < 0 ? NULL : classes[i];
+    for (int i = 0; i < CLASS_COUNT; i++) {
+        names[i] = classes[i]->name;
+        if (strcmp(asked, names[i]) == 0)
+            return classes[i];
+    }
+    error_set(r->err, ERR_UNSUPPORTED, "%s: the scheduler class \"%.80s\"%s is not built, accepted are %s",
+              r->file, asked, given ? " that model_index.json names" : "",
+              list_names(names, list, sizeof list));
+    return NULL;
 }
 
 static void read_trained_betas(const struct json_reader *r, struct scheduler_config *c)
@@ -356,9 +364,9 @@ int scheduler_config_load_as(struct scheduler_config **out, const char *dir, con
         return err->code;
     c = calloc(1, sizeof *c);
     struct json_reader r = {tree, path, err};
-    if (!c || !override(tree, "_class_name", class_name) || !override(tree, "timestep_spacing", spacing))
+    if (!c || !override(tree, "timestep_spacing", spacing))
         error_set(err, ERR_NOMEM, "%s: no memory to hold it", path);
-    else if ((c->kind = find_class(&r))) {
+    else if ((c->kind = find_class(&r, class_name))) {
         read_betas(&r, c);
         read_common(&r, c);
         read_curve(&r, c);

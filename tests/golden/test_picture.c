@@ -175,7 +175,7 @@ TEST(same_request_same_bytes_after_other_jobs)
     backend_close(&be);
 }
 
-/* A picture of the tiny model with SCHEDULER as its scheduler's config. */
+/* A picture of the tiny model as a DDIM model, with SCHEDULER as its scheduler's config. */
 static bool tiny_picture(const char *scheduler, struct image *im)
 {
     char shelf[] = "/tmp/latentd-shelf-XXXXXX", command[300], path[200];
@@ -187,7 +187,10 @@ static bool tiny_picture(const char *scheduler, struct image *im)
     struct error err = {0};
     if (!CHECK(mkdtemp(shelf) != NULL))
         return false;
-    snprintf(command, sizeof command, "cp -r tests/api/data/latentd %s/", shelf);
+    snprintf(command, sizeof command,
+             "cp -r tests/api/data/latentd %s/ && sed -i s/PNDMScheduler/DDIMScheduler/ "
+             "%s/latentd/tiny/model_index.json",
+             shelf, shelf);
     bool made = CHECK(system(command) == 0);
     snprintf(path, sizeof path, "%s/latentd/tiny/scheduler/scheduler_config.json", shelf);
     FILE *f = fopen(path, "w");
@@ -208,15 +211,26 @@ static bool tiny_picture(const char *scheduler, struct image *im)
 /* StableDiffusionPipeline sets steps_offset 1 and clip_sample false where an old config says otherwise. */
 TEST(old_scheduler_configs_are_corrected_as_diffusers_does)
 {
-#define DDIM                                                                                                 \
-    "{\"_class_name\":\"DDIMScheduler\",\"beta_start\":0.00085,\"beta_end\":0.012,\"beta_schedule\":"        \
-    "\"scaled_linear\",\"set_alpha_to_one\":false,"
+#define FIELDS                                                                                               \
+    "\"beta_start\":0.00085,\"beta_end\":0.012,\"beta_schedule\":\"scaled_linear\",\"set_alpha_to_one\":"    \
+    "false,"
     struct image old = {0}, now = {0};
-    if (tiny_picture(DDIM "\"steps_offset\":0,\"clip_sample\":true}", &old) &&
-        tiny_picture(DDIM "\"steps_offset\":1,\"clip_sample\":false}", &now))
+    if (tiny_picture("{" FIELDS "\"steps_offset\":0,\"clip_sample\":true}", &old) &&
+        tiny_picture("{" FIELDS "\"steps_offset\":1,\"clip_sample\":false}", &now))
         CHECK(memcmp(old.rgb, now.rgb, 3 * 64 * 64) == 0, "steps_offset or clip_sample made a difference");
     image_free(&old);
     image_free(&now);
+}
+
+/* diffusers takes the class from model_index.json, and gives it the config whatever class that names. */
+TEST(the_index_names_the_class_of_the_scheduler)
+{
+    struct image other = {0}, same = {0};
+    if (tiny_picture("{\"_class_name\":\"EulerDiscreteScheduler\"," FIELDS "\"steps_offset\":1}", &other) &&
+        tiny_picture("{\"_class_name\":\"DDIMScheduler\"," FIELDS "\"steps_offset\":1}", &same))
+        CHECK(memcmp(other.rgb, same.rgb, 3 * 64 * 64) == 0, "the class is the config's");
+    image_free(&other);
+    image_free(&same);
 }
 
 TEST(bad_sizes_are_refused_before_any_work)

@@ -25,8 +25,9 @@ static void write_index(const char *path, bool checker)
     FILE *f = fopen(path, "wb");
     must(f != NULL);
     fprintf(f,
-            "{\"_class_name\": \"StableDiffusionPipeline\", \"scheduler\": [\"a\", \"b\"], \"tokenizer\": "
-            "[\"a\", \"b\"], \"text_encoder\": [\"a\", \"b\"], \"unet\": [\"a\", \"b\"], \"vae\": [\"a\", "
+            "{\"_class_name\": \"StableDiffusionPipeline\", \"scheduler\": [\"a\", \"PNDMScheduler\"], "
+            "\"tokenizer\": [\"a\", \"b\"], \"text_encoder\": [\"a\", \"b\"], \"unet\": [\"a\", \"b\"], "
+            "\"vae\": [\"a\", "
             "\"b\"], \"safety_checker\": %s}\n",
             checker ? "[\"stable_diffusion\", \"StableDiffusionSafetyChecker\"]" : "[null, null]");
     must(fclose(f) == 0);

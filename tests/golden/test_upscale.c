@@ -388,6 +388,9 @@ TEST(models_that_lack_something_say_what)
     check_broken(be, "rm -r low_res_scheduler", ERR_NOT_FOUND, "component \"low_res_scheduler\" is missing");
     check_broken(be, "sed -i '/low_res/s/low_res_scheduler/nothing/' model_index.json", ERR_UNSUPPORTED,
                  "\"low_res_scheduler\" is null or missing");
+    check_broken(be, "sed -i s/DDPMScheduler/FlowMatchScheduler/ model_index.json", ERR_UNSUPPORTED,
+                 "low_res_scheduler/scheduler_config.json: the scheduler class \"FlowMatchScheduler\" that "
+                 "model_index.json names is not built, accepted are \"PNDMScheduler\"");
     check_broken(be, "sed -i 's/\"num_class_embeds\": 40/\"num_class_embeds\": null/' unet/config.json",
                  ERR_FORMAT, "no class labels");
     check_broken(be, "sed -i 's/\"num_class_embeds\": 40/\"num_class_embeds\": 20/' unet/config.json",
