@@ -2,7 +2,7 @@
 """Writes tests/golden/data/lora: random LoRA files in each naming for the tiny models of export_goldens.py, what diffusers
 and PEFT compute with them, and the layer names of SD 1.5 and SDXL in both spellings that kohya's trainer uses.
 
-    export_lora_goldens.py [--names | --pictures]
+    export_lora_goldens.py [--names | --pictures | --scales]
 
 Needs diffusers, peft, transformers, torch. The shelf is lora/shelf/test/NAME/…; expected.golden has the format of
 export_goldens.py. Each run of it is a base (sd or xl), a list of LoRAs with strengths, and the outputs of UNet and text
@@ -375,6 +375,58 @@ def export_pictures():
         f.writelines(lines)
 
 
+# ---- alpha that is not, or not fully, written down ----
+
+def scale_files():
+    """Under lora/scales/test: files that say alpha for some layers only, for none, by regular expressions, or beside the
+    file."""
+    global SHELF
+    SHELF = os.path.join(DATA, "lora", "scales", "test")
+    sd = load_base("sd")
+    few = {**make_layers(sd.unet, ["proj_in", "proj_out", "attn1.to_q", "attn1.to_v"], 1, 31, "unet"),
+           **make_layers(sd.text_encoder, TEXT[:4] + ["fc2"], 1, 32, "text_encoder")}
+
+    def ranks(cycle):
+        return {m: tuple(torch.cat([h] * cycle[i % len(cycle)], k).clone() for k, h in enumerate(halves))
+                for i, (m, halves) in enumerate(few.items())}
+
+    mixed = ranks([4, 1, 3, 2, 1])
+    save("mixed", peft_naming(mixed))
+    save("mixed_kohya", {k: v for k, v in kohya_naming(mixed, 1).items() if not k.endswith(".alpha")})
+    # Some of the UNet's projections have alphas, 5 as often as 3. (diffusers loses those of attention layers that are not the
+    # commonest: it looks for them under the processors' names.)
+    part = kohya_naming(ranks([2, 1]), 1)
+    projections = sorted(k for k in part if k.endswith(".alpha") and ("proj_in" in k or "proj_out" in k))
+    own = dict(zip(projections, [1, 5, 3, 3, 5, 2, 5, 3]))
+    save("part", {k: torch.tensor(float(own[k])) if k in own else v for k, v in part.items()
+                  if k in own or not k.endswith(".alpha")})
+    save("beside", peft_naming(ranks([1])))
+    with open(f"{SHELF}/beside/adapter_config.json", "w", encoding="utf-8") as f:
+        json.dump({"peft_type": "LORA", "r": 1, "lora_alpha": 16, "target_modules": ["to_q"]}, f)
+    patterns = {"^mid_block.attentions.0.proj_in": 5, "^proj_out": 6, "attn1.to_q": 7, r"up_blocks\.[0-9]+\..*\.to_(k|v)": 8,
+                r".*\.to_v": 9}
+    config = {f"unet.{k}": v for k, v in {"r": 2, "lora_alpha": 3, "alpha_pattern": patterns, "rank_pattern": {},
+                                          "target_modules": ["proj_in", "proj_out", "to_q", "to_v"]}.items()}
+    text = {"r": 2, "lora_alpha": 4, "alpha_pattern": {"^layers.0.mlp.fc2": 5, "q_proj|layers.1.mlp.fc2": 6}, "rank_pattern": {},
+            "target_modules": TEXT[:4] + ["fc2"]}
+    config.update({f"text_encoder.{k}": v for k, v in text.items()})
+    save("patterns", peft_naming(ranks([2])), metadata={"lora_adapter_metadata": json.dumps(config)})
+
+
+def export_scales():
+    """scales.txt: lines of file, network, module, alpha / rank as diffusers has it once the file is loaded."""
+    shutil.rmtree(os.path.join(DATA, "lora", "scales"), ignore_errors=True)
+    scale_files()
+    with open(f"{SHELF}/../scales.txt", "w", encoding="utf-8") as f:
+        for name in sorted(os.listdir(SHELF)):
+            pipe = load_base("sd")
+            pipe.load_lora_weights(f"{SHELF}/{name}", weight_name=file_of(name), adapter_name=name)
+            for part in ("unet", "text_encoder"):
+                for module, m in getattr(pipe, part).named_modules():
+                    if name in getattr(m, "scaling", {}):
+                        f.write(f"{name} {part} {module} {m.scaling[name]:.9g}\n")
+
+
 def main():
     torch.set_num_threads(1)
     if "--names" in sys.argv:
@@ -383,6 +435,9 @@ def main():
     if "--pictures" in sys.argv:
         with torch.no_grad():
             export_pictures()
+        return
+    if "--scales" in sys.argv:
+        export_scales()
         return
     shutil.rmtree(os.path.join(DATA, "lora"), ignore_errors=True)
     os.makedirs(SHELF)
@@ -396,6 +451,7 @@ def main():
     export_names(f"{DATA}/lora/names.txt")
     with torch.no_grad():
         export_pictures()
+    export_scales()
 
 
 if __name__ == "__main__":

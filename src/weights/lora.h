@@ -50,7 +50,8 @@ struct lora_layer {
     const struct lora_module *module;
     const struct st_tensor *down, *up;
     int rank;
-    float scale; /* alpha / rank */
+    double alpha; /* of its own tensor; NAN: there is none */
+    float scale;  /* alpha / rank; NAN: not known yet */
 };
 struct lora_file {
     char *id;
@@ -85,17 +86,20 @@ void lora_file_close(struct lora_file **file);
 const struct lora_module *lora_module_find(const struct lora_shelf *shelf, enum lora_part part,
                                            const char *name);
 
-/* ---- lora_scale.c: PEFT's own alpha, from the file's metadata or adapter_config.json ---- */
+/* ---- lora_scale.c: alpha where a layer has no tensor of it ---- */
 
 struct lora_scales;
-/* Of the file that ST has parsed, else from CONFIG, a path or "". *SCALES is NULL when there is nothing
- * written down. */
+/* PEFT's configuration: of the file that ST has parsed, else from CONFIG, a path or "". *SCALES is NULL when
+ * there is none. ST must outlive it. */
 int lora_scales_open(struct lora_scales **scales, const struct safetensors *st, const char *config,
                      struct error *err);
 void lora_scales_close(struct lora_scales **scales);
-/* alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA, of the tensor NAME; 1 when SCALES has no
- * word on it. */
-float lora_scale_of(const struct lora_scales *scales, enum lora_part part, const char *name, int rank);
+/* alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA, of the tensor NAME; NAN when SCALES has no
+ * word on it. ERR_UNSUPPORTED: a regular expression that is not built. */
+int lora_scale_of(const struct lora_scales *scales, enum lora_part part, const char *name, int rank,
+                  float *scale, struct error *err);
+/* Sets the scales that are still NAN, of all layers of a file. */
+void lora_scales_fill(struct lora_layer *layer, int layers);
 
 /* ---- lora_merge.c ---- */
 

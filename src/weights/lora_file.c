@@ -111,7 +111,7 @@ static int add_layer(struct lora_file *f, const struct lora_shelf *shelf, const 
     if (!t[LORA_DOWN])
         return 0;
     struct lora_layer *l = &f->layer[f->layers];
-    *l = (struct lora_layer){.down = t[LORA_DOWN], .up = t[LORA_UP]};
+    *l = (struct lora_layer){.down = t[LORA_DOWN], .up = t[LORA_UP], .alpha = NAN};
     l->module = lora_module_find(shelf, key->part, key->module);
     if (!l->module)
         return error_set(err, ERR_INVALID, "%s: the model has no module for \"%.200s\"", f->st.label,
@@ -120,11 +120,12 @@ static int add_layer(struct lora_file *f, const struct lora_shelf *shelf, const 
     if (rc)
         return rc;
     l->rank = (int)l->down->shape[0];
-    double alpha = 0;
-    if (t[LORA_ALPHA] && (rc = read_alpha(&f->st, t[LORA_ALPHA], &alpha, err)))
+    if (t[LORA_ALPHA] && (rc = read_alpha(&f->st, t[LORA_ALPHA], &l->alpha, err)))
         return rc;
-    l->scale =
-        t[LORA_ALPHA] ? (float)(alpha / l->rank) : lora_scale_of(scales, key->part, l->down->name, l->rank);
+    if (t[LORA_ALPHA])
+        l->scale = (float)(l->alpha / l->rank);
+    else if ((rc = lora_scale_of(scales, key->part, l->down->name, l->rank, &l->scale, err)))
+        return rc;
     f->layers++;
     return 0;
 }
@@ -140,6 +141,17 @@ static int by_place(const void *a, const void *b)
     return (x->slot > y->slot) - (x->slot < y->slot);
 }
 
+/* As PeftModel.save_pretrained names tensors; only beside such a file does adapter_config.json count, as
+ * diffusers never reads one. */
+static bool is_peft_model(const struct safetensors *st)
+{
+    static const char head[] = "base_model.model.";
+    bool found = false;
+    for (int i = 0; i < st->count && !found; i++)
+        found = strncmp(st->tensor[i].name, head, strlen(head)) == 0;
+    return found;
+}
+
 static int bind_layers(struct lora_file *f, const struct lora_shelf *shelf, const char *config,
                        struct error *err)
 {
@@ -150,7 +162,7 @@ static int bind_layers(struct lora_file *f, const struct lora_shelf *shelf, cons
     if (!named || !f->layer)
         rc = error_set(err, ERR_NOMEM, "out of memory reading a LoRA");
     else
-        rc = lora_scales_open(&scales, &f->st, config, err);
+        rc = lora_scales_open(&scales, &f->st, is_peft_model(&f->st) ? config : "", err);
     for (int i = 0; i < n && !rc; i++) {
         named[i].t = &f->st.tensor[i];
         rc = lora_key_parse(named[i].t->name, shelf->unet_layers, &named[i].key, err);
@@ -168,8 +180,10 @@ static int bind_layers(struct lora_file *f, const struct lora_shelf *shelf, cons
         rc = error_set(err, ERR_FORMAT, "%s: there is no LoRA in it", f->st.label);
     if (!rc && ignored)
         log_warning("%s: %d tensors of DoRA are left out, as diffusers does", f->st.label, ignored);
-    if (!rc)
+    if (!rc) {
+        lora_scales_fill(f->layer, f->layers);
         qsort(f->layer, (size_t)f->layers, sizeof(*f->layer), by_place);
+    }
     lora_scales_close(&scales);
     free(named);
     return rc;

@@ -1,9 +1,12 @@
-/* alpha of LoRAs that carry no alpha tensors: PEFT keeps it in LoraConfig, which diffusers writes into the
- * file's metadata ("lora_adapter_metadata", keys after "unet." and so on) and PEFT beside the file
- * (adapter_config.json). Where nothing is written down, alpha is the rank, as in diffusers. Source: peft
- * tuners/lora (scaling, use_rslora), peft utils/other.py (get_pattern_key). */
+/* alpha of LoRA layers that carry no alpha tensor: PEFT keeps it in LoraConfig, which diffusers writes into
+ * the file's metadata ("lora_adapter_metadata", keys after "unet." and so on) and PEFT beside the file
+ * (adapter_config.json). Where nothing is written down, it is what diffusers makes up. Sources: peft
+ * tuners/lora (scaling, use_rslora), peft utils/other.py (get_pattern_key), diffusers utils/peft_utils.py
+ * (get_peft_kwargs). */
 #include <cjson/cJSON.h>
+#include <ctype.h>
 #include <math.h>
+#include <regex.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +18,8 @@ enum { CONFIG_MAX = 4 << 20 };
 
 struct lora_scales {
     cJSON *tree;
-    bool prefixed; /* keys begin with the network's name */
+    const char *label; /* of the file, for error texts */
+    bool prefixed;     /* keys begin with the network's name */
 };
 
 /* A string from the file's own metadata; NULL when it is not there. Parses the header anew: few files have
@@ -52,7 +56,7 @@ int lora_scales_open(struct lora_scales **scales, const struct safetensors *st, 
         cJSON_Delete(tree);
         return error_set(err, ERR_NOMEM, "out of memory reading a LoRA");
     }
-    **scales = (struct lora_scales){.tree = tree, .prefixed = prefixed};
+    **scales = (struct lora_scales){.tree = tree, .label = st->label, .prefixed = prefixed};
     return 0;
 }
 
@@ -73,27 +77,138 @@ static const cJSON *config_item(const struct lora_scales *s, enum lora_part part
     return cJSON_GetObjectItemCaseSensitive(s->tree, full);
 }
 
-/* Whether KEY is the end of the first LEN bytes of NAME, at the border of a module. */
-static bool names_module(const char *name, size_t len, const char *key)
+/* The module of the tensor NAME, as it is called inside its network. */
+static void module_of(const char *name, char module[2 * LORA_NAME_SIZE])
 {
-    size_t n = strlen(key);
-    return n > 0 && n <= len && memcmp(name + len - n, key, n) == 0 && (n == len || name[len - n - 1] == '.');
+    static const char *const heads[] = {"base_model.model.", "unet.", "text_encoder.", "text_encoder_2.",
+                                        "base_model.model."};
+    for (size_t i = 0; i < sizeof(heads) / sizeof(*heads); i++)
+        if (strncmp(name, heads[i], strlen(heads[i])) == 0)
+            name += strlen(heads[i]);
+    const char *end = strstr(name, ".lora");
+    snprintf(module, (size_t)2 * LORA_NAME_SIZE, "%.*s", end ? (int)(end - name) : (int)strlen(name), name);
 }
 
-float lora_scale_of(const struct lora_scales *s, enum lora_part part, const char *name, int rank)
+/* Whether POSIX reads the regular expression KEY as Python does. Repeats by number, and many of '+', are left
+ * out too: glibc spells them out, which takes memory without bound. */
+static bool is_common(const char *key)
+{
+    bool in_brackets = false;
+    int pluses = 0;
+    for (const char *c = key; *c; c++) {
+        if (*c == '{' || (*c == '+' && ++pluses > 8) || (*c == '(' && c[1] == '?'))
+            return false;
+        if (*c == '[' || *c == ']')
+            in_brackets = *c == '[';
+        if (*c == '\\' && (in_brackets || (isalnum((unsigned char)c[1]) && !strchr("wWsSbB", c[1]))))
+            return false;
+        if (*c == '\\' && c[1])
+            c++;
+    }
+    return strlen(key) < LORA_NAME_SIZE;
+}
+
+/* Whether KEY of alpha_pattern, a regular expression, is MODULE's: as PEFT matches it, from the beginning or
+ * after a dot, and to the end. Most keys are plain names, or such after "^", and compared as such. */
+static int match_key(const struct lora_scales *s, const char *key, const char *module, bool *matches,
+                     struct error *err)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.";
+    const char *name = key + (*key == '^');
+    size_t n = strlen(name), len = strlen(module);
+    char whole[LORA_NAME_SIZE + 16];
+    regex_t expression;
+    if (strspn(name, plain) == n) {
+        *matches = n > 0 && n <= len && strcmp(module + len - n, name) == 0 &&
+                   (n == len || (name == key && module[len - n - 1] == '.'));
+        return 0;
+    }
+    snprintf(whole, sizeof(whole), "^(.*\\.)?(%s)$", key);
+    if (!is_common(key) || regcomp(&expression, whole, REG_EXTENDED | REG_NOSUB) != 0)
+        return error_set(err, ERR_UNSUPPORTED, "%s: \"%.200s\" in alpha_pattern cannot be read", s->label,
+                         key);
+    *matches = regexec(&expression, module, 0, NULL, 0) == 0;
+    regfree(&expression);
+    return 0;
+}
+
+int lora_scale_of(const struct lora_scales *s, enum lora_part part, const char *name, int rank, float *scale,
+                  struct error *err)
 {
     const cJSON *alpha = s ? config_item(s, part, "lora_alpha") : NULL, *item;
-    const char *end = strstr(name, ".lora");
+    char module[2 * LORA_NAME_SIZE];
+    *scale = NAN;
     if (!cJSON_IsNumber(alpha))
-        return 1;
-    size_t len = end ? (size_t)(end - name) : strlen(name);
+        return 0;
+    module_of(name, module);
     cJSON_ArrayForEach(item, config_item(s, part, "alpha_pattern"))
     {
-        if (cJSON_IsNumber(item) && names_module(name, len, item->string)) {
+        bool matches = false;
+        int rc = cJSON_IsNumber(item) ? match_key(s, item->string, module, &matches, err) : 0;
+        if (rc)
+            return rc;
+        if (matches) {
             alpha = item;
             break;
         }
     }
     bool stabilised = cJSON_IsTrue(config_item(s, part, "use_rslora"));
-    return (float)(alpha->valuedouble / (stabilised ? sqrt(rank) : rank));
+    *scale = (float)(alpha->valuedouble / (stabilised ? sqrt(rank) : rank));
+    return 0;
+}
+
+/* ---- What diffusers makes up ---- */
+
+/* The alpha that most layers of PART have; among those of the same count the first in the file. NAN: no layer
+ * has one. */
+static double common_alpha(const struct lora_layer *layer, int layers, enum lora_part part)
+{
+    const struct lora_layer *best = NULL;
+    int most = 0;
+    for (int i = 0; i < layers; i++) {
+        const struct lora_layer *l = &layer[i];
+        int count = 0;
+        for (int k = 0; k < layers && l->module->part == part && !isnan(l->alpha); k++)
+            count += layer[k].module->part == part && layer[k].alpha == l->alpha;
+        if (count > most || (count && count == most && l->down->begin < best->down->begin)) {
+            most = count;
+            best = l;
+        }
+    }
+    return best ? best->alpha : NAN;
+}
+
+/* Whether A comes before B where diffusers looks for the first: in the UNet's file, and among the text
+ * encoder's modules, of which k and v come before q there. */
+static bool comes_first(const struct lora_layer *a, const struct lora_layer *b)
+{
+    if (a->module->part == LORA_UNET)
+        return a->down->begin < b->down->begin;
+    if (a->module->item != b->module->item)
+        return a->module->item < b->module->item;
+    return (a->module->slot + 2) % 3 < (b->module->slot + 2) % 3;
+}
+
+static double first_rank(const struct lora_layer *layer, int layers, enum lora_part part)
+{
+    const struct lora_layer *first = NULL;
+    for (int i = 0; i < layers; i++)
+        if (layer[i].module->part == part && (!first || comes_first(&layer[i], first)))
+            first = &layer[i];
+    return first ? first->rank : 1;
+}
+
+/* alpha is the commonest of the part's, else the rank of its first layer, whatever the ranks of the others.
+ */
+void lora_scales_fill(struct lora_layer *layer, int layers)
+{
+    double alpha[LORA_PARTS];
+    for (int part = 0; part < LORA_PARTS; part++) {
+        alpha[part] = common_alpha(layer, layers, (enum lora_part)part);
+        if (isnan(alpha[part]))
+            alpha[part] = first_rank(layer, layers, (enum lora_part)part);
+    }
+    for (int i = 0; i < layers; i++)
+        if (isnan(layer[i].scale))
+            layer[i].scale = (float)(alpha[layer[i].module->part] / layer[i].rank);
 }

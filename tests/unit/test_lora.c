@@ -443,6 +443,87 @@ TEST(a_file_cut_short_or_changed_is_refused_and_the_next_request_works)
     fixture_close(&x);
 }
 
+/* ---- Strength ---- */
+
+static const struct lora_file *open_file(const struct fixture *x, const char *id)
+{
+    for (int i = 0; i < LORA_FILES_MAX; i++)
+        if (x->shelf->file[i] && strcmp(x->shelf->file[i]->id, id) == 0)
+            return x->shelf->file[i];
+    return NULL;
+}
+
+static void check_scale(const struct fixture *x, const struct lora_file *f, enum lora_part part,
+                        const char *module, float want)
+{
+    char name[LORA_NAME_SIZE];
+    float scale = NAN;
+    lora_module_name(part, module, name);
+    const struct lora_module *m = lora_module_find(x->shelf, part, name);
+    for (int i = 0; i < f->layers; i++)
+        if (f->layer[i].module == m)
+            scale = f->layer[i].scale;
+    CHECK(fabsf(scale - want) <= 1e-6f * want, "%s %s: %g, in diffusers %g", f->id, module, (double)scale,
+          (double)want);
+}
+
+/* Lines of scales.txt: file, network, module, what diffusers makes of it. */
+TEST(alpha_that_is_not_written_down_is_that_of_diffusers)
+{
+    struct fixture x;
+    char line[300], name[40], part[40], module[200], id[60];
+    float want;
+    int seen = 0;
+    FILE *list = fopen(LORA "scales/scales.txt", "r");
+    if (fixture_open(&x) && CHECK(list != NULL)) {
+        run("cp -r " LORA "scales/test %s/models/%s", root, "scales");
+        while (fgets(line, sizeof(line), list) &&
+               CHECK(sscanf(line, "%39s %39s %199s %f", name, part, module, &want) == 4)) {
+            snprintf(id, sizeof(id), "scales/%s", name);
+            if (!open_file(&x, id) && !CHECK(try_lora(&x, id, 1) == 0, "%s", x.err.msg))
+                break;
+            check_scale(&x, open_file(&x, id), *part == 'u' ? LORA_UNET : LORA_TEXT, module, want);
+            seen++;
+        }
+        CHECK(seen == 5 * (28 + 15), "%d", seen);
+    }
+    if (list)
+        fclose(list);
+    fixture_close(&x);
+}
+
+#define METADATA(pattern)                                                                                    \
+    "{\"__metadata__\":{\"lora_adapter_metadata\":\"{\\\"unet.lora_alpha\\\":3,"                             \
+    "\\\"unet.alpha_pattern\\\":{\\\"" pattern "\\\":2}}\"},"
+
+TEST(expressions_that_are_read_otherwise_here_are_refused)
+{
+    static const char *const bad[] = {
+        METADATA("(?:a|b)"),
+        METADATA("a{1,9}"),
+        METADATA("a[\\\\\\\\d]"),
+        METADATA("\\\\\\\\d"),
+        METADATA("((a|b)\\\\\\\\1"),
+        METADATA("(a"),
+        METADATA("a+b+c+d+e+f+g+h+i+"),
+    };
+    static const char pair[] = PAIR("unet.mid_block.attentions.0.proj_in", "[1,20]", "40", "[20,1]", "80");
+    struct fixture x;
+    char header[1000];
+    if (fixture_open(&x)) {
+        for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+            snprintf(header, sizeof(header), "%s%s", bad[i], pair + 1);
+            write_lora("bad", header, 80);
+            check_refused(&x, "org/bad", "Unable to load LoRas for adapter 'org/bad'");
+        }
+        snprintf(header, sizeof(header), "%s%s", METADATA("mid.*[a-z_]+(in|out)"), pair + 1);
+        write_lora("bad", header, 80);
+        CHECK(try_lora(&x, "org/bad", 1) == 0, "%s", x.err.msg);
+        check_scale(&x, open_file(&x, "org/bad"), LORA_UNET, "mid_block.attentions.0.proj_in", 2);
+    }
+    fixture_close(&x);
+}
+
 TEST(twelve_files_stay_open_and_the_oldest_goes)
 {
     struct fixture x;
