@@ -175,9 +175,9 @@ tensor blend(pass *p, tensor a, tensor b, float share);
 tensor concat_channels(pass *p, tensor a, tensor b);
 /* [N, H, W, C] -> [N, 2H, 2W, C]. */
 tensor upsample_nearest(pass *p, tensor x);
-/* The same, cut to [N, H, W, C] with H, W twice x's or one less: diffusers' upsample_size, for odd sizes.
- * Both ops share one slot, y[n][i][j] = x[n][i / 2][j / 2] for i < y.h, j < y.w; it gets one picture when y.h
- * is odd. */
+/* The same to [N, H, W, C] with H, W twice x's, one less or one more: diffusers' upsample_size, for odd
+ * sizes. Both ops share one slot, y[n][i][j] = x[n][i * x.h / y.h][j * x.w / y.w] (i / 2 but for one more);
+ * it gets one picture when y.h is odd. */
 tensor upsample_nearest_to(pass *p, tensor x, int h, int w);
 /* tokens[ids[n][t]] + positions[t]; ids is host memory [N, T] -> [N, 1, T, C]. An id out of range is
  * ERR_INVALID. */

@@ -3,6 +3,7 @@
 #include "ops.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "backend.h"
@@ -411,8 +412,8 @@ tensor upsample_nearest(pass *p, tensor x)
 tensor upsample_nearest_to(pass *p, tensor x, int h, int w)
 {
     tensor y = {.n = x.n, .h = h, .w = w, .c = x.c};
-    if (!pass_failed(p) && ((h + 1) / 2 != x.h || (w + 1) / 2 != x.w))
-        bad_shape(p, "upsample_nearest_to", y, "is not twice the input, or one less");
+    if (!pass_failed(p) && (abs(h - 2 * x.h) > 1 || abs(w - 2 * x.w) > 1))
+        bad_shape(p, "upsample_nearest_to", y, "is not twice the input, one less or one more");
     y = tensor_new(p, x.n, h, w, x.c, p->be->dtype);
     if (!pass_failed(p))
         p->be->ops.upsample_nearest(p->be, y, x, p->err);

@@ -334,7 +334,8 @@ CASES = {
         **types("x-", "-x")),
     # LCM's guidance embedding; deep transformers; the rarer fields
     "unet_lcm": lambda d: unet_case(
-        d, 5, torch.bfloat16, [dict(n=1, h=8, w=8, timesteps=[999, 759]), dict(n=2, h=4, w=10, timesteps=[259])],
+        d, 5, torch.bfloat16, [dict(n=1, h=8, w=8, timesteps=[999, 759]), dict(n=2, h=4, w=10, timesteps=[259]),
+                               dict(n=1, h=9, w=7, timesteps=[500])],
         block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=12, attention_head_dim=2, norm_num_groups=2,
         time_cond_proj_dim=14, transformer_layers_per_block=(1, 2), downsample_padding=0, flip_sin_to_cos=False,
         freq_shift=1, norm_eps=1e-6, conv_in_kernel=1, conv_out_kernel=1, in_channels=5, out_channels=3, sample_size=8,

@@ -248,7 +248,8 @@ def upsample_nearest():
     """arrays: x, y."""
     x = torch.randn(2, 5, 3, 4)
     yield case(arrays=[nhwc(x), nhwc(F.interpolate(x, scale_factor=2.0, mode="nearest"))])
-    for h, w in [(6, 7), (5, 8), (5, 7)]:  # Upsample2D with output_size, as for latents of odd size
+    # Upsample2D with output_size, as for latents of odd size; one more than twice after a UNet with downsample_padding 0
+    for h, w in [(6, 7), (5, 8), (5, 7), (7, 9), (6, 9), (7, 7)]:
         yield case(arrays=[nhwc(x[:1]), nhwc(F.interpolate(x[:1], size=(h, w), mode="nearest"))])
     wide = torch.randn(1, 2, 13, 29)
     yield case(arrays=[nhwc(wide), nhwc(F.interpolate(wide, size=(25, 57), mode="nearest"))])

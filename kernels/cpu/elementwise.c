@@ -76,7 +76,8 @@ static void concat_row(const struct job *job, size_t r)
 static void upsample_row(const struct job *job, size_t r)
 {
     size_t w = (size_t)job->y.w, h = (size_t)job->y.h, x = r % w, line = r / w; /* line = n * H + row */
-    size_t src = (line / h * (size_t)job->a.h + line % h / 2) * (size_t)job->a.w + x / 2;
+    size_t a_w = (size_t)job->a.w, a_h = (size_t)job->a.h;
+    size_t src = (line / h * a_h + line % h * a_h / h) * a_w + x * a_w / w;
     job->rows->convert(row_of(job->y, r), job->y.dtype, row_of(job->a, src), job->a.dtype, (size_t)job->y.c);
 }
 

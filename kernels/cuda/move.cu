@@ -125,6 +125,12 @@ template <bool PIECES> __global__ void __launch_bounds__(THREADS) repeat_rows(co
         x.put(a, row + (size_t)i * a.rows, column);
 }
 
+/* The first of Y rows that is read from row H of X; with H = X their end. */
+DEVICE int first_copy(int h, int x, int y)
+{
+    return (h * y + x - 1) / x;
+}
+
 template <bool PIECES> __global__ void __launch_bounds__(THREADS) upsample_rows(copy_args a)
 {
     size_t item = (size_t)blockIdx.x * THREADS + threadIdx.x;
@@ -135,8 +141,9 @@ template <bool PIECES> __global__ void __launch_bounds__(THREADS) upsample_rows(
     int w = (int)(row % (size_t)a.w), h = (int)(row / (size_t)a.w % (size_t)a.h);
     size_t n = row / (size_t)a.w / (size_t)a.h;
     cargo<PIECES> x(a, row, column);
-    for (int i = 2 * h; i < 2 * h + 2 && i < a.y_h; i++)
-        for (int j = 2 * w; j < 2 * w + 2 && j < a.y_w; j++)
+    const int i_end = first_copy(h + 1, a.h, a.y_h), j_end = first_copy(w + 1, a.w, a.y_w);
+    for (int i = first_copy(h, a.h, a.y_h); i < i_end; i++)
+        for (int j = first_copy(w, a.w, a.y_w); j < j_end; j++)
             x.put(a, (n * (size_t)a.y_h + (size_t)i) * (size_t)a.y_w + (size_t)j, column);
 }
 

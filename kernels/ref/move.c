@@ -29,7 +29,8 @@ int ref_upsample_nearest(struct backend *be, tensor y, tensor x, struct error *e
     for (int n = 0; n < y.n; n++)
         for (int h = 0; h < y.h; h++)
             for (int w = 0; w < y.w; w++)
-                move_row(y, ref_row_index(y, n, h, w), 0, x, ref_row_index(x, n, h / 2, w / 2));
+                move_row(y, ref_row_index(y, n, h, w), 0, x,
+                         ref_row_index(x, n, h * x.h / y.h, w * x.w / y.w));
     return 0;
 }
 

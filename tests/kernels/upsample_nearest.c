@@ -1,4 +1,5 @@
-/* upsample_nearest: each pixel becomes four; the last row or column may be cut off (upsample_nearest_to). */
+/* upsample_nearest: each pixel becomes four; the last row or column may be cut off, or one more be there
+ * (upsample_nearest_to). */
 #include "check.h"
 
 static void run_cut(struct check *ck, const struct shape *s, int cut_rows, int cut_columns)
@@ -19,9 +20,13 @@ static void run(struct check *ck, const struct shape *s)
 {
     run_cut(ck, s, 0, 0);
     run_cut(ck, s, 0, 1);
+    run_cut(ck, s, 0, -1);
     if (s->n == 1) { /* a slot gets one picture when a row is cut off */
         run_cut(ck, s, 1, 0);
         run_cut(ck, s, 1, 1);
+        run_cut(ck, s, -1, 0);
+        run_cut(ck, s, -1, 1);
+        run_cut(ck, s, -1, -1);
     }
 }
 
