@@ -58,9 +58,12 @@ struct config {
 };
 
 /* Reads the environment. Strings are borrowed from it. A value that cannot be used is ERR_INVALID and names
- * the variable, the value and what is accepted. PIPELINE without MODEL_ID, or the other way round, is refused
- * as the ai-runner does; neither: the shipped model. */
+ * the variable, the value and what is accepted. Without PIPELINE text-to-image, without MODEL_ID the shipped
+ * model. */
 int config_read(struct config *c, struct error *err);
+/* For the daemon: PIPELINE without MODEL_ID, or the other way round, is refused as the ai-runner does. A
+ * command has its own pipeline, and may be told a model. */
+int config_check_served(struct error *err);
 /* Sets c->precision and c->bf16 to what VALUE says, which came by NAME, a variable or a flag; NULL: unset. A
  * value that is unknown, or that BFLOAT16 contradicts, is ERR_INVALID. config_read calls it; a command with a
  * flag calls it again.

@@ -282,7 +282,8 @@ static int serve(void)
     struct error err = {0};
     int status = 1;
 
-    if (config_read(&d.config, &err) || check_config(&d.config, &d.kind, &err) || prepare(&d, &err)) {
+    if (config_check_served(&err) || config_read(&d.config, &err) || check_config(&d.config, &d.kind, &err) ||
+        prepare(&d, &err)) {
         fprintf(stderr, "latentd: %s\n", err.msg);
         return 1;
     }

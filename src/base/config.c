@@ -216,19 +216,22 @@ static void read_store(struct config *c, struct error *err)
     strcat(c->store, "/packed");
 }
 
+int config_check_served(struct error *err)
+{
+    const char *pipeline = env("PIPELINE"), *model_id = env("MODEL_ID");
+    if (!pipeline == !model_id)
+        return 0;
+    return error_set(err, ERR_INVALID, "%s must be provided with %s (or neither, for the shipped model)",
+                     pipeline ? "MODEL_ID" : "PIPELINE", pipeline ? "PIPELINE" : "MODEL_ID");
+}
+
 int config_read(struct config *c, struct error *err)
 {
+    const char *host = env("HOST"), *version = env("VERSION"), *verbose = env("VERBOSE_LOGGING"),
+               *pipeline = env("PIPELINE"), *model_id = env("MODEL_ID");
     memset(c, 0, sizeof *c);
-    c->pipeline = env("PIPELINE");
-    c->model_id = env("MODEL_ID");
-    if (!c->pipeline != !c->model_id)
-        return error_set(err, ERR_INVALID, "%s must be provided with %s (or neither, for the shipped model)",
-                         c->pipeline ? "MODEL_ID" : "PIPELINE", c->pipeline ? "PIPELINE" : "MODEL_ID");
-    if (!c->pipeline) {
-        c->pipeline = CONFIG_PIPELINE_DEFAULT;
-        c->model_id = CONFIG_MODEL_DEFAULT;
-    }
-    const char *host = env("HOST"), *version = env("VERSION"), *verbose = env("VERBOSE_LOGGING");
+    c->pipeline = pipeline ? pipeline : CONFIG_PIPELINE_DEFAULT;
+    c->model_id = model_id ? model_id : CONFIG_MODEL_DEFAULT;
     c->host = host ? host : "127.0.0.1";
     c->port = env_int("PORT", CONFIG_PORT_DEFAULT, 0, 65535, err);
     c->auth_token = env("AUTH_TOKEN");

@@ -122,6 +122,16 @@ TEST(generate_makes_the_daemons_picture)
     end();
 }
 
+/* Neither variable needs the other here, as it does where the daemon serves. */
+TEST(generate_with_one_of_model_id_and_pipeline)
+{
+#define AGAIN "${LATENTD_BIN:-build/latentd} generate a -o $F/a.png --steps 1"
+    begin();
+    says("--version; unset MODEL_ID; " AGAIN " --model_id " TINY_ID, 0, "32 x 32");
+    says("--version; unset PIPELINE; " AGAIN, 0, "32 x 32");
+    end();
+}
+
 TEST(generate_without_room_for_its_output)
 {
     char command[300];

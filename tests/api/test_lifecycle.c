@@ -36,6 +36,8 @@ static void refuses_to_start(const char *const *env, const char *words)
 TEST(unusable_settings)
 {
     REFUSES("PIPELINE is \"text-to-video\", but only text-to-image, ", "PIPELINE=text-to-video");
+    REFUSES("MODEL_ID must be provided with PIPELINE", "MODEL_ID=");
+    REFUSES("PIPELINE must be provided with MODEL_ID", "PIPELINE=");
     REFUSES("PORT is", "PORT=http");
     REFUSES("PORT is", "PORT=65536");
     REFUSES("LATENTD_QUEUE is", "LATENTD_QUEUE=-1");
