@@ -216,7 +216,7 @@ static int from_image(struct session *s, const struct options *o, int64_t seed, 
     static const struct watcher watch = {.entered = show_progress};
     struct image input = {0};
     struct image_to_image_params q = {.prompt = o->prompt,
-                                      .negative_prompt = o->negative,
+                                      .negative_prompt = o->negative ? o->negative : "", /* as the endpoint */
                                       .image = &input,
                                       .strength = o->strength,
                                       .guidance_scale = o->guidance,

@@ -136,6 +136,52 @@ TEST(image_to_image_families)
                                     "num_inference_steps=4", NULL});
 }
 
+static struct answer read_file(const char *path)
+{
+    struct answer a = {0};
+    FILE *f = fopen(path, "rb");
+
+    a.body = calloc(1, 1 << 20);
+    if (CHECK(a.body && f, "%s", path)) {
+        a.len = fread(a.body, 1, (1 << 20) - 1, f);
+        a.status = 200;
+    }
+    if (f)
+        fclose(f);
+    return a;
+}
+
+/* latentd generate --image sends no negative prompt as the endpoint does: empty, which SDXL tells from none.
+ */
+TEST(generate_from_a_picture_of_an_sdxl_model)
+{
+    char folder[] = "/tmp/latentd-test-XXXXXX", path[64], command[600];
+    struct image input = {.width = INPUT_WIDTH, .height = INPUT_HEIGHT};
+    struct buffer png = {0};
+    struct error err = {0};
+    const char *bin = getenv("LATENTD_BIN");
+
+    input.rgb = read_rgb("input", 3 * INPUT_WIDTH * INPUT_HEIGHT);
+    if (!CHECK(mkdtemp(folder) && png_encode(&input, &png, &err) == 0, "%s", err.msg))
+        return;
+    snprintf(path, sizeof(path), "%s/in.png", folder);
+    FILE *f = fopen(path, "wb");
+    CHECK(f && fwrite(png.data, 1, png.len, f) == png.len && fclose(f) == 0);
+    snprintf(command, sizeof(command),
+             "MODEL_DIR=" FOLDER
+             " LATENTD_BACKEND=ref %s generate 'a house' --image %s/in.png --seed 7 --strength 0.7 "
+             "--steps 5 --guidance 6 --model_id stabilityai/stable-diffusion-xl-base-1.0 -o %s/out.png",
+             bin ? bin : "build/latentd", folder, folder);
+    CHECK(system(command) == 0, "%s", command);
+    snprintf(path, sizeof(path), "%s/out.png", folder);
+    struct answer a = read_file(path);
+    check_picture(&a, "xl_image_empty");
+    snprintf(command, sizeof(command), "rm -r %s", folder);
+    CHECK(system(command) == 0);
+    buffer_free(&png);
+    image_free(&input);
+}
+
 /* Guidance, and for SDXL-Lightning the steps, are the model's own whatever a request says. */
 TEST(rules_by_id)
 {
