@@ -89,7 +89,8 @@ int text_to_image_plan(struct model *m, const struct text_to_image_params *param
                        struct error *err);
 /* Checks the parameters and whether it fits into memory now: 0, ERR_INVALID or ERR_NOMEM. Any thread. */
 int text_to_image_admit(struct model *m, const struct text_to_image_params *params, struct error *err);
-/* The model's own rules on parameters, by id (contract 3.3 and 3.4, docs/models.md). */
+/* The model's own rules on parameters, by id (contract 3.3 and 3.4, docs/models.md). Sides of 0 become the
+ * model's native one as in diffusers: SDXL's that side, of the others both. */
 void text_to_image_rules(const struct model *m, struct text_to_image_params *params);
 
 /* ---- Image-to-image: StableDiffusionImg2ImgPipeline, its SDXL twin, and InstructPix2Pix, by the model ----

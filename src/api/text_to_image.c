@@ -143,7 +143,7 @@ static bool resolve_size(struct work *w, struct model *m, struct reply *reply)
         return true;
     wide_format(height, g->height.value);
     wide_format(width, g->width.value);
-    if (g->height.value % 8 || g->width.value % 8 || g->height.value <= 0 || g->width.value <= 0)
+    if (g->height.value % 8 || g->width.value % 8 || g->height.value < 0 || g->width.value < 0)
         reply_error(
             reply, 400,
             "Error during model execution: `height` and `width` have to be divisible by 8 but are %s and %s.",

@@ -35,8 +35,18 @@ bool rules_extra_vae(const char *id)
     return strstr(id, "SG161222/Realistic_Vision_V6.0_B1_noVAE") != NULL;
 }
 
+/* Sides of 0 are not given. */
+static void own_sides(const struct model *m, int *width, int *height)
+{
+    bool both = m->family != FAMILY_SDXL && (!*width || !*height);
+    int native = model_native_size(m);
+    *width = *width && !both ? *width : native;
+    *height = *height && !both ? *height : native;
+}
+
 void text_to_image_rules(const struct model *m, struct text_to_image_params *params)
 {
+    own_sides(m, &params->width, &params->height);
     int lightning = rules_lightning_steps(m->id);
     if (lightning || rules_turbo(m->id))
         params->guidance_scale = 0.0;

@@ -146,6 +146,10 @@ TEST(defaults)
     a = pictures("{\"prompt\":\"a cat\",\"seed\":7,\"num_inference_steps\":2,\"width\":64,\"height\":40}", 1);
     CHECK(strstr(a.body, "iVBORw0KGgoAAAANSUhEUgAAAEAAAAAo"));
     answer_free(&a);
+    a = pictures("{\"prompt\":\"a cat\",\"seed\":7,\"num_inference_steps\":2,\"width\":64,\"height\":0}", 1);
+    CHECK(strstr(a.body, "iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2j"),
+          "0: both sides are the model's own");
+    answer_free(&a);
 }
 
 TEST(same_seed_same_picture)

@@ -401,12 +401,12 @@ static void check_load(const char *shelf, enum pipeline_kind pipeline, const cha
     backend_close(&be);
 }
 
-/* Runs SED on a copy of a tiny model's index, below SHELF as test/broken. */
+/* Runs COMMAND in a copy of a tiny model, below SHELF as test/broken. */
 static bool break_model(const char *shelf, const char *of, const char *command)
 {
     char all[900];
     snprintf(all, sizeof all,
-             "mkdir -p %s/test && rm -rf %s/test/broken && cp -r " FOLDER "%s %s/test/broken && cd "
+             "mkdir -p %s/test && rm -rf %s/test/broken && cp -rL " FOLDER "%s %s/test/broken && cd "
              "%s/test/broken && %s",
              shelf, shelf, of, shelf, shelf, command);
     return CHECK(system(all) == 0, "%s", all);
@@ -439,6 +439,30 @@ TEST(models_that_lack_something_say_what)
     }
     check_load("tests/golden/data/families", text, pix2pix, ERR_UNSUPPORTED, "image-to-image");
     remove_shelf(shelf);
+}
+
+static void check_sides(const char *id, int width, int height, int want_width, int want_height)
+{
+    struct bench b;
+    struct text_to_image_params q = {.prompt = "a", .width = width, .height = height, .steps = 1};
+    if (bench_open(&b, "tests/golden/data/families", id)) {
+        text_to_image_rules(b.m, &q);
+        CHECK(q.width == want_width && q.height == want_height, "%s, %d x %d: %d x %d", id, width, height,
+              q.width, q.height);
+    }
+    bench_close(&b);
+}
+
+/* diffusers takes a side of 0 for one that is not given: SDXL's pipeline that side alone, the other both. */
+TEST(sides_of_zero_are_the_models_own)
+{
+    check_sides("latentd/sd1", 0, 0, 64, 64);
+    check_sides("latentd/sd1", 0, 48, 64, 64);
+    check_sides("latentd/sd1", 48, 0, 64, 64);
+    check_sides("latentd/sd1", 48, 40, 48, 40);
+    check_sides("latentd/sd1", -8, 40, -8, 40);
+    check_sides(xl, 0, 48, 64, 48);
+    check_sides(xl, 48, 0, 48, 64);
 }
 
 /* Their tensors are checked one by one in tests/unit/test_single_file.c; here they go through whole
