@@ -18,6 +18,8 @@ void clip_text_close(struct clip_text **net);
 /* Its packed weights, for LoRAs: names begin with "text_model." or not, as in the file. */
 struct weight_list *clip_text_weights(struct clip_text *net);
 int clip_text_positions(const struct clip_text *net); /* tokens in a prompt: 77 */
+/* From now on at most so many (a tokenizer's model_max_length); 0: no such bound. */
+void clip_text_limit(struct clip_text *net, int tokens);
 int clip_text_vocab(const struct clip_text *net);
 int clip_text_width(const struct clip_text *net);
 /* Width of the pooled output (CLIPTextModelWithProjection's text_embeds); 0: the model has no

@@ -61,6 +61,7 @@ MODELS = {
 }
 XL, TURBO, LIGHTNING = "stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/sdxl-turbo", "ByteDance/SDXL-Lightning-2step"
 PIX = "timbrooks/instruct-pix2pix"
+SHORT, SHORT_LENGTH = "latentd/sd1-short", 12
 PLAYGROUND = "playgroundai/playground-v2.5-1024px-aesthetic"
 
 # name, model, input picture?, prompt, negative prompt (None: not given), prompt_2, seed, steps, guidance, image guidance, strength
@@ -69,6 +70,7 @@ CASES = [
     ("sd1_image", "latentd/sd1", True, "a red apple", "blue", None, 3, 7, 7.5, 0, 0.6),
     ("sd1_whole", "latentd/sd1", True, "a red apple", None, None, 2**33 + 1, 4, 3.0, 0, 1.0),
     ("sd1_least", "latentd/sd1", True, "a red apple", None, None, 11, 5, 1.0, 0, 0.0),
+    ("sd1_short", SHORT, False, "a red apple beside two green pears in a bowl", "blue", None, 3, 5, 7.5, 0, 0),
     ("sd2_text", "latentd/sd2", False, "two pears", None, None, 4, 5, 2.5, 0, 0),
     ("sd2_image", "latentd/sd2", True, "two pears", "", None, 4, 6, 2.5, 0, 0.75),
     ("xl_text", XL, False, "a house", None, None, 5, 4, 6.0, 0, 0),
@@ -128,6 +130,18 @@ def make_model(shelf, name, spec, seed):
         index.update(safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
     spec["scheduler"].save_pretrained(folder / "scheduler")
     write_json(folder / "model_index.json", dict(index, **spec.get("extra", {})))
+
+
+def make_short(shelf):
+    """sd1's networks (links) behind a tokenizer that cuts prompts to fewer tokens than the text encoder has positions."""
+    folder = shelf / SHORT
+    folder.mkdir(parents=True)
+    for part in ("unet", "vae", "text_encoder", "scheduler"):
+        os.symlink(f"../sd1/{part}", folder / part)
+    write_tokenizer(folder / "tokenizer", "<|endoftext|>")
+    config = json.loads((folder / "tokenizer/tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer/tokenizer_config.json", dict(config, model_max_length=SHORT_LENGTH))
+    shutil.copy(shelf / "latentd/sd1/model_index.json", folder)
 
 
 def make_turbo(shelf):
@@ -227,6 +241,7 @@ def main():
     shutil.rmtree(out, ignore_errors=True)
     for i, (name, spec) in enumerate(MODELS.items()):
         make_model(out, name, spec, 100 * (i + 1))
+    make_short(out)
     make_turbo(out)
     make_lightning(out)
     make_playground(out)

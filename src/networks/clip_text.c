@@ -142,6 +142,12 @@ int clip_text_positions(const struct clip_text *net)
     return net->positions;
 }
 
+void clip_text_limit(struct clip_text *net, int tokens)
+{
+    if (tokens && tokens < net->positions)
+        net->positions = tokens;
+}
+
 int clip_text_vocab(const struct clip_text *net)
 {
     return net->vocab;

@@ -194,8 +194,9 @@ static int load_text(struct model *m, const struct source *s, struct error *err)
         if (!(rc = component(path, s, tokenizers[i], err)) &&
             !(rc = model_tokenizer_folder(s->opt->dir, path, words, sizeof words, &pad, err)) &&
             !(rc = tokenizer_load_padded(&m->tokenizer[i], words, pad, err)) &&
-            !(rc = component(path, s, encoders[i], err)))
-            rc = clip_text_load(&m->text[i], m->be, path, s->variant, err);
+            !(rc = component(path, s, encoders[i], err)) &&
+            !(rc = clip_text_load(&m->text[i], m->be, path, s->variant, err)))
+            clip_text_limit(m->text[i], tokenizer_max_length(m->tokenizer[i]));
     return rc;
 }
 
@@ -329,21 +330,31 @@ static int load_parts(struct model *m, const struct model_options *opt, struct e
     return load_safety(m, &s, err);
 }
 
+static int check_encoder(const struct model *m, int i, struct error *err)
+{
+    if (tokenizer_vocab(m->tokenizer[i]) > clip_text_vocab(m->text[i]))
+        return error_set(err, ERR_FORMAT, "the tokenizer has %d tokens, but the text encoder knows %d",
+                         tokenizer_vocab(m->tokenizer[i]), clip_text_vocab(m->text[i]));
+    if (clip_text_positions(m->text[i]) < 2)
+        return error_set(err, ERR_FORMAT,
+                         "the tokenizer's model_max_length is 1, but a prompt begins and ends with a token");
+    return 0;
+}
+
 static int check_text(const struct model *m, struct error *err)
 {
     int width = 0;
     for (int i = 0; i < m->encoders; i++) {
         width += clip_text_width(m->text[i]);
-        if (tokenizer_vocab(m->tokenizer[i]) > clip_text_vocab(m->text[i]))
-            return error_set(err, ERR_FORMAT, "the tokenizer has %d tokens, but the text encoder knows %d",
-                             tokenizer_vocab(m->tokenizer[i]), clip_text_vocab(m->text[i]));
+        if (check_encoder(m, i, err))
+            return err->code;
     }
     if (width != unet_cross_attention_dim(m->unet))
         return error_set(err, ERR_FORMAT,
                          "the text encoder is %d wide, but the UNet's cross_attention_dim is %d", width,
                          unet_cross_attention_dim(m->unet));
     if (m->encoders == 2 && clip_text_positions(m->text[0]) != clip_text_positions(m->text[1]))
-        return error_set(err, ERR_FORMAT, "the text encoders have %d and %d positions",
+        return error_set(err, ERR_FORMAT, "the prompts of the text encoders have %d and %d tokens",
                          clip_text_positions(m->text[0]), clip_text_positions(m->text[1]));
     int pooled = m->family == FAMILY_SDXL ? clip_text_projection(m->text[1]) : 0;
     if (pooled != unet_pooled_dim(m->unet))

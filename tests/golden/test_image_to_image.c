@@ -185,7 +185,7 @@ static void check_tier(const char *tier, const char *dir, int count, bool deepca
 TEST(every_family_gives_the_picture_of_diffusers)
 {
     for (int i = 0; i < TIER_NAMES; i++)
-        check_tier(tier_names[i], FOLDER, 19, false);
+        check_tier(tier_names[i], FOLDER, 20, false);
 }
 
 /* Golden: scripts/export_deepcache_goldens.py. */
@@ -438,6 +438,34 @@ TEST(models_that_lack_something_say_what)
             check_load(shelf, text, "ByteDance/SDXL-Lightning", ERR_NOT_FOUND, "sdxl_lightning_8step_unet");
     }
     check_load("tests/golden/data/families", text, pix2pix, ERR_UNSUPPORTED, "image-to-image");
+    remove_shelf(shelf);
+}
+
+#define LENGTH(n) "sed -i 's/\"model_max_length\": 77/\"model_max_length\": " n "/' "
+
+/* Where the tokenizer says fewer tokens than the text encoder has positions. */
+TEST(prompts_are_as_long_as_the_tokenizer_says)
+{
+    static const char *const lengths[] = {"12", "77", "78", "1e30", "100000000"};
+    static const int cut[] = {25, 0, 0, 0, 0};
+    static const char prompt[] = "a red apple beside two green pears in a bowl"; /* 35 tokens */
+    char shelf[] = "/tmp/latentd-shelf-XXXXXX", command[200];
+    if (!CHECK(mkdtemp(shelf) != NULL))
+        return;
+    for (size_t i = 0; i < sizeof cut / sizeof *cut; i++) {
+        struct bench b = {0};
+        snprintf(command, sizeof command, LENGTH("%s") "tokenizer/tokenizer_config.json", lengths[i]);
+        if (break_model(shelf, "latentd/sd1", command) && bench_open(&b, shelf, "test/broken"))
+            CHECK(model_prompt_cut(b.m, prompt, "") == cut[i], "%s: %d", lengths[i],
+                  model_prompt_cut(b.m, prompt, ""));
+        bench_close(&b);
+    }
+    if (break_model(shelf, "latentd/sd1", LENGTH("1") "tokenizer/tokenizer_config.json"))
+        check_load(shelf, PIPELINE_TEXT_TO_IMAGE, "test/broken", ERR_FORMAT, "model_max_length");
+    if (break_model(shelf, xl, LENGTH("12") "tokenizer/tokenizer_config.json"))
+        check_load(shelf, PIPELINE_TEXT_TO_IMAGE, "test/broken", ERR_FORMAT, "12 and 77");
+    if (break_model(shelf, xl, LENGTH("12") "tokenizer*/tokenizer_config.json"))
+        check_load(shelf, PIPELINE_TEXT_TO_IMAGE, "test/broken", 0, "");
     remove_shelf(shelf);
 }
 
