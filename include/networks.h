@@ -20,6 +20,9 @@ struct weight_list *clip_text_weights(struct clip_text *net);
 int clip_text_positions(const struct clip_text *net); /* tokens in a prompt: 77 */
 /* From now on at most so many (a tokenizer's model_max_length); 0: no such bound. */
 void clip_text_limit(struct clip_text *net, int tokens);
+/* Whether the config asks for the padding to be masked (use_attention_mask), which is not built: pipelines of
+ * SDXL do not read it, the others do. */
+bool clip_text_masks_padding(const struct clip_text *net);
 int clip_text_vocab(const struct clip_text *net);
 int clip_text_width(const struct clip_text *net);
 /* Width of the pooled output (CLIPTextModelWithProjection's text_embeds); 0: the model has no

@@ -23,7 +23,8 @@ struct clip_text {
     int vocab, width, hidden, positions, layers, heads;
     float eps;
     enum act act;
-    int projection;  /* width of text_projection; 0: there is none */
+    int projection; /* width of text_projection; 0: there is none */
+    bool masks_padding;
     int end_of_text; /* its id; 2 stands for the highest id of a prompt, see end_of_text() */
     weight tokens, position, final_norm, text_projection;
     struct clip_layer layer[CLIP_LAYERS_MAX];
@@ -48,6 +49,7 @@ static void read_config(struct clip_text *net, const struct config *c)
     net->eps = config_float(c, "layer_norm_eps", 1e-5, 1e-12, 1e-2);
     net->projection = json_int(&c->r, "projection_dim", 512, 1, 8192);
     net->end_of_text = json_int(&c->r, "eos_token_id", 49407, 0, 1 << 20);
+    net->masks_padding = json_bool(&c->r, "use_attention_mask", false);
     const char *act = json_string(&c->r, "hidden_act", "quick_gelu");
     net->act = act[0] == 'q' ? ACT_QUICK_GELU : ACT_GELU;
     if (net->width % net->heads != 0)
@@ -146,6 +148,11 @@ void clip_text_limit(struct clip_text *net, int tokens)
 {
     if (tokens && tokens < net->positions)
         net->positions = tokens;
+}
+
+bool clip_text_masks_padding(const struct clip_text *net)
+{
+    return net->masks_padding;
 }
 
 int clip_text_vocab(const struct clip_text *net)

@@ -338,6 +338,9 @@ static int check_encoder(const struct model *m, int i, struct error *err)
     if (clip_text_positions(m->text[i]) < 2)
         return error_set(err, ERR_FORMAT,
                          "the tokenizer's model_max_length is 1, but a prompt begins and ends with a token");
+    if (m->family != FAMILY_SDXL && clip_text_masks_padding(m->text[i]))
+        return error_set(err, ERR_UNSUPPORTED,
+                         "the text encoder's \"use_attention_mask\" is true; accepted: false or absent");
     return 0;
 }
 
@@ -388,6 +391,11 @@ static int check_fit(const struct model *m, struct error *err)
     if (m->family == FAMILY_VIDEO)
         return check_video(m, err);
     int latents = vae_latent_channels(m->vae), reads = unet_in_channels(m->unet);
+    if (m->family != FAMILY_UPSCALE && unet_labels(m->unet) > 0)
+        return error_set(
+            err, ERR_UNSUPPORTED,
+            "the UNet reads class labels (\"num_class_embeds\" is %d), but this pipeline gives none",
+            unet_labels(m->unet));
     if (m->family == FAMILY_PIX2PIX && reads != 2 * latents)
         return error_set(err, ERR_FORMAT,
                          "the UNet reads %d channels, but the latents and the image's have %d", reads,

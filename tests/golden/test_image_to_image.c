@@ -469,6 +469,24 @@ TEST(prompts_are_as_long_as_the_tokenizer_says)
     remove_shelf(shelf);
 }
 
+/* What diffusers reads in a config and these pipelines do not compute. */
+TEST(models_that_would_come_out_wrong_are_refused)
+{
+    static const char mask[] = "sed -i '1s/{/{\"use_attention_mask\": true,/' text_encoder*/config.json";
+    enum pipeline_kind text = PIPELINE_TEXT_TO_IMAGE;
+    char shelf[] = "/tmp/latentd-shelf-XXXXXX";
+    if (!CHECK(mkdtemp(shelf) != NULL))
+        return;
+    if (break_model(shelf, "latentd/sd1", mask))
+        check_load(shelf, text, "test/broken", ERR_UNSUPPORTED, "\"use_attention_mask\"");
+    if (break_model(shelf, xl, mask)) /* SDXL's pipelines do not read it */
+        check_load(shelf, text, "test/broken", 0, "");
+    if (break_model(shelf, "../upscale/latentd/upscaler",
+                    "sed -i s/StableDiffusionUpscalePipeline/StableDiffusionPipeline/ model_index.json"))
+        check_load(shelf, text, "test/broken", ERR_UNSUPPORTED, "\"num_class_embeds\"");
+    remove_shelf(shelf);
+}
+
 static void check_sides(const char *id, int width, int height, int want_width, int want_height)
 {
     struct bench b;
