@@ -8,8 +8,9 @@
  *
  * One that holds an item when another process takes its core is brought to the core of a thread that waits
  * for it (thread_place.h). And where each core is to have a thread, workers are bound to theirs: the kernel
- * wakes one on the caller's core else, when another process has its own. The caller is not bound: what it
- * starts would be, too. */
+ * wakes one on the caller's core else, when another process has its own. The caller is not bound, as what it
+ * starts would be, too; after a rest it begins on the core that is left for it, since it wakes where its
+ * request came in. */
 #include "thread_pool.h"
 
 #include <limits.h>
@@ -28,7 +29,14 @@
 
 #include "thread_place.h"
 
-enum { THREADS_MAX = 256, SPINS = 2000, SPIN_NS = 60000, LOOK_AGAIN_NS = 100000, SLEEP_NS = 500000 };
+enum {
+    THREADS_MAX = 256,
+    SPINS = 2000,
+    SPIN_NS = 60000,
+    LOOK_AGAIN_NS = 100000,
+    SLEEP_NS = 500000,
+    RESTED_NS = 5000000
+};
 
 struct worker {
     struct pool *pool;
@@ -52,6 +60,8 @@ struct pool {
     char *scratch;
     cpu_set_t mask;                    /* cores that the process may use */
     bool moves, bound;                 /* MASK is known; workers stay on cores of their own */
+    _Atomic int callers_core;          /* which they leave */
+    long ended;                        /* the last run; now_ns() */
     struct worker worker[THREADS_MAX]; /* 0: the caller */
 };
 
@@ -109,9 +119,12 @@ static void watch_caller(struct pool *p, unsigned seen)
         !atomic_compare_exchange_strong(&p->caller_watched, &watched, true))
         return;
     while (atomic_load(&p->generation) == seen && atomic_load(&caller->holds)) {
-        const int cpu = atomic_load_explicit(&caller->cpu, memory_order_relaxed);
-        if (thread_is_stalled(caller, &look, seen) && thread_pull(caller)) {
-            thread_go_to(cpu, afterwards(p));
+        const int cpu = atomic_load_explicit(&caller->cpu, memory_order_relaxed), mine = sched_getcpu();
+        if (thread_is_stalled(caller, &look, seen)) {
+            if (cpu != mine && thread_pull(caller)) { /* else it has the core as soon as this one sleeps */
+                atomic_store(&p->callers_core, mine);
+                thread_go_to(cpu, afterwards(p));
+            }
             break;
         }
         sleep_for_run(p, seen, LOOK_AGAIN_NS);
@@ -200,6 +213,7 @@ int pool_open(struct pool **pool, int threads, struct error *err)
     p->threads = threads ? threads : usable_cores();
     p->moves = sched_getaffinity(0, sizeof p->mask, &p->mask) == 0;
     p->bound = p->moves && p->threads == CPU_COUNT(&p->mask);
+    p->callers_core = core_of(p, 0);
     p->scratch = aligned_alloc(POOL_SCRATCH, (size_t)p->threads * POOL_SCRATCH);
     if (!p->scratch) {
         free(p);
@@ -289,7 +303,10 @@ void pool_run(struct pool *p, int items, void (*fn)(void *ctx, int item, int wor
     p->ctx = ctx;
     atomic_store_explicit(&p->left, (unsigned)items, memory_order_relaxed);
     atomic_store_explicit(&p->queue, (uint64_t)items << 32, memory_order_release);
+    if (p->bound && now_ns() - p->ended > RESTED_NS && sched_getcpu() != atomic_load(&p->callers_core))
+        thread_go_to(atomic_load(&p->callers_core), &p->mask);
     begin_generation(p, items - 1);
     work(p, 0);
     wait_for_items(p);
+    p->ended = now_ns();
 }
