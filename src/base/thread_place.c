@@ -34,14 +34,20 @@ void thread_takes(struct thread_place *p)
     atomic_store_explicit(&p->holds, true, memory_order_relaxed);
 }
 
-void thread_go_to(int cpu, const cpu_set_t *mask)
+/* Thread TID, 0: the calling one, runs on core CPU alone from now on. */
+static bool bind_to(pid_t tid, int cpu)
 {
     cpu_set_t there;
-    if (cpu >= 0 && cpu < CPU_SETSIZE) {
-        CPU_ZERO(&there);
-        CPU_SET((unsigned)cpu, &there);
-        (void)sched_setaffinity(0, sizeof there, &there); /* where that is not allowed any more it stays */
-    }
+    if (cpu < 0 || cpu >= CPU_SETSIZE)
+        return false;
+    CPU_ZERO(&there);
+    CPU_SET((unsigned)cpu, &there);
+    return sched_setaffinity(tid, sizeof there, &there) == 0;
+}
+
+void thread_go_to(int cpu, const cpu_set_t *mask)
+{
+    (void)bind_to(0, cpu); /* where that is not allowed any more it stays */
     if (mask)
         (void)sched_setaffinity(0, sizeof *mask, mask);
 }
@@ -76,15 +82,11 @@ bool thread_is_stalled(const struct thread_place *p, struct thread_look *last, u
 
 bool thread_pull(struct thread_place *p)
 {
-    int stays = STAYS, cpu = sched_getcpu();
-    cpu_set_t here;
-    if (cpu < 0 || cpu >= CPU_SETSIZE || !atomic_compare_exchange_strong(&p->stay, &stays, IS_BEING_MOVED))
+    int stays = STAYS;
+    if (!atomic_compare_exchange_strong(&p->stay, &stays, IS_BEING_MOVED))
         return false;
-    CPU_ZERO(&here);
-    CPU_SET((unsigned)cpu, &here);
-    const bool moved =
-        atomic_load(&p->holds) &&
-        sched_setaffinity(atomic_load_explicit(&p->tid, memory_order_acquire), sizeof here, &here) == 0;
+    const bool moved = atomic_load(&p->holds) &&
+                       bind_to(atomic_load_explicit(&p->tid, memory_order_acquire), sched_getcpu());
     atomic_store(&p->stay, moved ? IS_AWAY : STAYS);
     return moved;
 }
