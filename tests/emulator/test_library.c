@@ -9,20 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "half.h"
 #include "library.h"
 #include "log.h"
 #include "region.h"
-
-static int passed, failed;
-
-static void check(bool held, const char *what)
-{
-    passed += held;
-    failed += !held;
-    if (!held)
-        printf("FAIL %s\n", what);
-}
 
 /* ---- Memory: the emulated GPU's is the host's ---- */
 

@@ -5,20 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "cuda.h"
 #include "log.h"
 #include "ops.h"
 #include "region.h"
-
-static int passed, failed;
-
-static void check(bool held, const char *what)
-{
-    passed += held;
-    failed += !held;
-    if (!held)
-        printf("FAIL %s\n", what);
-}
 
 enum { CHANNELS = 32, GROUPS = 4, SIDE_MAX = 24, MEMORY = 1 << 20 };
 

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "choose.h"
 #include "half.h"
 #include "log.h"
@@ -15,16 +16,6 @@
 
 uint64_t emulator_nanoseconds(void); /* emulator.h, which is C++ */
 void emulator_take(double ms);
-
-static int passed, failed;
-
-static void check(bool held, const char *what)
-{
-    passed += held;
-    failed += !held;
-    if (!held)
-        printf("FAIL %s\n", what);
-}
 
 static char folder[] = "/tmp/latentd-trial-XXXXXX";
 
